@@ -1,0 +1,278 @@
+"""Artifacts: one directory each, a stock Hugging Face directory plus ``artifact.json``, whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compress.errors import ModelError
+from compress.models import family_of
+from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve
+from compress.models.structure import ModelFamily
+from compress.schema import Strict
+from compress.surgery.cut import cut
+from compress.surgery.mask import attach
+from compress.surgery.quantize import QuantizationSpec, restore
+
+MANIFEST = "artifact.json"
+MASKS = "masks.safetensors"
+QUANTIZED = "quantized.safetensors"
+NOTES = ("history.jsonl", "details.json")
+"""Files a stage may add that tell how it went; hashed, but not part of the digest."""
+
+
+class Step(Strict):
+    """One stage in an artifact's lineage: what ran, on what, and what it did."""
+
+    stage: str
+    type: str
+    version: int
+    config: dict[str, Any]
+    seed: int
+    inputs: dict[str, str]
+    packages: dict[str, str]
+    seconds: float
+    coverage: dict[str, Any] | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Manifest(Strict):
+    """What ``artifact.json`` holds. ``kept`` lists the units of the root base left on an axis (absent: all)."""
+
+    format: Literal[1] = 1
+    family: str
+    task: Literal["causal", "seq2seq"]
+    traits: tuple[str, ...] = ()
+    root: str
+    sizes: dict[str, int]
+    kept: dict[str, list[int]] = Field(default_factory=dict)
+    quantization: QuantizationSpec | None = None
+    lineage: tuple[Step, ...] = ()
+    files: dict[str, str]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model directory with its manifest. The base of a run is a stock directory whose manifest is made on the fly."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def traits(self) -> frozenset[str]:
+        """What was done to the model: ``masked``, ``pruned``, ``quantized``, ``onnx``, ``bitsandbytes``."""
+        return frozenset(self.manifest.traits)
+
+    @property
+    def digest(self) -> str:
+        """Hash of tensors, codes, masks, graphs and config; not of times, paths or metrics."""
+        return self.manifest.digest
+
+    def config(self) -> Any:
+        """The stock configuration; for non-uniform shapes that of the root base."""
+        return load_config(self.path)
+
+    def family(self) -> ModelFamily:
+        """The table of this model."""
+        return family_of(self.config())
+
+    def tokenizer(self) -> Any:
+        """The tokenizer, or None for a model over ready token rows."""
+        return load_tokenizer(self.path)
+
+    def sizes(self) -> dict[str, int]:
+        """Units left on each axis."""
+        return {axis: len(self.manifest.kept.get(axis, range(size))) for axis, size in self.manifest.sizes.items()}
+
+    def model(self, *, device: str = "cpu", dequantize: bool = False) -> nn.Module:
+        """Build the working model in float32 and evaluation mode; see :func:`load`."""
+        if "onnx" in self.traits:
+            raise ModelError(f"{self.path}: is an ONNX directory; open it with compress.onnx.runtime.Runtime")
+        if "bitsandbytes" in self.traits:
+            return load_stock(self.path)
+        spec = self.manifest.quantization
+        if spec is not None:
+            model = self._empty()
+            restore(model, self.family(), spec, load_file(self.path / QUANTIZED), dequantize=dequantize)
+        elif self._stock():
+            model = load_stock(self.path)
+        else:
+            model = self._empty()
+            _fill(model, load_file(self.path / "model.safetensors"))
+        if "masked" in self.traits:
+            masks = {name.replace("/", "."): mask for name, mask in load_file(self.path / MASKS).items()}
+            family = self.family()
+            kinds = {axis.kind for axis in family.axes(model.config) if axis.name in masks}
+            attach(model, family, sorted(kinds), values=masks)
+        return model.to(device).eval()
+
+    def _stock(self) -> bool:
+        sizes = {axis.name: axis.size for axis in self.family().axes(self.config())}
+        return sizes == self.sizes()
+
+    def _empty(self) -> nn.Module:
+        config = self.config()
+        model = build(config)
+        if not self._stock():
+            family = self.family()
+            axes = {axis.name: axis.size for axis in family.axes(config)}
+            sizes = self.sizes()
+            cut(model, family, {name: torch.arange(sizes[name]) for name, size in axes.items() if sizes[name] < size})
+        return model
+
+
+def adopt(source: str | Path) -> Artifact:
+    """Open a sealed artifact, or take a stock directory (or hub id) as the base of a run.
+
+    Raises :class:`ModelError` when there is nothing there, the family is not supported, or a sealed artifact's files
+    are not the ones that were sealed.
+    """
+    path = resolve(source)
+    if (path / MANIFEST).exists():
+        return _opened(path)
+    config = load_config(path)
+    family = family_of(config)
+    files = _hashes(path)
+    digest = _digest(path, files)
+    sizes = {axis.name: axis.size for axis in family.axes(config)}
+    return Artifact(
+        path, Manifest(family=family.name, task=family.task, root=digest, sizes=sizes, files=files, digest=digest)
+    )
+
+
+def seal(
+    directory: Path,
+    final: Path,
+    *,
+    parent: Artifact,
+    traits: Sequence[str],
+    step: Step,
+    kept: Mapping[str, Sequence[int]],
+    quantization: QuantizationSpec | None = None,
+) -> Artifact:
+    """Hash every file of ``directory``, write the manifest last, and rename the directory to ``final``."""
+    files = _hashes(directory)
+    manifest = Manifest(
+        family=parent.manifest.family,
+        task=parent.manifest.task,
+        traits=tuple(sorted(traits)),
+        root=parent.manifest.root,
+        sizes=parent.manifest.sizes,
+        kept={axis: list(units) for axis, units in kept.items()},
+        quantization=quantization,
+        lineage=(*parent.manifest.lineage, step),
+        files=files,
+        digest=_digest(directory, files),
+    )
+    _write(directory / MANIFEST, manifest.model_dump_json(indent=2))
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(directory, final)
+    return Artifact(final, manifest)
+
+
+def save_model(model: Any, source: Artifact, out: Path) -> None:
+    """Write a stock directory: ``config.json``, ``model.safetensors`` with shared tensors once, tokenizer files."""
+    copy_settings(source, out)
+    model.config.save_pretrained(out)
+    save_file(stock_state(model), out / "model.safetensors", metadata={"format": "pt"})
+
+
+def copy_settings(source: Artifact, out: Path) -> None:
+    """Copy what is neither weights nor notes: configs and tokenizer files."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in source.path.iterdir():
+        if (
+            file.suffix in {".json", ".txt", ".model"}
+            and file.name not in {MANIFEST, *NOTES}
+            and "index" not in file.name
+        ):
+            shutil.copyfile(file, out / file.name)
+
+
+def stock_state(model: Any) -> dict[str, Tensor]:
+    """The stock state of a model, shared tensors once under the name that plain ``from_pretrained`` looks for."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
+    seen: set[int] = set()
+    state: dict[str, Tensor] = {}
+    items = sorted(model.state_dict(keep_vars=True).items(), key=lambda item: item[0] in tied)
+    for name, tensor in items:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            state[name] = tensor.detach().cpu().contiguous()
+    return dict(sorted(state.items()))
+
+
+def load(path: str | Path, *, device: str = "cpu", dequantize: bool = False) -> nn.Module:
+    """Load any artifact (or stock directory) as a working torch model.
+
+    A quantized artifact computes as it will be deployed: weights from packed codes, activations quantized.
+    ``dequantize=True`` gives a stock model holding the dequantized weights, which any other tool can evaluate. A masked
+    artifact carries its soft masks.
+    """
+    return adopt(path).model(device=device, dequantize=dequantize)
+
+
+def _opened(path: Path) -> Artifact:
+    try:
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_text())
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ModelError(f"{path / MANIFEST}: {where}: {first['msg']}") from None
+    for name, digest in manifest.files.items():
+        if not (path / name).exists():
+            raise ModelError(f"{path}: {name} is missing; the artifact is not whole")
+        if _sha256(path / name) != digest:
+            raise ModelError(f"{path}: {name} is not the file that was sealed")
+    return Artifact(path, manifest)
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    names: defaultdict[int, list[str]] = defaultdict(list)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names[id(tensor)].append(name)
+    for aliases in names.values():
+        if not any(alias in state for alias in aliases):
+            raise ModelError(f"model.safetensors lacks {aliases[0]}")
+    model.load_state_dict(state, strict=False)
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST and ".cache" not in p.parts)
+    return {file.relative_to(directory).as_posix(): _sha256(file) for file in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(directory: Path, files: Mapping[str, str]) -> str:
+    content = {name: digest for name, digest in files.items() if name.endswith((".safetensors", ".onnx", ".onnx_data"))}
+    config = json.loads((directory / "config.json").read_text())
+    for volatile in ("transformers_version", "_name_or_path"):
+        config.pop(volatile, None)
+    content["config.json"] = json.dumps(config, sort_keys=True)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,5 @@
+"""The command ``compress-lm``."""
+
+from compress.cli.app import main
+
+__all__ = ["main"]

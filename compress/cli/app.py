@@ -1,0 +1,173 @@
+"""Commands, and how a failure is told: one line on standard error, exit code 2 for the user's mistake, 1 for others."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal, NoReturn, Optional
+
+import typer
+from rich.console import Console
+from typer.exceptions import TyperException
+
+from compress.errors import CompressError, UserError
+
+Device = Literal["cpu", "cuda"]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
+Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Model directories.")]
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045, typer reads the annotation at run time
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a value, such as stages.small.train.steps=10."),
+]
+Workdir = Annotated[Optional[Path], typer.Option(help="Where results go (default: runs/NAME).")]  # noqa: UP045
+OnDevice = Annotated[Optional[Device], typer.Option(help="Default: cuda where there is one.")]  # noqa: UP045
+
+app = typer.Typer(
+    name="compress-lm",
+    help="Compress GPT-2 and BART with a recipe: prune, distil, quantize, export, measure.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    try:
+        code = app(standalone_mode=False) or 0
+    except CompressError as error:
+        return _told(str(error), error.exit_code)
+    except TyperException as error:
+        return _told(getattr(error, "format_message", error.__str__)(), UserError.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _told("no space left on the disk; what is finished stays, and the same command continues", 1)
+    if code == 128 + signal.SIGINT:
+        _told("stopped; the same command continues where it was", code)
+    return int(code)
+
+
+def _told(text: str, code: int) -> int:
+    typer.echo(f"error: {' '.join(text.split())}" if code != 130 else text, err=True)
+    return code
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    signal.raise_signal(signal.SIGINT)  # a scheduler's SIGTERM stops as gently as Ctrl-C
+
+
+def console() -> Console:
+    """Standard output; wide where it goes into a file."""
+    screen = Console()
+    return screen if screen.is_terminal else Console(width=140)
+
+
+@app.callback(invoke_without_command=True)
+def _start(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def check(recipe: RecipeFile, workdir: Workdir = None, settings: Settings = None) -> None:
+    """Find every mistake that needs no training, and show what a run would do."""
+    from compress.cli.tables import plan_table
+    from compress.pipeline import Inputs, default_workdir, make_plan
+    from compress.recipe import read_recipe
+
+    read = read_recipe(recipe, settings or ())
+    screen = console()
+    screen.print(plan_table(make_plan(Inputs(read, workdir or default_workdir(read)))))
+    screen.print(f"[green]✓[/green] {recipe} is sound", highlight=False)
+
+
+@app.command()
+def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, settings: Settings = None) -> None:
+    """Run a recipe; what is finished is reused, and what was interrupted continues."""
+    from compress.cli.tables import records_table
+    from compress.pipeline import run as run_recipe
+    from compress.recipe import read_recipe
+    from compress.report import build
+
+    screen = console()
+    done = run_recipe(read_recipe(recipe, settings or ()), workdir, device=device, console=screen)
+    build([done.workdir], done.workdir)
+    screen.print(records_table(done.records))
+    screen.print(f"report: [bold]{done.workdir / 'report.html'}[/bold] (and .md, .json)", highlight=False)
+
+
+@app.command()
+def report(
+    workdirs: Annotated[list[Path], typer.Argument(metavar="WORKDIR...", help="Several are compared.")],
+    out: Annotated[Optional[Path], typer.Option(help="Default: the one WORKDIR, or ./comparison.")] = None,  # noqa: UP045
+) -> None:
+    """Write report.md, report.html and report.json from finished runs; loads no model."""
+    from compress.report import build
+
+    place = out or (workdirs[0] if len(workdirs) == 1 else Path("comparison"))
+    build(workdirs, place)
+    console().print(f"report: [bold]{place / 'report.html'}[/bold] (and .md, .json)", highlight=False)
+
+
+@app.command()
+def bench(
+    artifacts: Artifacts,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens before the first new one.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Annotated[Optional[int], typer.Option(min=1, help="Default: every core.")] = None,  # noqa: UP045
+    device: OnDevice = None,
+) -> None:
+    """Measure the speed of models against each other, interleaved in one run."""
+    from compress.cli.bench import bench_models
+    from compress.cli.tables import records_table
+
+    settings = {"prompt": prompt, "new_tokens": new_tokens, "batch": batch, "threads": threads}
+    screen = console()
+    screen.print(records_table(bench_models(artifacts, settings, device, screen)))
+
+
+@app.command()
+def generate(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A model directory.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue, or to answer.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
+    seed: int = 0,
+) -> None:
+    """Continue (GPT-2) or answer (BART) a prompt with any model directory, torch or ONNX."""
+    from compress.cli.generate import Request, texts
+
+    for text in texts(artifact, Request(prompt, max_new_tokens, temperature, seed)):
+        typer.echo(text, nl=False)
+    typer.echo()
+
+
+@app.command(name="list")
+def list_names() -> None:
+    """Show every stage, loss term and measurement a recipe may name."""
+    from compress.cli.describe import overview
+
+    console().print(overview())
+
+
+@app.command()
+def describe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A stage, term or measurement, or 'recipe'.")],
+    json_schema: Annotated[bool, typer.Option("--json-schema", help="As a JSON schema.")] = False,
+) -> None:
+    """Show the fields, defaults and meaning of what a recipe may name."""
+    from compress.cli.describe import description, schema
+
+    if json_schema:
+        typer.echo(schema(name))
+    else:
+        console().print(description(name))

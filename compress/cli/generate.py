@@ -1,0 +1,75 @@
+"""Text from any model directory. An ONNX directory needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.errors import ModelError, UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how to go on from it; temperature 0 takes the likeliest token."""
+
+    prompt: str
+    max_new_tokens: int
+    temperature: float
+    seed: int
+
+
+def texts(path: Path, request: Request) -> Iterator[str]:
+    """Yield the text that follows the prompt, piece by piece where the model gives it so."""
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such model directory")
+    if not request.prompt:
+        raise UserError("--prompt is empty; give at least one word")
+    return _exported(path, request) if any(path.glob("*.onnx")) else _torch(path, request)
+
+
+def _exported(path: Path, request: Request) -> Iterator[str]:
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    from compress.onnx.runtime import Runtime
+
+    if not (path / "tokenizer.json").exists():
+        raise ModelError(f"{path}: holds no tokenizer.json, so it cannot read a prompt")
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    runtime = Runtime.open(path)
+    ids = np.array([tokenizer.encode(request.prompt).ids])
+    options: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "seed": request.seed}
+    if request.temperature:
+        options |= {"do_sample": True, "temperature": request.temperature}
+    tokens: list[int] = []
+    shown = ""
+    for token in runtime.stream(ids, **options):
+        tokens.append(int(token[0]))
+        text = tokenizer.decode(tokens)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character may be spread over tokens
+            yield text.removeprefix(shown)
+            shown = text
+
+
+def _torch(path: Path, request: Request) -> Iterator[str]:
+    from compress.artifact import adopt
+    from compress.measure.decoding import Decoding
+    from compress.measure.subject import subject_of
+
+    artifact = adopt(path)
+    tokenizer = artifact.tokenizer()
+    if tokenizer is None:
+        raise ModelError(f"{path}: holds no tokenizer, so it cannot read a prompt")
+    prompt = tokenizer(request.prompt)["input_ids"]
+    context = artifact.config().max_position_embeddings
+    room = context if artifact.manifest.task == "seq2seq" else context - request.max_new_tokens
+    if len(prompt) > room:
+        raise UserError(
+            f"--prompt has {len(prompt)} tokens; with {request.max_new_tokens} new ones the model takes {context}"
+        )
+    sampling = {"do_sample": True, "temperature": request.temperature} if request.temperature else {"do_sample": False}
+    decoding = Decoding.model_validate({"max_new_tokens": request.max_new_tokens, **sampling})
+    tokens = subject_of(artifact, "cpu").generate([prompt], decoding, request.seed)[0]
+    yield tokenizer.decode(tokens, skip_special_tokens=True)

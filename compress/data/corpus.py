@@ -1,0 +1,18 @@
+"""The running text of a source, whatever its layout: what a tokenizer is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.data.reading import read_pairs, read_text
+from compress.data.spec import Source
+from compress.errors import DataError
+
+
+def read_corpus(source: Source, base: Path, where: str) -> list[str]:
+    """Return every text of ``source``, prompts and answers included; raises DataError for rows of ready tokens."""
+    if source.layout == "tokens":
+        raise DataError(f"{where}: holds token ids, and a tokenizer is trained on text")
+    if source.layout == "text":
+        return read_text(source, base, where)
+    return [text for pair in read_pairs(source, base, where) for text in (pair.text, *pair.references)]

@@ -1,0 +1,181 @@
+"""Plain rows + tokenizer -> token rows that fit the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from compress.data.interface import ModelInterface
+from compress.data.reading import TextPair, TokenRow, read_pairs, read_text, read_tokens
+from compress.data.spec import DataSpec, Source
+from compress.data.split import IGNORE, Example, Split
+from compress.errors import DataError
+
+_FITS = {"causal": ("text", "prompt", "tokens"), "seq2seq": ("pair", "tokens")}
+_SPELLED = {"text": "running text", "prompt": "prompt and response", "pair": "source and target", "tokens": "input_ids"}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Makes a split of rows for one model; ``where`` names the source in messages."""
+
+    spec: DataSpec
+    model: ModelInterface
+    tokenizer: Any
+    where: str
+
+    @property
+    def block(self) -> int:
+        """The longest row of a causal model."""
+        return self.spec.block or self.model.context
+
+    def split(self, source: Source, base: Path) -> tuple[Split, object]:
+        """Return the split, and the plain rows it was made of."""
+        if source.layout not in _FITS[self.model.task]:
+            able = " or ".join(_SPELLED[layout] for layout in _FITS[self.model.task])
+            raise DataError(
+                f"{self.where}: {_SPELLED[source.layout]} does not fit a {self.model.task} model; give {able}"
+            )
+        if source.layout != "tokens" and self.tokenizer is None:
+            raise DataError(
+                f"{self.where}: the model has no tokenizer; give rows of input_ids, or a model with a tokenizer"
+            )
+        if source.layout == "tokens":
+            rows: Any = read_tokens(source, base, self.where)
+            split = self.tokens(rows)
+        elif source.layout == "text":
+            rows = read_text(source, base, self.where)
+            split = self.text(rows)
+        else:
+            rows = read_pairs(source, base, self.where)
+            split = self.prompts(rows) if source.layout == "prompt" else self.pairs(rows)
+        return self._checked(split), rows
+
+    def text(self, pieces: Sequence[str]) -> Split:
+        """One stream of stripped lines joined by newlines, in blocks; every token but the first is scored once."""
+        lines = [line.strip() for piece in pieces for line in piece.split("\n")]
+        text = "\n".join(lines)
+        ids = self._encode([text], special=False)[0]
+        if len(ids) < 2:
+            raise DataError(f"{self.where}: the text has {len(ids)} tokens; nothing is left to predict")
+        rows = [TokenRow(ids[at : at + self.block + 1], None) for at in range(0, len(ids) - 1, self.block)]
+        return replace(self._causal(rows), text=text, lines=len(lines))
+
+    def prompts(self, pairs: Sequence[TextPair]) -> Split:
+        """A prompt, its first response and the end token a row; the prompt is not scored."""
+        prompts = [self._without_end(row) for row in self._encode([pair.text for pair in pairs], special=True)]
+        answers = self._ended(self._encode([pair.references[0] for pair in pairs], special=False))
+        kept = [row[-self.spec.max_source :] for row in prompts] if self.spec.max_source else prompts
+        cut = self._cut(answers, self.spec.max_target)
+        longest = self.block + 1  # the last token is predicted, never read
+        whole = [self._joined(at, prompt, answer) for at, (prompt, answer) in enumerate(zip(kept, cut, strict=True))]
+        rows = [TokenRow(row.input_ids[:longest], (row.labels or [])[:longest]) for row in whole]
+        before = zip(prompts, answers, strict=True)
+        truncated = sum(
+            len(row.input_ids) < len(one) + len(other) for row, (one, other) in zip(rows, before, strict=True)
+        )
+        return replace(self._causal(rows), examples=_examples(kept, pairs), truncated=truncated)
+
+    def _joined(self, at: int, prompt: list[int], answer: list[int]) -> TokenRow:
+        length = len(prompt) + len(answer)
+        if len(prompt) >= self.block:
+            raise DataError(
+                f"{self.where}: row {at}: the prompt's {len(prompt)} tokens leave no room for a "
+                f"response in {self.block}; cut prompts with max_source"
+            )
+        if length > self.block + 1 and self.spec.block is None:
+            raise DataError(
+                f"{self.where}: row {at}: prompt and response have {length} tokens; the model takes {self.block + 1} "
+                "(cut responses with block or max_target)"
+            )
+        return TokenRow(prompt + answer, [IGNORE] * len(prompt) + answer)
+
+    def pairs(self, pairs: Sequence[TextPair]) -> Split:
+        """A source and its first target, which ends with the end token, a row."""
+        sources = self._encode([pair.text for pair in pairs], special=True)
+        targets = self._ended(self._encode([pair.references[0] for pair in pairs], special=True))
+        kept, cut = self._cut(sources, self.spec.max_source, keep_end=True), self._cut(targets, self.spec.max_target)
+        truncated = sum(a != b or c != d for a, b, c, d in zip(sources, kept, targets, cut, strict=True))
+        split = self._split(kept, cut)
+        return replace(split, examples=_examples(kept, pairs), truncated=truncated)
+
+    def tokens(self, rows: Sequence[TokenRow]) -> Split:
+        """Ready rows; a causal row without labels is scored on its own tokens."""
+        if self.model.task == "causal":
+            for at, (ids, labels) in enumerate(rows):
+                if labels is not None and len(labels) != len(ids):
+                    raise DataError(f"{self.where}: row {at} has {len(ids)} input_ids and {len(labels)} labels")
+                if len(ids) < 2:
+                    raise DataError(f"{self.where}: row {at} has one token; nothing is left to predict")
+            return self._causal(rows)
+        if any(labels is None for _, labels in rows):
+            raise DataError(f"{self.where}: rows of input_ids for a seq2seq model need labels")
+        return self._split([row.input_ids for row in rows], [row.labels or [] for row in rows])
+
+    def _causal(self, rows: Sequence[TokenRow]) -> Split:
+        """Align: position t reads token t and predicts token t + 1."""
+        return self._split(
+            [row.input_ids[:-1] for row in rows],
+            [(row.input_ids if row.labels is None else row.labels)[1:] for row in rows],
+        )
+
+    def _split(self, inputs: Sequence[list[int]], labels: Sequence[list[int]]) -> Split:
+        lengths = [len(one) + len(other) for one, other in zip(inputs, labels, strict=True)]
+        rows = Dataset.from_dict({"input_ids": list(inputs), "labels": list(labels), "length": lengths})
+        return Split(self.where, rows, self.model, tokens=sum(label != IGNORE for row in labels for label in row))
+
+    def _checked(self, split: Split) -> Split:
+        if not split.tokens:
+            raise DataError(f"{self.where}: no token is scored; all labels are -100")
+        for column, option in (("input_ids", "max_source"), ("labels", "max_target")):
+            self._check(split.rows[column], column, option if self.model.task == "seq2seq" else "block")
+        return split
+
+    def _check(self, rows: Iterable[list[int]], column: str, option: str) -> None:
+        for at, row in enumerate(rows):
+            ids = np.asarray(row)
+            if len(ids) > self.model.context:
+                raise DataError(
+                    f"{self.where}: row {at}: {column} has {len(ids)} tokens; the model takes {self.model.context} "
+                    f"(cut longer rows with {option})"
+                )
+            ids = ids[ids != IGNORE] if column == "labels" else ids
+            if len(ids) and not 0 <= ids.min() <= ids.max() < self.model.vocabulary:
+                wrong = ids.max() if ids.min() >= 0 else ids.min()
+                raise DataError(
+                    f"{self.where}: row {at}: token {wrong} is not in the model's vocabulary of {self.model.vocabulary}"
+                )
+
+    def _encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        encoded = self.tokenizer(texts, add_special_tokens=special, truncation=False, padding=False, verbose=False)
+        return list(encoded["input_ids"])
+
+    def _ended(self, rows: Iterable[list[int]]) -> list[list[int]]:
+        end = [] if self.model.eos is None else [self.model.eos]
+        return [row if row[-1:] == end else row + end for row in rows]
+
+    def _without_end(self, row: list[int]) -> list[int]:
+        return row[:-1] if row[-1:] == [self.model.eos] and len(row) > 1 else row
+
+    def _cut(self, rows: list[list[int]], longest: int | None, *, keep_end: bool = False) -> list[list[int]]:
+        if longest is None:
+            return rows
+        end = [self.model.eos] if keep_end and self.model.eos is not None else []
+        return [_shortened(row, longest, end) for row in rows]
+
+
+def _shortened(row: list[int], longest: int, end: Sequence[int]) -> list[int]:
+    """Cut a row that is too long, and keep its closing ``end`` where it has one."""
+    if len(row) <= longest:
+        return row
+    end = list(end) if row[-len(end) :] == end else []
+    return row[: longest - len(end)] + end
+
+
+def _examples(inputs: Sequence[list[int]], pairs: Sequence[TextPair]) -> tuple[Example, ...]:
+    return tuple(Example(ids, pair.text, pair.references) for ids, pair in zip(inputs, pairs, strict=True))

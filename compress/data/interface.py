@@ -1,0 +1,39 @@
+"""What data must know about a model: how long its rows may be, and which ids mean what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from compress.models.structure import Task
+
+
+@dataclass(frozen=True)
+class ModelInterface:
+    """Task, positions (``context``), vocabulary size and special token ids of a model."""
+
+    task: Task
+    context: int
+    vocabulary: int
+    pad: int = 0
+    eos: int | None = None
+    decoder_start: int | None = None
+
+    @classmethod
+    def of(cls, config: Any, tokenizer: Any = None) -> Self:
+        """Read a stock config; a tokenizer's ``pad`` and ``eos`` win over it, and ``eos`` stands in for ``pad``."""
+        eos = _first(getattr(tokenizer, "eos_token_id", None), getattr(config, "eos_token_id", None))
+        pad = _first(getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None), eos, 0)
+        start = getattr(config, "decoder_start_token_id", None)
+        return cls(
+            task="seq2seq" if config.is_encoder_decoder else "causal",
+            context=config.max_position_embeddings,
+            vocabulary=config.vocab_size,
+            pad=pad,
+            eos=eos,
+            decoder_start=_first(start, eos, 0) if config.is_encoder_decoder else None,
+        )
+
+
+def _first(*ids: Any) -> Any:
+    return next((token for token in ids if token is not None), None)

@@ -1,0 +1,201 @@
+"""Source -> plain rows, read with the ``datasets`` library: in memory, without its cache, no network for files."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import string
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import datasets
+from datasets.exceptions import DatasetGenerationError
+
+from compress.data.spec import ParallelText, Source
+from compress.errors import DataError
+
+
+class TextPair(NamedTuple):
+    """A prompt or source, and the texts that answer it (the first is trained on)."""
+
+    text: str
+    references: tuple[str, ...]
+
+
+class TokenRow(NamedTuple):
+    """Ready tokens; ``labels`` is None where the ids are their own labels."""
+
+    input_ids: list[int]
+    labels: list[int] | None
+
+
+def read_text(source: Source, base: Path, where: str) -> list[str]:
+    """Return running text, a piece per line of a file or per row of a table."""
+    column = "text" if source.text is not None else source.column or "text"
+    return _texts(_table(source, base, where), column, where)
+
+
+def read_pairs(source: Source, base: Path, where: str) -> list[TextPair]:
+    """Return prompts with responses, or sources with targets."""
+    if isinstance(source.text, ParallelText):
+        return _parallel(source, source.text, base, where)
+    table = _table(source, base, where)
+    if source.prompt:
+        inputs, answers = _filled(table, source.prompt, "\n", where), source.response
+    else:
+        inputs, answers = _filled(table, source.source or "", "", where), source.target
+    columns = [_references(table, name, where) for name in answers or ()]
+    return [TextPair(text, sum(cells, ())) for text, *cells in zip(inputs, *columns, strict=True)]
+
+
+def read_tokens(source: Source, base: Path, where: str) -> list[TokenRow]:
+    """Return ready token rows."""
+    table = _table(source, base, where)
+    ids = _ids(table, source.input_ids or "", where)
+    labels = _ids(table, source.labels, where) if source.labels else [None] * len(ids)
+    for row, (one, other) in enumerate(zip(ids, labels, strict=True)):
+        if not one:
+            raise DataError(f"{where}: row {row}: {source.input_ids!r} is empty")
+        if other == []:
+            raise DataError(f"{where}: row {row}: {source.labels!r} is empty")
+    return [TokenRow(one, other) for one, other in zip(ids, labels, strict=True)]
+
+
+def _table(source: Source, base: Path, where: str) -> datasets.Dataset:
+    """Read the rows that ``skip`` and ``limit`` leave."""
+    with _quiet():
+        if source.hub is not None:
+            table = _from_hub(source, where)
+        else:
+            table = _from_files(source.kind, [_existing(base, name, where) for name in source.files], where)
+    stop = len(table) if source.limit is None else min(len(table), source.skip + source.limit)
+    if source.skip >= stop:
+        raise DataError(f"{where}: no rows are left of {len(table)} with skip: {source.skip}")
+    return table.select(range(source.skip, stop))
+
+
+def _existing(base: Path, name: str, where: str) -> Path:
+    path = base / Path(name).expanduser()
+    if not path.is_file():
+        raise DataError(f"{where}: no file {path}")
+    if not path.stat().st_size:
+        raise DataError(f"{where}: {path} is empty")
+    return path
+
+
+def _from_files(kind: str, paths: list[Path], where: str) -> datasets.Dataset:
+    files = [str(path) for path in paths]
+    try:
+        if kind == "csv":
+            return datasets.Dataset.from_list([row for path in paths for row in _csv_rows(path)])
+        with TemporaryDirectory() as cache:
+            return datasets.load_dataset(kind, data_files=files, split="train", cache_dir=cache, keep_in_memory=True)
+    except (DatasetGenerationError, ValueError, OSError, csv.Error) as error:
+        raise DataError(f"{where}: cannot read {', '.join(files)} as {kind}: {_reason(error)}") from error
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    """Cells as written: nothing is guessed to be a number, and NA is a word."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        table = csv.reader(file, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
+        header = next(table, [])
+        rows = [row for row in table if row]
+    for number, row in enumerate(rows):
+        if len(row) != len(header):
+            raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _from_hub(source: Source, where: str) -> datasets.Dataset:
+    try:
+        return datasets.load_dataset(source.hub, source.config, split=source.split)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # a lost connection, an unknown name, a dataset that is a script
+        raise DataError(
+            f"{where}: cannot load {source.hub!r} from the hub: {_reason(error)}; "
+            "without a network use a local copy (json, csv, parquet or text)"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return next(iter(str(cause).splitlines()), type(cause).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the progress bars and log lines of ``datasets``, and put back what the user had."""
+    shown, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _column(table: datasets.Dataset, name: str, where: str) -> list[Any]:
+    if name not in table.column_names:
+        raise DataError(f"{where}: no column {name!r}; there are {', '.join(table.column_names)}")
+    return list(table[name])
+
+
+def _texts(table: datasets.Dataset, name: str, where: str) -> list[str]:
+    return [_text(cell, row, name, where) for row, cell in enumerate(_column(table, name, where))]
+
+
+def _text(cell: Any, row: int, name: str, where: str) -> str:
+    if isinstance(cell, int | float):
+        return str(cell)
+    if not isinstance(cell, str):
+        kind = "nothing" if cell is None else type(cell).__name__
+        raise DataError(f"{where}: row {row}: column {name!r} holds {kind}, not text")
+    return cell
+
+
+def _references(table: datasets.Dataset, name: str, where: str) -> list[tuple[str, ...]]:
+    """Return each row's texts of a column whose cells are a text or a list of texts."""
+    cells = [cell if isinstance(cell, list) and cell else [cell] for cell in _column(table, name, where)]
+    return [tuple(_text(text, row, name, where) for text in cell) for row, cell in enumerate(cells)]
+
+
+def _filled(table: datasets.Dataset, template: str, ending: str, where: str) -> list[str]:
+    """Fill ``{column}`` fields row by row; a template without a field is a column's name."""
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise DataError(f"{where}: {template!r} is no template: {error}") from error
+    if not fields:
+        return [text + ending for text in _texts(table, template, where)]
+    columns = {name: ["" if cell is None else cell for cell in _column(table, name, where)] for name in set(fields)}
+    return [template.format(**{name: cells[row] for name, cells in columns.items()}) for row in range(len(table))]
+
+
+def _parallel(source: Source, files: ParallelText, base: Path, where: str) -> list[TextPair]:
+    rows = source.model_copy(update={"skip": 0, "limit": None})
+    names = (files.source, *files.target)
+    columns = [read_text(rows.model_copy(update={"text": (name,)}), base, where) for name in names]
+    for name, lines in zip(names, columns, strict=True):
+        if len(lines) != len(columns[0]):
+            raise DataError(f"{where}: {names[0]} has {len(columns[0])} lines and {name} has {len(lines)}")
+    stop = None if source.limit is None else source.skip + source.limit
+    pairs = [TextPair(text, tuple(answers)) for text, *answers in zip(*columns, strict=True)][source.skip : stop]
+    if not pairs:
+        raise DataError(f"{where}: no rows are left of {len(columns[0])} with skip: {source.skip}")
+    return pairs
+
+
+def _ids(table: datasets.Dataset, name: str, where: str) -> list[list[int]]:
+    rows = _column(table, name, where)
+    for row, cell in enumerate(rows):
+        if not isinstance(cell, list) or not all(isinstance(token, int) for token in cell):
+            raise DataError(f"{where}: row {row}: column {name!r} holds {type(cell).__name__}, not a list of token ids")
+    return rows

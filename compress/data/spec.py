@@ -1,0 +1,165 @@
+"""What a recipe may say about data. Nothing here reads a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from compress.schema import Strict
+
+Layout = Literal["text", "prompt", "pair", "tokens"]
+
+_KINDS = ("text", "json", "csv", "parquet", "hub")
+_LAYOUTS = {
+    "text": ("column",),
+    "prompt": ("prompt", "response"),
+    "pair": ("source", "target"),
+    "tokens": ("input_ids", "labels"),
+}
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+"""One name, or several."""
+
+
+class ParallelText(Strict):
+    """Text files whose lines belong together; several targets are several references for one source line."""
+
+    source: str
+    target: Names
+
+
+class Source(Strict):
+    """One place rows come from, and which columns hold what.
+
+    The place is exactly one of ``text``, ``json``, ``csv``, ``parquet`` (one file or several, plain or ``.gz``,
+    relative to the recipe) and ``hub`` (with ``split`` and perhaps ``config``).
+
+    The columns are one of: ``column`` (running text; called ``text`` when nothing is said), ``prompt`` and ``response``
+    (loss on the response), ``source`` and ``target``, or ``input_ids`` and perhaps ``labels`` (ready tokens). A bare
+    prompt column gets a newline after it. Of several references the first is trained on, and measurements compare
+    with all of them.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    text: Names | ParallelText | None = None
+    """Text files, or ``{source, target}``: files whose lines belong together."""
+    json_files: Names | None = Field(default=None, alias="json")
+    """JSON lines, or one JSON array."""
+    csv: Names | None = None
+    """Comma-separated values with a header (tabs in a ``.tsv``); every cell is text."""
+    parquet: Names | None = None
+    """Parquet files."""
+    hub: str | None = None
+    """Name of a data set on the Hugging Face hub."""
+    config: str | None = None
+    """Configuration of the hub data set."""
+    split: str | None = None
+    """Split of the hub data set."""
+    column: str | None = None
+    """Column of running text."""
+    prompt: str | None = None
+    """Column of prompts, or a text with ``{column}`` fields; not scored."""
+    response: Names | None = None
+    """Column of responses; several columns, or a cell with a list, are several references."""
+    source: str | None = None
+    """Column of sources, or a text with ``{column}`` fields."""
+    target: Names | None = None
+    """Column of targets; several columns, or a cell with a list, are several references."""
+    input_ids: str | None = None
+    """Column of ready token ids."""
+    labels: str | None = None
+    """Column of ready labels, not shifted, -100 where nothing is scored; without it, a causal row's own ids."""
+    skip: int = Field(default=0, ge=0)
+    """Rows to leave out at the start."""
+    limit: int | None = Field(default=None, ge=1)
+    """Rows to take at most."""
+
+    @property
+    def kind(self) -> str:
+        """Which of text, json, csv, parquet and hub the rows come from."""
+        return self._given(_KINDS)[0]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file named, in order; none for the hub."""
+        if isinstance(self.text, ParallelText):
+            return (self.text.source, *self.text.target)
+        return self.text or self.json_files or self.csv or self.parquet or ()
+
+    @property
+    def layout(self) -> Layout:
+        """What a row is: running text, a prompt with a response, a source with a target, or tokens."""
+        if isinstance(self.text, ParallelText) or self.source:
+            return "pair"
+        if self.prompt:
+            return "prompt"
+        return "tokens" if self.input_ids else "text"
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Self:
+        if len(kinds := self._given(_KINDS)) != 1:
+            raise ValueError(f"give exactly one of {', '.join(_KINDS)}; got {' and '.join(kinds) or 'none'}")
+        columns = [name for names in _LAYOUTS.values() for name in self._given(names)]
+        if self.text is not None and columns:
+            raise ValueError(f"{columns[0]} names a column, but text has none; use json, csv, parquet or hub")
+        if len([names for names in _LAYOUTS.values() if self._given(names)]) > 1:
+            raise ValueError(
+                "give column, or prompt and response, or source and target, or input_ids (and labels); "
+                f"got {', '.join(columns)}"
+            )
+        for layout in ("prompt", "pair"):
+            pair = _LAYOUTS[layout]
+            if len(self._given(pair)) == 1:
+                raise ValueError(f"{pair[0]} and {pair[1]} belong together; got only {self._given(pair)[0]}")
+        if self.labels and not self.input_ids:
+            raise ValueError("labels needs input_ids beside it")
+        if self.hub is None and (extra := self._given(("config", "split"))):
+            raise ValueError(f"{extra[0]} belongs to hub")
+        if self.hub is not None and self.split is None:
+            raise ValueError(f"hub {self.hub!r} needs a split, such as split: train")
+        return self
+
+    def _given(self, names: tuple[str, ...]) -> list[str]:
+        return [name for name in names if getattr(self, "json_files" if name == "json" else name) is not None]
+
+
+class DataSpec(Strict):
+    """Data to train on, to choose checkpoints on (``eval``) and to measure on (``test``), and how long rows may be.
+
+    Nothing is cut that ``block``, ``max_source`` or ``max_target`` does not cut: a row that is too long is an error.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    folder: str = Field(default="", alias="dir")
+    """Directory that file names start from; itself relative to the recipe's."""
+    train: Source | None = None
+    """What stages train on."""
+    eval: Source | None = None
+    """What checkpoints are chosen on."""
+    test: Source | None = None
+    """What measurements use."""
+    block: int | None = Field(default=None, ge=2)
+    """Tokens in a block of running text, and in a prompt with its response at most; the model's context by default."""
+    max_source: int | None = Field(default=None, ge=2)
+    """Tokens of a source (cut at its end) or of a prompt (cut at its start)."""
+    max_target: int | None = Field(default=None, ge=2)
+    """Tokens of a target or response (cut at its end)."""
+
+    def start(self, base: Path) -> Path:
+        """Where file names start from, for a recipe in ``base``."""
+        return base / Path(self.folder).expanduser()
+
+    @model_validator(mode="after")
+    def _some_source(self) -> Self:
+        if not (self.train or self.eval or self.test):
+            raise ValueError("data needs train, eval or test")
+        return self

@@ -1,0 +1,1 @@
+"""Pure tensor functions: tensors in, tensors out, unreduced, no model, no device choice; imports torch alone."""

@@ -1,0 +1,134 @@
+"""Token-level contrastive distillation and its memory bank (Tao et al., QuantGPT, arXiv 2203.10705, section 3.1).
+
+Shapes: T tokens of a sequence, D projected features, V rows of the bank; `...` any leading (batch) dimensions.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Negatives = Literal["teacher", "student"]
+
+
+def token_contrastive(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float = 0.1,
+    bank: Tensor | None = None,
+    momentum: float = 0.0,
+    positive_in_denominator: bool = True,
+    num_negatives: int | None = None,
+    exclude_duplicates_of: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    negatives: Negatives = "teacher",
+) -> Tensor:
+    """-log [ exp(s(q_i, t_i) / tau) / sum_{j in S_i} exp(s(q_i, t_j) / tau) ] for each token i; s is the cosine.
+
+    q is the student smoothed with the bank (see `smoothed`), t the teacher; each token's negatives are the other real
+    tokens of its own sequence. QuantGPT (arXiv 2203.10705, equations 1 and 2), here unreduced.
+
+    Args:
+        student: projected hidden states [..., T, D]; gradient flows to them, and to the teacher's (its projection).
+        teacher: projected hidden states [..., T, D].
+        mask: [..., T], True = a real token. The others are neither anchors, positives nor negatives.
+        temperature: tau > 0.
+        bank: the bank's rows gathered for these tokens [..., T, D]; no gradient flows to it.
+        momentum: m in [0, 1); above 0 it needs a bank.
+        positive_in_denominator: whether S_i holds i (InfoNCE, at least 0) or the negatives alone (may be negative).
+        num_negatives: how many negatives each token draws from its sequence; None = all.
+        exclude_duplicates_of: token ids [..., T]; tokens with the anchor's own id are then no negatives.
+        generator: for the draw, on the device of `student`.
+        negatives: whether t_j, j != i, are the teacher's states or the student's (unsmoothed) own.
+
+    Returns:
+        [..., T] in float32 or wider; 0, without gradient, where masked and where a token has no negative. A state
+        that is all zero has cosine 0 with everything and gets no gradient.
+
+    Raises:
+        ValueError: shapes that do not fit, or an option outside its range.
+    """
+    _check_options(temperature, num_negatives, negatives)
+    if teacher.shape != student.shape or mask.shape != student.shape[:-1]:
+        shapes = tuple(student.shape), tuple(teacher.shape), tuple(mask.shape)
+        raise ValueError(f"student and teacher must be [..., T, D] and mask [..., T], got {shapes}")
+    mask = mask.bool()
+    states, targets = _unit(student, mask), _unit(teacher, mask)
+    anchors = _unit(smoothed(student, bank, momentum=momentum), mask)
+    positive = (anchors * targets).sum(-1) / temperature
+
+    itself = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+    allowed = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~itself
+    if exclude_duplicates_of is not None:
+        allowed = allowed & (exclude_duplicates_of.unsqueeze(-1) != exclude_duplicates_of.unsqueeze(-2))
+    if num_negatives is not None:
+        allowed = _sample(allowed, num_negatives, generator)
+    # A token without negatives keeps its positive, so that its loss is 0 under both rules, with a gradient of 0.
+    keep_positive = itself if positive_in_denominator else itself & ~allowed.any(-1, keepdim=True)
+
+    others = targets if negatives == "teacher" else states
+    scores = anchors @ others.transpose(-1, -2) / temperature
+    scores = torch.where(itself, positive.unsqueeze(-1), scores)
+    return scores.masked_fill(~(allowed | keep_positive), -math.inf).logsumexp(-1) - positive
+
+
+def smoothed(student: Tensor, bank: Tensor | None, *, momentum: float) -> Tensor:
+    """q = m stopgrad(bank) + (1 - m) student [..., T, D]: what is contrasted and, detached, written to the bank.
+
+    QuantGPT (arXiv 2203.10705, section 3.1). m = 0 is the student itself. Raises ValueError where m lies outside
+    [0, 1), or is above 0 without a bank of the student's shape.
+    """
+    if not 0.0 <= momentum < 1.0:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+    if momentum == 0.0:
+        return student
+    if bank is None or bank.shape != student.shape:
+        shape = None if bank is None else tuple(bank.shape)
+        raise ValueError(f"momentum {momentum} needs the bank's rows of shape {tuple(student.shape)}, got {shape}")
+    return momentum * bank.detach() + (1.0 - momentum) * student
+
+
+def update_bank(bank: Tensor, ids: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """A new bank [V, D] in which each token id seen holds the mean of its values; the other rows are unchanged.
+
+    Args:
+        bank: [V, D], one row a token id; zero where a token was never seen.
+        ids: token ids [...].
+        values: [..., D], one vector a token; written without gradient.
+        mask: [...], True = a real token; the others are not written.
+
+    The mean is a product with a 0/1 matrix, not an atomic sum: the same bits in every run, on every device.
+    """
+    mask = mask.bool()
+    seen, member = torch.unique(ids[mask], return_inverse=True)
+    belongs = (member == torch.arange(len(seen), device=ids.device).unsqueeze(-1)).to(bank.dtype)
+    means = belongs @ values.detach()[mask].to(bank.dtype) / belongs.sum(-1, keepdim=True)
+    return bank.detach().index_copy(0, seen, means)
+
+
+def _check_options(temperature: float, num_negatives: int | None, negatives: str) -> None:
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if num_negatives is not None and num_negatives < 1:
+        raise ValueError(f"num_negatives must be at least 1 or None, got {num_negatives}")
+    if negatives not in ("teacher", "student"):
+        raise ValueError(f"negatives must be 'teacher' or 'student', got {negatives!r}")
+
+
+def _unit(states: Tensor, mask: Tensor) -> Tensor:
+    """Rows of length 1 in float32 or wider; rows that are masked (whatever they hold) or zero stay zero."""
+    states = states.to(torch.promote_types(states.dtype, torch.float32)).where(mask.unsqueeze(-1), 0.0)
+    length: Tensor = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+    return states / length.masked_fill(length == 0, math.inf)
+
+
+def _sample(allowed: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """At most `count` of the allowed columns of each row [..., T, T], uniformly and without replacement."""
+    if count >= allowed.shape[-1]:
+        return allowed
+    priority = torch.rand(allowed.shape, generator=generator, device=allowed.device).masked_fill(~allowed, -1.0)
+    chosen = torch.zeros_like(allowed).scatter(-1, priority.topk(count).indices, True)
+    return chosen & allowed

@@ -1,0 +1,34 @@
+"""Importance scores of prunable units: how much a model would miss a head, an FFN neuron or a hidden dimension.
+
+Every function maps tensors to one score a unit, higher = keep; sums over batches are the caller's.
+"""
+
+import torch
+from torch import Tensor
+
+
+def magnitude(units: Tensor) -> Tensor:
+    """||w_u||_2 of each unit: weights [U, ...] -> [U].
+
+    Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710), with the L2 norm. A unit of zeros scores 0.
+    """
+    scores: Tensor = torch.linalg.vector_norm(units.reshape(len(units), -1), dim=-1)
+    return scores
+
+
+def loss_aware(mask: Tensor, grad: Tensor) -> Tensor:
+    """|m_u dL/dm_u| of each unit: mask [U] and its gradient [U] -> [U]; at m = 1 the |dL/dm| of Michel et al.
+
+    The first-order (Taylor) estimate of what removing the unit does to the loss: Molchanov et al. (arXiv 1611.06440,
+    equation 6), Michel et al. (arXiv 1905.10650, equation 2). Sum it over batches: absolute values first, then the sum.
+    """
+    return (mask * grad).abs()
+
+
+def movement(weight: Tensor, grad: Tensor) -> Tensor:
+    """-sum_{w in u} w dL/dw of each unit: weights [U, ...] and their gradients [U, ...] -> [U], signed.
+
+    Sanh et al., "Movement Pruning" (arXiv 2005.07683, equation 4), summed over a unit; accumulate it over
+    training steps. Positive where the weights move away from zero.
+    """
+    return -(weight * grad).reshape(len(weight), -1).sum(-1)

@@ -1,0 +1,94 @@
+"""Integer codes <-> bytes, in the layout of ONNX Runtime's MatMulNBits: the first code in a byte's lowest bits.
+
+Codes of b bits are stored unsigned, with a zero point of 2^(b-1): 2, 8, 128 for 2, 4, 8 bits. 3-bit codes take 4 bits.
+Shapes: N rows (outputs of the product), K codes a row (its inputs).
+"""
+
+import torch
+from torch import Tensor
+
+
+def storage_bits(bits: int) -> int:
+    """The bits that a code of `bits` bits takes in storage: 2, 4 (also for 3) or 8. Raises ValueError for any other."""
+    stored = {2: 2, 3: 4, 4: 4, 8: 8}.get(bits)
+    if stored is None:
+        raise ValueError(f"bits must be 2, 3, 4 or 8, got {bits}")
+    return stored
+
+
+def zero_point(bits: int) -> int:
+    """The unsigned code that stands for 0: 2, 8 (also for 3 bits), 128."""
+    return 1 << (storage_bits(bits) - 1)
+
+
+def to_unsigned(codes: Tensor, bits: int) -> Tensor:
+    """Signed int8 codes -> uint8 codes with the zero point added. Raises ValueError for codes out of range."""
+    zero = zero_point(bits)
+    wide = codes.to(torch.int16)  # 128 does not fit an int8 comparison
+    if codes.numel() and not bool(((wide >= -zero) & (wide < zero)).all()):
+        raise ValueError(f"signed codes of {bits} bits must lie in [{-zero}, {zero - 1}]")
+    return (wide + zero).to(torch.uint8)
+
+
+def from_unsigned(codes: Tensor, bits: int) -> Tensor:
+    """The inverse of `to_unsigned`: uint8 -> int8."""
+    return (codes.to(torch.int16) - zero_point(bits)).to(torch.int8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes [..., K] -> bytes [..., K * bits / 8], for 2, 4 or 8 bits.
+
+    Raises ValueError where K does not fill whole bytes, where a code needs more bits, or where the dtype is not uint8.
+    """
+    per_byte = _codes_per_byte(bits)
+    _check_uint8("codes", codes)
+    if codes.shape[-1] % per_byte:
+        raise ValueError(
+            f"{codes.shape[-1]} codes of {bits} bits do not fill whole bytes; pad to a multiple of {per_byte}"
+        )
+    if codes.numel() and int(codes.max()) >> bits:
+        raise ValueError(f"unsigned codes of {bits} bits must lie in [0, {(1 << bits) - 1}], got {int(codes.max())}")
+    grouped = codes.reshape(*codes.shape[:-1], codes.shape[-1] // per_byte, per_byte)
+    return torch.sum(grouped << _shifts(codes, bits), -1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """The inverse of `pack`: bytes [..., M] -> uint8 codes [..., M * 8 / bits]."""
+    _codes_per_byte(bits)
+    _check_uint8("packed", packed)
+    return ((packed.unsqueeze(-1) >> _shifts(packed, bits)) & ((1 << bits) - 1)).flatten(-2)
+
+
+def pack_blocks(codes: Tensor, bits: int, block: int) -> Tensor:
+    """uint8 codes [N, K] -> [N, ceil(K / block), block * bits / 8] bytes: exactly the B input of MatMulNBits.
+
+    The last block is filled with the zero point, that is with weights of 0. Raises ValueError as `pack` does, and
+    where a block does not fill whole bytes.
+    """
+    if block < 1 or block % _codes_per_byte(bits):
+        raise ValueError(f"block {block} does not fill whole bytes with codes of {bits} bits")
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % block), value=zero_point(bits))
+    return pack(padded.reshape(len(codes), padded.shape[-1] // block, block), bits)
+
+
+def unpack_blocks(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """The inverse of `pack_blocks`: bytes [N, blocks, bytes] -> uint8 codes [N, `columns`], padding dropped."""
+    codes = unpack(packed, bits).flatten(-2)
+    if not 0 <= codes.shape[-1] - columns < codes.shape[-1] // packed.shape[-2]:
+        raise ValueError(f"{tuple(packed.shape)} bytes of {bits}-bit codes cannot hold rows of {columns} columns")
+    return codes[..., :columns]
+
+
+def _codes_per_byte(bits: int) -> int:
+    if bits not in (2, 4, 8):
+        raise ValueError(f"codes are packed with 2, 4 or 8 bits, got {bits}")
+    return 8 // bits
+
+
+def _check_uint8(name: str, tensor: Tensor) -> None:
+    if tensor.dtype != torch.uint8:
+        raise ValueError(f"{name} must be uint8, got {tensor.dtype}")
+
+
+def _shifts(like: Tensor, bits: int) -> Tensor:
+    return torch.arange(0, 8, bits, dtype=torch.uint8, device=like.device)

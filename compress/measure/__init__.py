@@ -1,0 +1,1 @@
+"""Numbers about artifacts, each with the conditions it was taken under."""

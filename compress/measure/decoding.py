@@ -1,0 +1,71 @@
+"""How text is generated, said once for torch and ONNX. Shapes: B rows, T positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import GenerationConfig
+
+from compress.data import ModelInterface
+from compress.schema import Strict
+
+
+class Decoding(Strict):
+    """How text is generated. Every choice is stated; a model's own generation defaults are not used."""
+
+    max_new_tokens: int = Field(64, ge=1)
+    beams: int = Field(1, ge=1)
+    length_penalty: float = 1.0
+    """Of beam search: scores are divided by length to this power."""
+    do_sample: bool = False
+    temperature: float = Field(1.0, gt=0)
+    top_k: int = Field(0, ge=0)
+    """Tokens sampling chooses among; 0 for all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    """Of sampling: each seed generates once, and the mean and standard deviation are reported."""
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """The seeds to generate with; one where nothing is random."""
+        return self.seeds if self.do_sample else self.seeds[:1]
+
+    def conditions(self) -> dict[str, Any]:
+        """The settings that take part."""
+        if self.do_sample:
+            return self.model_dump(exclude={"beams", "length_penalty"})
+        penalty = {"length_penalty"} if self.beams > 1 else set()
+        return self.model_dump(include={"max_new_tokens", "do_sample", "beams"} | penalty)
+
+
+def generation_settings(config: Any, tokenizer: Any, decoding: Decoding) -> GenerationConfig:
+    """Spell out ``decoding`` for ``generate``, with the special tokens of the model and nothing else of its own."""
+    known = ModelInterface.of(config, tokenizer)
+    chosen: dict[str, Any] = {"max_new_tokens": decoding.max_new_tokens, "do_sample": decoding.do_sample}
+    if decoding.do_sample:
+        chosen |= decoding.model_dump(include={"temperature", "top_k", "top_p"})
+    elif decoding.beams > 1:
+        chosen |= {"num_beams": decoding.beams, "length_penalty": decoding.length_penalty}
+    if known.task == "seq2seq":
+        chosen |= {"decoder_start_token_id": known.decoder_start}
+        chosen |= {name: getattr(config, name, None) for name in ("forced_bos_token_id", "forced_eos_token_id")}
+    return GenerationConfig(pad_token_id=known.pad, eos_token_id=known.eos, bos_token_id=config.bos_token_id, **chosen)
+
+
+def padded(rows: Sequence[list[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask of rows padded to the longest, [B, T] each."""
+    width = max(map(len, rows))
+    gaps = [[pad] * (width - len(row)) for row in rows]
+    ids = [gap + row if left else row + gap for row, gap in zip(rows, gaps, strict=True)]
+    ones = [[1] * len(row) for row in rows]
+    mask = [[0] * len(gap) + one if left else one + [0] * len(gap) for one, gap in zip(ones, gaps, strict=True)]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def until_end(row: list[int], end: int | None) -> list[int]:
+    """Return the tokens before the end token."""
+    return row[: row.index(end)] if end in row else row

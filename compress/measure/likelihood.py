@@ -1,0 +1,63 @@
+"""What a model thinks of given tokens: perplexity, and agreement with a reference model.
+
+Shapes: N scored positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from compress.data import Batch, Split
+from compress.errors import CompressError, RecipeError
+from compress.functional.divergence import forward_kl
+from compress.measure.subject import Subject
+from compress.objective import IGNORE
+
+Record = dict[str, Any]
+
+
+def perplexity(subject: Subject, split: Split, batch_size: int) -> Record:
+    """Score every labelled token of a split once."""
+    total, tokens = 0.0, 0
+    for batch in split.loader(batch_size):
+        nll, count = subject.nll(batch)
+        total, tokens = total + nll, tokens + count
+    if not math.isfinite(total) or total / tokens > 700:
+        raise CompressError(f"quality: the model's likelihood of {split.name} is not finite ({total} nats)")
+    # blocks do not overlap, so the stride is the block
+    record: Record = {
+        "perplexity": math.exp(total / tokens),
+        "tokens": tokens,
+        "context": split.longest,
+        "stride": split.longest,
+    }
+    if split.words and split.text:
+        bits = total / math.log(2)
+        record |= {"word_perplexity": math.exp(total / split.words), "words": split.words}
+        record |= {"bits_per_byte": bits / len(split.text.encode()), "bits_per_character": bits / len(split.text)}
+    return record
+
+
+def agreement(subject: Subject, reference: Subject, split: Split, batch_size: int) -> Record:
+    """Compare a model's next-token distributions with the reference's, on the scored positions."""
+    same, divergence, tokens = 0, 0.0, 0
+    for batch in split.loader(batch_size):
+        for row in _rows(batch):
+            scored = row["labels"] != IGNORE
+            mine_NV, theirs_NV = subject.logits(row)[scored], reference.logits(row)[scored]
+            if mine_NV.shape != theirs_NV.shape:
+                raise RecipeError(
+                    f"quality.reference has a vocabulary of {theirs_NV.shape[-1]}, the model one of {mine_NV.shape[-1]}"
+                )
+            same += int((mine_NV.argmax(-1) == theirs_NV.argmax(-1)).sum())
+            divergence += float(forward_kl(mine_NV, theirs_NV).double().sum())
+            tokens += int(scored.sum())
+    return {"agreement": 100 * same / tokens, "kl": divergence / tokens}
+
+
+def _rows(batch: Batch) -> Iterator[Batch]:
+    """One row at a time, so that two sets of logits stay small."""
+    for at in range(len(batch["input_ids"])):
+        yield {name: tensor[at : at + 1] for name, tensor in batch.items()}

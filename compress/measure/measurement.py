@@ -1,0 +1,58 @@
+"""What a measurement is: a frozen config and one method, artifacts to numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+from rich.console import Console
+
+from compress.artifact import Artifact
+from compress.data import Data
+from compress.errors import RecipeError
+from compress.registry import suggest
+from compress.schema import Strict
+
+
+class Measurement(Strict):
+    """One measurement of a recipe. Subclasses add fields and ``run``, which never writes into an artifact."""
+
+    type: str
+    of: Literal["all"] | tuple[str, ...] = "all"
+    """Names of what is measured."""
+
+    needs_data: ClassVar[bool] = False
+    """The measurement reads ``data.test``, or ``data.eval`` where there is none."""
+    version: ClassVar[int] = 1
+    """Part of the key under which results are reused; raise it when numbers change."""
+
+    def run(
+        self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None
+    ) -> dict[str, dict[str, Any]]:
+        """Measure, and return for each measured name what joins its record.
+
+        Args:
+            artifacts: every artifact of the run in its order, the base model first; ``of`` chooses among them.
+            data: the run's data, if it has any.
+            device: where torch models run.
+            console: where progress is shown, if anywhere.
+        """
+        raise NotImplementedError
+
+    def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
+        """What is wrong that can be seen before any work.
+
+        Args:
+            configs: the stock config of each measured model.
+            data: the run's data as these models read it.
+        """
+        return iter(())
+
+    def chosen(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """Return the artifacts that ``of`` names, in the order it names them."""
+        if self.of == "all":
+            return dict(artifacts)
+        for name in self.of:
+            if name not in artifacts:
+                raise RecipeError(f"{self.type}: of names {name!r}. {suggest(name, artifacts)}")
+        return {name: artifacts[name] for name in self.of}

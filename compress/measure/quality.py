@@ -1,0 +1,148 @@
+"""How good models are: perplexity, agreement with a reference model, and metrics of generated text."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from rich.console import Console
+
+from compress.artifact import Artifact
+from compress.data import Data, Split
+from compress.errors import DataError, RecipeError
+from compress.measure.decoding import Decoding
+from compress.measure.generation import answers
+from compress.measure.likelihood import agreement, perplexity
+from compress.measure.measurement import Measurement
+from compress.measure.subject import Subject, subject_of
+from compress.registry import suggest
+
+Metric = Literal["perplexity", "agreement", "rouge", "bleu", "chrf", "exact_match"]
+Record = dict[str, Any]
+
+_OF_LOGITS = ("perplexity", "agreement")
+_SAMPLES = 3
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+class Quality(Measurement):
+    """Quality of torch and ONNX artifacts through one path, in float32.
+
+    ``perplexity`` = exp(nll / tokens) over the scored tokens, each seen once with the context that its block or row
+    gives it. On running text also ``word_perplexity`` = exp(nll / (words + lines)), ``bits_per_byte`` and
+    ``bits_per_character`` = nll / ln 2 / their number in the text, which do not depend on the vocabulary.
+    ``agreement`` is the share x 100 of scored tokens on which the most probable token is that of ``reference``, and
+    ``kl`` the mean KL(reference || model) in nats. The others compare generated text with all references.
+    """
+
+    type: Literal["quality"] = "quality"
+    metric: Annotated[tuple[Metric, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("perplexity",)
+    """One metric, or several."""
+    split: Literal["test", "eval"] = "test"
+    """What to measure on; where a run has no such split, the other one, which the conditions then say."""
+    batch: int = Field(8, ge=1)
+    """Rows at once."""
+    reference: str | None = None
+    """The model that ``agreement`` compares with."""
+    decoding: Decoding = Decoding()
+    """How text is generated."""
+
+    needs_data: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _reference_for_agreement(self) -> Self:
+        if ("agreement" in self.metric) != (self.reference is not None):
+            raise ValueError("agreement and reference belong together: a metric, and the model it compares with")
+        return self
+
+    def run(
+        self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None
+    ) -> dict[str, dict[str, Any]]:
+        split = self._split(data)
+        reference = self._reference(artifacts, device)
+        records = {}
+        for name, artifact in self.chosen(artifacts).items():
+            if console is not None:
+                console.print(f"quality of {name}: {', '.join(self.metric)} on {split.name}", highlight=False)
+            records[name] = self._measured(subject_of(artifact, device), artifact.tokenizer(), split, reference)
+        return records
+
+    def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
+        try:
+            self._split(data)
+        except DataError as error:
+            yield str(error).removeprefix("quality: ")
+
+    def _split(self, data: Data | None) -> Split:
+        wanted = dict.fromkeys((self.split, "test", "eval"))
+        found = [split for split in (getattr(data, name, None) for name in wanted) if isinstance(split, Split)]
+        if not found:
+            raise DataError(
+                f"quality: measures on data.{self.split}, but the recipe has neither data.test nor data.eval"
+            )
+        if texts := [metric for metric in self.metric if metric not in _OF_LOGITS]:
+            self._check_examples(found[0], texts[0])
+        return found[0]
+
+    def _check_examples(self, split: Split, metric: str) -> None:
+        if not split.examples:
+            raise DataError(
+                f"quality: {metric} compares generated text with references, but {split.name} has none; "
+                "give prompt and response, or source and target"
+            )
+        new, context = self.decoding.max_new_tokens, split.model.context
+        prompt = max(len(example.input_ids) for example in split.examples) if split.model.task == "causal" else 1
+        if prompt + new > context:
+            raise DataError(
+                f"quality: max_new_tokens: {new} after {prompt} tokens of {split.name} exceed the model's {context}; "
+                "lower it, or cut prompts with data.max_source"
+            )
+
+    def _reference(self, artifacts: Mapping[str, Artifact], device: str) -> Subject | None:
+        if self.reference is None:
+            return None
+        if self.reference not in artifacts:
+            raise RecipeError(f"quality.reference names {self.reference!r}. {suggest(self.reference, artifacts)}")
+        return subject_of(artifacts[self.reference], device)
+
+    def _measured(self, subject: Subject, tokenizer: Any, split: Split, reference: Subject | None) -> dict[str, Any]:
+        quality: Record = {}
+        conditions: Record = {"split": split.name, "batch": self.batch, "dtype": "float32", "runtime": subject.runtime}
+        if "perplexity" in self.metric:
+            quality |= perplexity(subject, split, self.batch)
+        if reference is not None:
+            quality |= agreement(subject, reference, split, self.batch)
+            conditions["reference"] = self.reference
+        names = [metric for metric in self.metric if metric not in _OF_LOGITS]
+        if names:
+            scores, details = self._generated(subject, tokenizer, split, names)
+            quality |= scores
+            conditions |= details
+        return {"quality": quality, "conditions": {"quality": conditions}}
+
+    def _generated(self, subject: Subject, tokenizer: Any, split: Split, names: list[Metric]) -> tuple[Record, Record]:
+        from compress.measure import metrics  # imports `evaluate`, which takes seconds
+
+        if tokenizer is None:
+            raise DataError(f"quality: {names[0]} compares text, but the model has no tokenizer")
+        references = [example.references for example in split.examples]
+        runs: list[dict[str, float]] = []
+        texts: list[str] = []
+        signatures: dict[str, str] = {}
+        for seed in self.decoding.runs:
+            texts = answers(subject, tokenizer, split, self.decoding, self.batch, seed)
+            found = {name: metrics.score(name, texts, references) for name in names}
+            signatures = {name: scores.pop("signature") for name, scores in found.items()}
+            runs.append({key: value for scores in found.values() for key, value in scores.items()})
+        conditions: Record = {"rows": len(texts), "decoding": self.decoding.conditions(), "signatures": signatures}
+        if len(runs) > 1:
+            conditions["std"] = {key: statistics.stdev(run[key] for run in runs) for key in runs[0]}
+        means: Record = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
+        shown = zip(split.examples[:_SAMPLES], texts, strict=False)
+        samples = [{"input": one.text, "reference": one.references[0], "output": text} for one, text in shown]
+        return means | {"samples": samples}, conditions

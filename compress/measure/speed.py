@@ -1,0 +1,132 @@
+"""How fast artifacts decode: prompt and tokens apart, all artifacts interleaved in one run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from rich.console import Console
+
+from compress.artifact import Artifact
+from compress.data import Data
+from compress.errors import UserError
+from compress.measure.measurement import Measurement
+from compress.measure.peak import measure_in_fresh_process
+from compress.measure.torch_stepper import TorchStepper
+from compress.measure.workload import OnnxStepper, Stepper, Times, Workload, timed_pass
+
+NOT_MEASURED = "not measured: no CUDA device"
+CPU_ONLY = "not measured: the exported graph is for the CPU"
+
+
+class Speed(Measurement):
+    """Latency, throughput, load time and peak memory, in float32 arithmetic (or the artifact's packed one), greedy.
+
+    ``prefill_ms`` is the time from a prompt to its first new token, ``per_token_ms`` that of each further token;
+    medians and 95th percentiles over ``rounds``. ``tokens_per_s`` = batch x tokens / time, of the further tokens alone.
+    In each round every artifact decodes once, in turn, so that a busy moment of the machine meets all of them; one
+    round before is not counted. ``load_s`` and ``peak_rss_bytes`` are those of a fresh process on the CPU. With a CUDA
+    device, torch artifacts are timed on it too, under ``gpu``.
+    """
+
+    type: Literal["speed"] = "speed"
+    prompt: int = Field(64, ge=1)
+    """Tokens of the prompt (of the source, for sequence-to-sequence models)."""
+    new_tokens: int = Field(64, ge=1)
+    """Tokens timed one by one after the first."""
+    batch: int = Field(1, ge=1)
+    """Rows at once."""
+    threads: int | None = Field(None, ge=1)
+    """Of both runtimes; without it, every core."""
+    rounds: int = Field(10, ge=1)
+
+    def run(
+        self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None
+    ) -> dict[str, dict[str, Any]]:
+        chosen = self.chosen(artifacts)
+        for problem in self.problems({name: artifact.config() for name, artifact in chosen.items()}, data):
+            raise UserError(f"speed: {problem}")
+        work = self._workload(chosen)
+        with _torch_threads(work.threads):
+            times = self._timed({name: _stepper(artifact, "cpu", work) for name, artifact in chosen.items()}, work)
+        gpu = {name: artifact for name, artifact in chosen.items() if device != "cpu" and not _exported(artifact)}
+        on_gpu = self._timed({name: TorchStepper(artifact, device) for name, artifact in gpu.items()}, work)
+        records = {}
+        for name, artifact in chosen.items():
+            fresh = measure_in_fresh_process(artifact.path, "onnx" if _exported(artifact) else "torch", work)
+            no_gpu = CPU_ONLY if _exported(artifact) and device != "cpu" else NOT_MEASURED
+            speed = {**_summary(times[name], work), **fresh}
+            speed["gpu"] = _summary(on_gpu[name], work) if name in on_gpu else no_gpu
+            records[name] = {"speed": speed, "conditions": {"speed": self._conditions(artifact, work)}}
+        return records
+
+    def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
+        # the prompt and the new tokens share a decoder's positions; a source has the encoder to itself
+        for name, config in configs.items():
+            context, apart = config.max_position_embeddings, config.is_encoder_decoder
+            asked = max(self.prompt, self.new_tokens + 1) if apart else self.prompt + self.new_tokens
+            if asked > context:
+                yield f"prompt {self.prompt} and new_tokens {self.new_tokens} exceed the {context} positions of {name}"
+
+    def _workload(self, artifacts: Mapping[str, Artifact]) -> Workload:
+        vocabulary = min(artifact.config().vocab_size for artifact in artifacts.values())
+        threads = self.threads or len(os.sched_getaffinity(0))
+        return Workload(self.prompt, self.new_tokens, self.batch, threads, vocabulary)
+
+    def _timed(self, steppers: Mapping[str, Stepper], work: Workload) -> dict[str, list[Times]]:
+        times: dict[str, list[Times]] = {name: [] for name in steppers}
+        for count in range(self.rounds + 1):
+            for name, stepper in steppers.items():
+                found = timed_pass(stepper, work)
+                if count:
+                    times[name].append(found)
+        return times
+
+    def _conditions(self, artifact: Artifact, work: Workload) -> dict[str, Any]:
+        runtime = OnnxStepper.runtime if _exported(artifact) else TorchStepper.runtime
+        return {
+            "runtime": runtime,
+            "device": "cpu",
+            "prompt": work.prompt,
+            "new_tokens": work.new_tokens,
+            "batch": work.batch,
+            "threads": work.threads,
+            "rounds": self.rounds,
+            "order": "interleaved, after one round of warm-up",
+        }
+
+
+def _exported(artifact: Artifact) -> bool:
+    return "onnx" in artifact.traits
+
+
+def _stepper(artifact: Artifact, device: str, work: Workload) -> Stepper:
+    return OnnxStepper(artifact.path, work.threads) if _exported(artifact) else TorchStepper(artifact, device)
+
+
+def _summary(times: Sequence[Times], work: Workload) -> dict[str, Any]:
+    steps = [step for each in times for step in each.steps]
+    return {
+        "prefill_ms": _percentiles([each.prefill for each in times]),
+        "per_token_ms": _percentiles(steps),
+        "tokens_per_s": work.batch * len(steps) / sum(steps),
+    }
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    return {name: float(np.percentile(seconds, at)) * 1000 for name, at in (("p50", 50), ("p95", 95))}
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

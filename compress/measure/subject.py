@@ -1,0 +1,112 @@
+"""A model under measurement: torch and ONNX artifacts answer the same questions.
+
+Shapes: B rows, T positions (of the decoder, for sequence-to-sequence models), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compress.artifact import Artifact
+from compress.data import Batch
+from compress.errors import ModelError
+from compress.measure.decoding import Decoding, generation_settings, padded, until_end
+from compress.objective import IGNORE, Side, nll, run_body
+from compress.onnx.runtime import Runtime
+
+
+class Subject(Protocol):
+    """What a measurement of quality asks of a model."""
+
+    runtime: str
+
+    def nll(self, batch: Batch) -> tuple[float, int]:
+        """Summed negative log-likelihood of the scored positions in nats, and their number."""
+        ...
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits in float32 on the CPU, [B, T, V]."""
+        ...
+
+    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[list[int]]:
+        """Continue prompts (or answer sources): the new tokens of each row, up to and without its end token."""
+        ...
+
+
+def subject_of(artifact: Artifact, device: str) -> Subject:
+    """Open an artifact for measuring, in float32."""
+    return OnnxSubject(artifact) if "onnx" in artifact.traits else TorchSubject(artifact, device)
+
+
+class TorchSubject:
+    """A torch artifact as ``compress.load`` gives it."""
+
+    runtime = "torch"
+
+    def __init__(self, artifact: Artifact, device: str) -> None:
+        self.side = Side(artifact.model(device=device), artifact.family())
+        self.tokenizer = artifact.tokenizer()
+
+    def nll(self, batch: Batch) -> tuple[float, int]:
+        return nll(self.side, self._moved(batch))
+
+    def logits(self, batch: Batch) -> Tensor:
+        with torch.inference_mode():
+            states_BTD = run_body(self.side, self._moved(batch)).last_hidden_state
+            return self.side.family.logits(self.side.model, states_BTD).float().cpu()
+
+    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[list[int]]:
+        model: Any = self.side.model
+        settings = generation_settings(self.side.config, self.tokenizer, decoding)
+        seq2seq = self.side.family.task == "seq2seq"
+        ids, mask = padded(prompts, settings.pad_token_id, left=not seq2seq)
+        model.generation_config = settings
+        devices = [self.side.device] if self.side.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.inference_mode():
+            torch.manual_seed(seed)
+            found = model.generate(input_ids=ids.to(self.side.device), attention_mask=mask.to(self.side.device))
+        start = 1 if seq2seq else ids.shape[1]
+        return [until_end(row, settings.eos_token_id) for row in found[:, start:].tolist()]
+
+    def _moved(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.side.device) for name, tensor in batch.items()}
+
+
+class OnnxSubject:
+    """An exported artifact in onnxruntime."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, artifact: Artifact) -> None:
+        if artifact.manifest.task != "causal":
+            raise ModelError(
+                f"{artifact.path}: the quality of an exported {artifact.manifest.task} model is not measured"
+            )
+        self.path = artifact.path
+        self.model = Runtime.open(artifact.path)
+        self.settings = generation_settings(artifact.config(), artifact.tokenizer(), Decoding())
+
+    def nll(self, batch: Batch) -> tuple[float, int]:
+        scored = batch["labels"] != IGNORE
+        logits_NV = self.logits(batch)[scored]
+        return float(F.cross_entropy(logits_NV, batch["labels"][scored], reduction="sum").double()), int(scored.sum())
+
+    def logits(self, batch: Batch) -> Tensor:
+        found = self.model.logits(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
+        return torch.from_numpy(np.asarray(found, dtype=np.float32))
+
+    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[list[int]]:
+        if decoding.beams > 1:
+            raise ModelError(f"{self.path}: beams is {decoding.beams}, but an exported model decodes with 1")
+        ids, mask = padded(prompts, self.settings.pad_token_id, left=True)
+        options = decoding.model_dump(include={"max_new_tokens", "do_sample", "temperature", "top_k", "top_p"})
+        found = self.model.generate(
+            ids.numpy(), mask.numpy(), seed=seed, eos_token_id=self.settings.eos_token_id, **options
+        )
+        return [until_end(row, self.settings.eos_token_id) for row in found[:, ids.shape[1] :].tolist()]

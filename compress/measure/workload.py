@@ -1,0 +1,86 @@
+"""What a speed measurement asks of a model, and how one pass of it is timed; needs neither torch nor transformers.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from compress.onnx.runtime import Runtime
+from compress.onnx.session import Array, Decoding
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Feed ``prompt`` tokens a row, then choose and feed ``new_tokens`` one by one, greedily."""
+
+    prompt: int
+    new_tokens: int
+    batch: int
+    threads: int
+    vocabulary: int
+
+    def ids(self) -> Array:
+        """The same random prompts [B, T] for every model."""
+        return np.random.default_rng(0).integers(0, self.vocabulary, (self.batch, self.prompt))
+
+
+class Stepper(Protocol):
+    """A model that decodes greedily, one call at a time."""
+
+    runtime: str
+
+    def prefill(self, ids: Any, new_tokens: int) -> None:
+        """Forget what was, read prompts [B, T], and choose the first new token."""
+        ...
+
+    def step(self) -> None:
+        """Feed the token chosen last, and choose the next."""
+        ...
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one pass: of the prompt, and of each further token."""
+
+    prefill: float
+    steps: tuple[float, ...]
+
+
+def timed_pass(stepper: Stepper, work: Workload) -> Times:
+    """Decode once and say how long each part took."""
+    ids = work.ids()
+    start = time.perf_counter()
+    stepper.prefill(ids, work.new_tokens)
+    marks = [time.perf_counter()]
+    for _ in range(work.new_tokens):
+        stepper.step()
+        marks.append(time.perf_counter())
+    return Times(marks[0] - start, tuple(np.diff(marks).tolist()))
+
+
+class OnnxStepper:
+    """An exported artifact in onnxruntime on the CPU."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, directory: Path, threads: int) -> None:
+        self._runtime = Runtime.open(directory, threads=threads)
+        self._decoding: Decoding
+        self._tokens: Array
+
+    def prefill(self, ids: Any, new_tokens: int) -> None:
+        self._decoding = self._runtime.start(len(ids), ids.shape[1] + new_tokens)
+        self._choose(self._decoding.feed(ids))
+
+    def step(self) -> None:
+        self._choose(self._decoding.feed(self._tokens))
+
+    def _choose(self, logits: Array) -> None:
+        self._tokens = logits[:, -1].argmax(-1)[:, None]

@@ -1,0 +1,23 @@
+"""Model families as tables, and everything that depends on how the stock library lays out, loads and caches a model."""
+
+from typing import Any
+
+from compress.errors import ModelError
+from compress.models.bart import BART
+from compress.models.gpt2 import GPT2
+from compress.models.structure import ModelFamily
+
+FAMILIES = (GPT2, BART)
+
+
+def family_of(config: Any) -> ModelFamily:
+    """The family of a stock config by its ``model_type``; raises ModelError with those supported."""
+    model_type = getattr(config, "model_type", None)
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    raise ModelError(f"model_type {model_type!r} is not supported; supported: {known}")
+
+
+__all__ = ["FAMILIES", "family_of"]

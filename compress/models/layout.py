@@ -1,0 +1,65 @@
+"""How the stock modules lay out their weights, so that nothing above this floor tests a class."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from compress.errors import ModelError
+
+
+def is_product(module: nn.Module) -> bool:
+    """True for a matrix product with an optional bias."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """True for a layer normalization."""
+    return isinstance(module, nn.LayerNorm)
+
+
+def is_embedding(module: nn.Module) -> bool:
+    """True for a table of rows looked up by index."""
+    return isinstance(module, nn.Embedding)
+
+
+def out_first(module: nn.Module) -> bool:
+    """True where a product stores its weight as [out, in], False for [in, out]."""
+    return not isinstance(module, Conv1D)
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a product as a view [out, in]."""
+    weight: Tensor = module.get_parameter("weight")
+    return weight if out_first(module) else weight.T
+
+
+def slot_dims(module: nn.Module, side: Literal["in", "out"]) -> list[tuple[str, int]]:
+    """The (parameter, dimension) pairs that one side of a module spans.
+
+    Raises ModelError for a side that a module does not have, such as the input of an embedding.
+    """
+    if is_product(module):
+        weight = ("weight", int((side == "in") == out_first(module)))
+    elif is_embedding(module) and side == "out":
+        weight = ("weight", 1)
+    elif is_norm(module) and side == "out":
+        weight = ("weight", 0)
+    else:
+        raise ModelError(f"{type(module).__name__} has no {side!r} side that could shrink")
+    has_bias = side == "out" and getattr(module, "bias", None) is not None
+    return [weight, ("bias", 0)] if has_bias else [weight]
+
+
+def refresh_sizes(module: Any) -> None:
+    """Bring the sizes that a product, embedding or normalization caches in line with its weight."""
+    if isinstance(module, Conv1D):
+        module.nx, module.nf = module.weight.shape
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)

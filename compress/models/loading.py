@@ -1,0 +1,80 @@
+"""Stock models from a config or a directory, always in float32 and from safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from compress.errors import ModelError
+from compress.models import family_of
+
+_CLASSES = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
+
+
+def build(config: Any) -> nn.Module:
+    """A freshly initialised stock model in eval mode; under ``torch.device("meta")`` it takes no memory."""
+    model: nn.Module = _CLASSES[family_of(config).task].from_config(config, dtype=torch.float32)
+    return model.eval()
+
+
+def load_config(source: str | Path) -> Any:
+    """The stock config of a directory, or of a hub id where no such directory exists."""
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=_is_local(source))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source}: no readable config.json ({_first_line(error)})") from error
+
+
+def load_stock(source: str | Path) -> nn.Module:
+    """The stock model of a directory (or a hub id) in eval mode; missing or misshapen tensors raise ModelError."""
+    config = load_config(source)
+    stock = _CLASSES[family_of(config).task]
+    try:
+        model, report = stock.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=_is_local(source),
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{source}: no readable model.safetensors ({_first_line(error)})") from error
+    if report["missing_keys"]:
+        raise ModelError(f"{source}: model.safetensors lacks {', '.join(sorted(report['missing_keys'])[:3])}")
+    loaded: nn.Module = model
+    return loaded.eval()
+
+
+def resolve(source: str | Path) -> Path:
+    """The directory of a model: the path itself where it exists, else the snapshot of a hub id."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{source}: is no directory here, and no hub model could be fetched ({_first_line(error)})"
+        ) from error
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The fast tokenizer of a directory, or None where it has none (a model over ready token rows)."""
+    if not any((Path(source) / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source}: no readable tokenizer ({_first_line(error)})") from error
+
+
+def _is_local(source: str | Path) -> bool:
+    return isinstance(source, Path) or Path(source).exists()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

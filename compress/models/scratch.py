@@ -1,0 +1,79 @@
+"""A model from nothing: its configuration and a tokenizer trained on the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from compress.errors import DataError, ModelError
+from compress.models import family_of
+from compress.models.structure import Task
+
+_SPECIAL: Mapping[Task, Mapping[str, str]] = {
+    "causal": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
+    "seq2seq": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+}
+"""Special tokens by task; their ids count up from 0 in this order."""
+
+
+def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
+    """Return the stock configuration that ``settings`` describe, with the vocabulary and special ids of ``tokenizer``.
+
+    Raises :class:`ModelError` for an unknown ``model_type``, a setting the configuration lacks, or a ``vocab_size``
+    too small for the tokenizer.
+    """
+    settings = dict(settings)
+    model_type = settings.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise ModelError("config has no model_type, such as the one in any config.json")
+    if tokenizer is not None:
+        size = settings.setdefault("vocab_size", len(tokenizer))
+        if size < len(tokenizer):
+            raise ModelError(
+                f"config.vocab_size is {size}, but the tokenizer has {len(tokenizer)} tokens; leave it out"
+            )
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            settings.setdefault(name, getattr(tokenizer, name))
+    try:
+        stock = AutoConfig.for_model(model_type)
+        unknown = [name for name in settings if not hasattr(stock, name)]
+        if unknown:
+            raise ModelError(f"config.{unknown[0]} is no setting of {model_type}")
+        config = AutoConfig.for_model(model_type, **settings)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"config: {str(error).splitlines()[0]}") from None
+    family = family_of(config)
+    if family.task == "seq2seq" and tokenizer is not None and "decoder_start_token_id" not in settings:
+        config.decoder_start_token_id = tokenizer.eos_token_id
+    return config
+
+
+def train_bpe(texts: Iterable[str], size: int, task: Task) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer of exactly ``size`` tokens: 256 bytes, the special tokens and the merges.
+
+    Text to be encoded is taken as it is (no prefix space, no normalization); any bytes can be encoded. Raises
+    :class:`DataError` when the texts do not hold that many merges.
+    """
+    special = _SPECIAL[task]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(dict.fromkeys(special.values())),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != size:
+        raise DataError(f"train_bpe is {size}, but data.train only holds text for {tokenizer.get_vocab_size()} tokens")
+    if task == "seq2seq":
+        bos, eos = special["bos_token"], special["eos_token"]
+        ends = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A {eos}", pair=f"{bos} $A {eos} {eos} $B {eos}", special_tokens=ends
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

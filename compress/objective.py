@@ -1,0 +1,257 @@
+"""The training objective: one student and one teacher forward a step, and a weighted sum of loss terms over them.
+
+Shapes: B batch, T positions, N scored positions, D hidden size, V vocabulary, K number of logit terms.
+
+Vocabulary-sized tensors exist for one chunk of tokens at a time: the body runs once, the head runs chunk by chunk and
+is recomputed in the backward pass, so that peak memory does not grow with batch x length x vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from compress.models.structure import Attention, ModelFamily, Projection
+from compress.schema import Strict
+
+Batch = Mapping[str, Tensor]
+"""LongTensors ``input_ids``, ``attention_mask``, ``labels`` (and ``decoder_*`` for sequence-to-sequence models).
+
+``labels[b, t]`` is the token that position t must predict (already aligned); -100 is not scored."""
+
+IGNORE = -100
+
+
+class LossTerm(Strict):
+    """One weighted term of an objective, as written in a recipe."""
+
+    type: str
+    weight: float = Field(1.0, gt=0)
+
+    needs_teacher: ClassVar[bool] = True
+    needs_ancestor: ClassVar[bool] = False
+    """True when the term compares unit by unit, so that the teacher must have every unit of the student's root model."""
+
+
+class LogitTerm(LossTerm):
+    """A term that compares vocabulary distributions token by token."""
+
+    def per_token(self, student_NV: Tensor, teacher_NV: Tensor | None, labels_N: Tensor) -> Tensor:
+        """Return the loss of each token, [N], in float32."""
+        raise NotImplementedError
+
+
+class StateTerm(LossTerm):
+    """A term over hidden states, projections, or parameters of student and teacher."""
+
+    hidden: ClassVar[bool] = False
+    """The term reads the hidden states of every layer."""
+
+    def attentions(self, family: ModelFamily, config: Any) -> Sequence[Attention]:
+        """The attentions whose query, key and value outputs the term reads; none by default."""
+        return ()
+
+    def module(self, student: Side, teacher: Side) -> nn.Module | None:
+        """Trainable parts of the term (projections, memory bank), or None."""
+        return None
+
+    def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
+        """Return the scalar loss of a batch."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model in the objective, with the units it kept of the root model it was cut from (empty: all)."""
+
+    model: nn.Module
+    family: ModelFamily
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Any:
+        """The model's stock configuration."""
+        return self.model.config
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the final hidden states as the tensors hold it."""
+        return self.model.get_submodule(self.family.head).get_parameter("weight").shape[1]
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.model.parameters()).device
+
+
+@dataclass(frozen=True)
+class View:
+    """What one forward pass of a side showed: its final states and, where a term asked for them, its inner states."""
+
+    side: Side
+    batch: Batch
+    final_BTD: Tensor
+    hidden: tuple[Tensor, ...] = ()
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def mask_BT(self) -> Tensor:
+        """True where a position of the decoder (or of the only stack) holds a real token."""
+        name = "decoder_attention_mask" if self.side.family.task == "seq2seq" else "attention_mask"
+        return self.batch[name].bool()
+
+    @property
+    def tokens_BT(self) -> Tensor:
+        """The token at each position of the decoder (or of the only stack)."""
+        return self.batch["decoder_input_ids" if self.side.family.task == "seq2seq" else "input_ids"]
+
+    def projected(self, projection: Projection) -> Tensor:
+        """The output of a query, key or value projection, [B, T, heads x head size]."""
+        return self.outputs[projection.module].chunk(projection.blocks, dim=-1)[projection.block]
+
+
+class Objective(nn.Module):
+    """Student, teacher and terms; ``forward(batch)`` returns the total and the value of each term.
+
+    The student and the trainable parts of terms are submodules; the teacher is not, so that it is neither trained, nor
+    saved, nor wrapped for distributed training. ``autocast`` is the dtype of matrix products, or None for float32; the
+    terms themselves always run in float32.
+    """
+
+    def __init__(
+        self,
+        student: Side,
+        terms: Sequence[LossTerm],
+        *,
+        teacher: Side | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student.model
+        self.sides = (student, teacher)
+        self.terms = tuple(terms)
+        self.autocast = autocast
+        self.logit_terms = [term for term in terms if isinstance(term, LogitTerm)]
+        self.state_terms = [term for term in terms if isinstance(term, StateTerm)]
+        self.hidden = any(term.hidden for term in self.state_terms)
+        built = {str(i): term.module(student, teacher or student) for i, term in enumerate(self.state_terms)}
+        self.parts = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
+
+    def names(self) -> list[str]:
+        """A name per term, unique: a repeated type gets its position appended."""
+        types = [term.type for term in self.terms]
+        return [name if types.count(name) == 1 else f"{name}.{i}" for i, name in enumerate(types)]
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted total (a scalar) and the unweighted mean of each term."""
+        student, teacher = self.sides
+        with torch.autocast(student.device.type, self.autocast, enabled=self.autocast is not None):
+            seen = self._look(student, batch)
+            with torch.no_grad():
+                shown = self._look(teacher, batch) if teacher else None
+            values: dict[int, Tensor] = {}
+            if self.logit_terms:
+                means = token_means(self.logit_terms, seen, shown)
+                values |= {id(term): mean for term, mean in zip(self.logit_terms, means, strict=True)}
+            with torch.autocast(student.device.type, enabled=False):
+                for i, term in enumerate(self.state_terms):
+                    values[id(term)] = term.loss(seen, shown, self._part(i))
+        ordered = [values[id(term)] for term in self.terms]
+        total = torch.stack([term.weight * value for term, value in zip(self.terms, ordered, strict=True)]).sum()
+        return total, dict(zip(self.names(), ordered, strict=True))
+
+    def _part(self, index: int) -> nn.Module | None:
+        name = str(index)
+        return self.parts[name] if name in self.parts else None  # noqa: SIM401  (a ModuleDict has no get)
+
+    def _look(self, side: Side, batch: Batch) -> View:
+        wanted = {
+            projection.module
+            for term in self.state_terms
+            for attention in term.attentions(side.family, side.config)
+            for projection in (attention.query, attention.key, attention.value)
+        }
+        with watch(side.model, wanted) as outputs:
+            body = run_body(side, batch, hidden=self.hidden)
+        hidden = tuple(getattr(body, side.family.final_states)) if self.hidden else ()
+        return View(side, batch, body.last_hidden_state, hidden, dict(outputs))
+
+
+def run_body(side: Side, batch: Batch, *, hidden: bool = False) -> Any:
+    """Run the model without its head; the output has ``last_hidden_state`` [B, T, D]."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    body = side.model.get_submodule(side.family.body)
+    return body(**inputs, output_hidden_states=hidden, use_cache=False, return_dict=True)
+
+
+@contextmanager
+def watch(model: nn.Module, modules: set[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of the named modules during one forward pass."""
+    outputs: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for name in modules:
+            handle = model.get_submodule(name).register_forward_hook(
+                lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output)
+            )
+            stack.callback(handle.remove)
+        yield outputs
+
+
+def token_means(terms: Sequence[LogitTerm], student: View, teacher: View | None) -> Tensor:
+    """Mean of each term over the scored positions, [K]."""
+    labels_BT = student.batch["labels"]
+    scored = labels_BT != IGNORE
+    labels_N = labels_BT[scored]
+
+    def chunk(states: Tensor, shown: Tensor | None, labels: Tensor) -> Tensor:
+        logits = _logits(student.side, states)
+        with torch.no_grad():
+            target = _logits(teacher.side, shown) if teacher is not None and shown is not None else None
+        with torch.autocast(logits.device.type, enabled=False):
+            return torch.stack([term.per_token(logits, target, labels).sum() for term in terms])
+
+    states_ND = student.final_BTD[scored]
+    shown_ND = teacher.final_BTD[scored] if teacher is not None else None
+    size = chunk_size(student.side, states_ND.device)
+    sums = torch.zeros(len(terms), dtype=torch.float32, device=states_ND.device)
+    for at in range(0, len(labels_N), size):
+        rows = slice(at, at + size)
+        arguments = (states_ND[rows], shown_ND[rows] if shown_ND is not None else None, labels_N[rows])
+        sums = sums + checkpoint(chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return sums / max(len(labels_N), 1)
+
+
+def nll(side: Side, batch: Batch) -> tuple[float, int]:
+    """Summed negative log-likelihood of the scored positions in nats, and their number; no gradient."""
+    with torch.no_grad():
+        labels_BT = batch["labels"]
+        scored = labels_BT != IGNORE
+        states_ND = run_body(side, batch).last_hidden_state[scored]
+        labels_N = labels_BT[scored]
+        size = chunk_size(side, states_ND.device)
+        sums = [
+            F.cross_entropy(
+                _logits(side, states_ND[at : at + size]), labels_N[at : at + size], reduction="sum"
+            ).double()
+            for at in range(0, len(labels_N), size)
+        ]
+    return (float(torch.stack(sums).sum()) if sums else 0.0), len(labels_N)
+
+
+def chunk_size(side: Side, device: torch.device) -> int:
+    """Tokens whose logits are held at once: about 2^22 numbers on a CPU (its cache), 2^26 on a GPU."""
+    vocabulary = side.model.get_submodule(side.family.head).get_parameter("weight").shape[0]
+    return int(max(16, 2 ** (22 if device.type == "cpu" else 26) // vocabulary))
+
+
+def _logits(side: Side, states: Tensor) -> Tensor:
+    return side.family.logits(side.model, states).float()

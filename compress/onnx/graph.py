@@ -1,0 +1,129 @@
+"""A small builder of ONNX graphs: each method adds one thing and returns the name of the value it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 21
+CONTRIB = "com.microsoft"
+"""Domain of the operators that onnxruntime adds to the ONNX standard."""
+IR_VERSION = 10
+EXTERNAL_OVER = 2**31 - 2**20
+"""Above this many bytes of weights they go to a second file: a protobuf message holds less than 2 GB."""
+
+FLOAT = TensorProto.FLOAT
+INT32 = TensorProto.INT32
+INT64 = TensorProto.INT64
+
+Dimension = int | str
+
+
+class Graph:
+    """Nodes, weights, inputs and outputs in the order in which they were added.
+
+    A weight is stored once under its name: asking again for a name returns the stored one.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: dict[str, np.ndarray[Any, Any]] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, dtype: int, shape: Sequence[Dimension]) -> str:
+        """Declare a graph input."""
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def output(self, name: str, dtype: int, shape: Sequence[Dimension]) -> None:
+        """Declare a graph output; some node must write it."""
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+
+    def weight(self, name: str, value: np.ndarray[Any, Any]) -> str:
+        """Store a weight, or return the one already stored under this name."""
+        self._weights.setdefault(name, np.ascontiguousarray(value))
+        return name
+
+    def integers(self, *values: int) -> str:
+        """A constant vector of int64, such as a shape."""
+        return self.weight("shape_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
+
+    def int32(self, value: int) -> str:
+        """A constant int32 vector of one number."""
+        return self.weight(f"int32_{value}", np.array([value], dtype=np.int32))
+
+    def scalar(self, value: float) -> str:
+        """A constant float32 scalar."""
+        return self.weight(f"scalar_{value}", np.array(value, dtype=np.float32))
+
+    def node(
+        self, op: str, inputs: Sequence[str], output: str = "", *, name: str = "", domain: str = "", **attributes: Any
+    ) -> str:
+        """Add a node with one output."""
+        output = output or f"{op}_{len(self._nodes)}"
+        return self.nodes(op, inputs, [output], name=name or output, domain=domain, **attributes)[0]
+
+    def nodes(
+        self, op: str, inputs: Sequence[str], outputs: Sequence[str], *, name: str, domain: str = "", **attributes: Any
+    ) -> list[str]:
+        """Add a node with several outputs; an empty input or output leaves an optional one out."""
+        self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
+        return list(outputs)
+
+    def model(self) -> onnx.ModelProto:
+        """The finished model, free of doc strings and metadata."""
+        weights = [numpy_helper.from_array(value, name) for name, value in self._weights.items()]
+        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, weights)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="compress-lm")
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove doc strings, metadata and intermediate shapes, in place: an exporter leaves machine paths there."""
+    del model.metadata_props[:]
+    model.ClearField("doc_string")
+    _strip_graph(model.graph)
+    for function in model.functions:
+        del function.metadata_props[:]
+        del function.value_info[:]
+        function.ClearField("doc_string")
+        for node in function.node:
+            _strip_node(node)
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    graph.ClearField("doc_string")
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        del value.metadata_props[:]
+        value.ClearField("doc_string")
+    for node in graph.node:
+        _strip_node(node)
+
+
+def _strip_node(node: onnx.NodeProto) -> None:
+    del node.metadata_props[:]
+    node.ClearField("doc_string")
+    for attribute in node.attribute:
+        attribute.ClearField("doc_string")
+        if attribute.HasField("g"):
+            _strip_graph(attribute.g)
+
+
+def save(model: onnx.ModelProto, path: Path, *, external_over: int = EXTERNAL_OVER) -> None:
+    """Write ``path``, and ``path`` + ``_data`` beside it when the weights take more than ``external_over`` bytes."""
+    strip(model)
+    if model.ByteSize() <= external_over:
+        onnx.save_model(model, path)
+        return
+    data = path.with_name(path.name + "_data")
+    data.unlink(missing_ok=True)
+    onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name)

@@ -1,0 +1,201 @@
+"""The gate of an export: does the written graph compute what the torch model computes?
+
+Logits are compared on whole sequences and through the cache, with left padding, single tokens and several tokens on a
+past; then greedy text. A quantized graph passes three tests:
+
+1. each packed product alone, with 8-bit inputs, within 1e-5 (:mod:`compress.onnx.product_parity`);
+2. the whole graph with the products' inputs left in float32, within the limit of float graphs;
+3. the whole graph as it is. Here float32 sums in another order can tip the rounding of some 8-bit input by one step,
+   which moves the inputs of every later layer: two honest evaluations differ by as much as quantizing the inputs does.
+   The limit is 1e-3 of the logits' range or three times the effect of quantizing the inputs, whichever is more.
+
+Shapes: B rows, T tokens, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from compress.errors import ParityError
+from compress.onnx.graph import save
+from compress.onnx.names import MODEL_FILE
+from compress.onnx.product_parity import product_errors
+from compress.onnx.runtime import Runtime
+from compress.onnx.session import Array
+from compress.surgery.quantize import Product, QuantizationSpec
+
+FLOAT_LIMIT, PACKED_LIMIT = 1e-4, 1e-3
+"""Largest logit error, in parts of the range of the reference's logits."""
+ROUNDING_LIMIT = 3.0
+"""Largest logit error of a packed graph, in parts of the effect of quantizing the inputs of products."""
+PRODUCT_LIMIT = 1e-5
+LONGEST, NEW_TOKENS = 32, 16
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Tokens [B, T] with a mask, fed in pieces of the given lengths."""
+
+    ids: Array
+    mask: Array
+    pieces: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The largest error over positions that are not padding, and torch's logits there, [positions, V]."""
+
+    error: float
+    reference: Array
+
+    @property
+    def spread(self) -> float:
+        """The range of the reference's logits."""
+        return float(np.ptp(self.reference))
+
+
+def check_parity(
+    model: nn.Module, directory: Path, spec: QuantizationSpec | None = None, *, seed: int = 0
+) -> dict[str, float]:
+    """Compare ``model.onnx`` in a directory with the torch model it was made from, as that is deployed.
+
+    Returns:
+        ``max_logit_error``, its ``limit``, ``logit_range``, ``positions`` compared, ``greedy_tokens`` compared and
+        ``greedy_undecided`` (tokens whose two best logits lie within twice the error, where text may differ); for a
+        quantized model also ``products``, ``max_product_error`` (relative), ``max_float_logit_error`` (inputs of
+        products in float32) and its ``float_limit``.
+
+    Raises:
+        ParityError: with the number and the limit.
+    """
+    runtime = Runtime.open(directory)
+    generator = np.random.default_rng(seed)
+    vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
+    cases = list(_cases(vocabulary, runtime.context, generator))
+    compared = _compare(model, runtime, cases)
+    limit = FLOAT_LIMIT * compared.spread
+    figures: dict[str, float] = {}
+    if spec is not None:
+        figures = _products(model, directory, spec)
+        with float_activations(model), _float_twin(directory) as twin:
+            floats = _compare(model, twin, cases)
+        float_limit = FLOAT_LIMIT * floats.spread
+        _require("logits with float inputs of products differ", floats.error, float_limit)
+        figures |= {"max_float_logit_error": floats.error, "float_limit": float_limit}
+        effect = float(np.abs(compared.reference - floats.reference).max())
+        limit = max(PACKED_LIMIT * compared.spread, ROUNDING_LIMIT * effect)
+    _require("logits differ", compared.error, limit)
+    figures |= {"max_logit_error": compared.error, "limit": limit, "logit_range": compared.spread}
+    prompts = generator.integers(0, vocabulary, (2, min(8, runtime.context // 2)))
+    return figures | {"positions": len(compared.reference)} | _greedy(model, runtime, compared.error, prompts)
+
+
+def _require(what: str, error: float, limit: float) -> None:
+    if not error <= limit:
+        raise ParityError(f"{MODEL_FILE}: {what} from torch by {error:.3g}, limit {limit:.3g}")
+
+
+def _products(model: nn.Module, directory: Path, spec: QuantizationSpec) -> dict[str, float]:
+    errors = dict(product_errors(onnx.load(directory / MODEL_FILE), model, spec.matrices))
+    if not errors:
+        raise ParityError(f"{MODEL_FILE}: holds no packed product; the model has {len(spec.matrices)} packed matrices")
+    module, error = max(errors.items(), key=lambda item: item[1])
+    _require(f"{module} differs relatively", error, PRODUCT_LIMIT)
+    return {"products": len(errors), "max_product_error": error}
+
+
+@contextmanager
+def float_activations(model: nn.Module) -> Iterator[None]:
+    """Let the packed products of a torch model take their inputs as they are."""
+    specs = {module: module.spec for module in model.modules() if isinstance(module, Product)}
+    try:
+        for module, spec in specs.items():
+            module.spec = spec.model_copy(update={"activations": "none"})
+        yield
+    finally:
+        for module, spec in specs.items():
+            module.spec = spec
+
+
+@contextmanager
+def _float_twin(directory: Path) -> Iterator[Runtime]:
+    """The same graph and weights, but the products compute with float32 inputs (``accuracy_level`` 1)."""
+    graph = onnx.load(directory / MODEL_FILE)
+    for node in graph.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 1
+    with TemporaryDirectory() as temporary:
+        shutil.copyfile(directory / "config.json", Path(temporary) / "config.json")
+        save(graph, Path(temporary) / MODEL_FILE)
+        yield Runtime.open(temporary)
+
+
+def _cases(vocabulary: int, context: int, generator: np.random.Generator) -> Iterator[_Case]:
+    longest = min(LONGEST, context)
+    half = longest // 2
+    for lengths, pieces in (
+        ((longest,), (longest,)),
+        ((1, 1), (1,)),
+        ((half, half - 1, 1), (half,)),
+        ((longest, longest - 2, half), (half, 1, 1, longest - half - 2)),
+        ((half + 1,), (1,) * (half + 1)),
+        ((half + 2, half), (half, 2)),
+    ):
+        total = sum(pieces)
+        mask = (np.arange(total) >= total - np.array(lengths)[:, None]).astype(np.int64)
+        yield _Case(generator.integers(0, vocabulary, mask.shape), mask, tuple(piece for piece in pieces if piece))
+
+
+def _compare(model: nn.Module, runtime: Runtime, cases: Iterable[_Case]) -> _Comparison:
+    errors, references = [], []
+    for case in cases:
+        real = case.mask == 1
+        reference = _torch_logits(model, case.ids, case.mask)[real]
+        references.append(reference)
+        errors.append(float(np.abs(_in_pieces(runtime, case)[real] - reference).max()))
+    return _Comparison(max(errors), np.concatenate(references))
+
+
+def _in_pieces(runtime: Runtime, case: _Case) -> Array:
+    decoding = runtime.start(*case.ids.shape)
+    starts = np.cumsum((0, *case.pieces))[:-1]
+    pieces = [slice(start, start + length) for start, length in zip(starts, case.pieces, strict=True)]
+    return np.concatenate([decoding.feed(case.ids[:, at], case.mask[:, at]).copy() for at in pieces], axis=1)
+
+
+def _greedy(model: nn.Module, runtime: Runtime, error: float, ids: Array) -> dict[str, float]:
+    """Follow torch's greedy text; wherever its choice is clear, the graph must choose the same token."""
+    new = min(NEW_TOKENS, runtime.context - ids.shape[1])
+    decoding = runtime.start(ids.shape[0], ids.shape[1] + new)
+    fed, undecided = ids, 0
+    for step in range(new):
+        got = decoding.feed(fed)[:, -1]
+        reference = _torch_logits(model, ids, np.ones_like(ids))[:, -1]
+        second, first = np.sort(reference, axis=-1)[:, -2:].T
+        clear = first - second > 2 * error
+        fed = reference.argmax(-1)[:, None]
+        if (clear & (got.argmax(-1) != fed[:, 0])).any():
+            raise ParityError(f"{MODEL_FILE}: greedy text differs from torch at new token {step + 1}")
+        undecided += int((~clear).sum())
+        ids = np.concatenate([ids, fed], axis=1)
+    return {"greedy_tokens": new * ids.shape[0], "greedy_undecided": undecided}
+
+
+def _torch_logits(model: nn.Module, ids: Array, mask: Array) -> Array:
+    positions = (mask.cumsum(-1) - 1).clip(min=0)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    with torch.no_grad():
+        logits: Array = model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.numpy()
+    return logits

@@ -1,0 +1,80 @@
+"""Each packed product of a written graph, alone, against the torch module that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import helper
+from torch import nn
+
+from compress.onnx.graph import FLOAT
+from compress.surgery.quantize import MatrixSpec
+
+ROWS = 4
+OUTLIER = 50.0
+"""How many times larger than every other channel the injected one is."""
+
+
+def product_errors(
+    graph: onnx.ModelProto, model: nn.Module, matrices: Iterable[MatrixSpec]
+) -> Iterator[tuple[str, float]]:
+    """The module and max |y - y_torch| / max |y_torch| of every packed product, for inputs with an outlier channel."""
+    generator = np.random.default_rng(0)
+    nodes = {node.name: node for node in graph.graph.node if node.op_type == "MatMulNBits"}
+    for matrix in matrices:
+        if matrix.module in nodes:
+            x = product_inputs(matrix.shape[1], matrix.block, generator)
+            with torch.no_grad():
+                expected = model.get_submodule(matrix.module)(torch.from_numpy(x)).numpy()
+            error = np.abs(_run_alone(graph, nodes[matrix.module], x) - expected).max()
+            yield matrix.module, float(error / np.abs(expected).max())
+
+
+def product_inputs(columns: int, block: int, generator: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Inputs [rows, K] float32 whose 8-bit codes do not depend on the last bit of the arithmetic.
+
+    In each block one channel takes code 127 and the others stay 0.2 away from a tie between two codes. One channel,
+    the outlier, is 50 times larger than all others: in its block they take codes of -2 to 2.
+    """
+    blocks = -(-columns // block)
+    codes = generator.integers(-127, 128, (ROWS, blocks * block)).astype(np.float64)
+    outlier = int(generator.integers(columns))
+    inside = slice(outlier // block * block, (outlier // block + 1) * block)
+    codes[:, inside] = generator.integers(-2, 3, (ROWS, block))
+    codes += generator.uniform(-0.3, 0.3, codes.shape)
+    codes = codes.clip(-126.7, 126.7)
+    codes[:, ::block] = 127
+    codes[:, inside.start] = codes[:, inside.start + 1]
+    codes[:, outlier] = 127
+    scales = generator.uniform(0.5, 1.0, (ROWS, blocks)) / 127
+    scales[:, outlier // block] = OUTLIER / 127
+    return (codes * scales.repeat(block, axis=1))[:, :columns].astype(np.float32)
+
+
+def _run_alone(graph: onnx.ModelProto, node: onnx.NodeProto, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Run one node of a graph, with the constants it reads, on x."""
+    weights = {tensor.name: tensor for tensor in graph.graph.initializer}
+    producers = {output: each for each in graph.graph.node for output in each.output if output}
+    nodes, stored, pending = [node], [], list(node.input[1:])
+    while pending:
+        name = pending.pop()
+        if name in weights:
+            stored.append(weights.pop(name))
+        elif name in producers:
+            nodes.insert(0, producers[name])
+            pending.extend(producers.pop(name).input)
+    inputs = [helper.make_tensor_value_info(node.input[0], FLOAT, x.shape)]
+    outputs = [helper.make_tensor_value_info(node.output[0], FLOAT, None)]
+    alone = helper.make_model(
+        helper.make_graph(nodes, "product", inputs, outputs, stored),
+        opset_imports=graph.opset_import,
+        ir_version=graph.ir_version,
+    )
+    session = ort.InferenceSession(alone.SerializeToString(), providers=["CPUExecutionProvider"])
+    result: np.ndarray[Any, Any] = session.run(None, {node.input[0]: x})[0]
+    return result

@@ -1,0 +1,110 @@
+"""Text generation from an exported directory. A deployed process needs numpy and onnxruntime for it, nothing else.
+
+    runtime = Runtime.open("model-onnx", threads=2)
+    tokens = runtime.generate(np.array([[464, 3290]]), max_new_tokens=16)
+
+Shapes: B rows, T tokens, V tokens of the vocabulary. Prompts of unequal length are padded on the left, with 0 there in
+``attention_mask``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from compress.errors import ModelError, UserError
+from compress.onnx.names import MODEL_FILE
+from compress.onnx.sampling import Options, choose
+from compress.onnx.session import Array, Decoding
+
+_LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.NoSuchFile)
+
+
+class Runtime:
+    """A causal model opened for decoding."""
+
+    def __init__(self, session: ort.InferenceSession, settings: dict[str, Any]) -> None:
+        self._session = session
+        self._context: int = settings["context"]
+        end = settings.get("eos_token_id")
+        self._ends: list[int] = end if isinstance(end, list) else [] if end is None else [end]
+        self._pad: int | None = settings.get("pad_token_id")
+
+    @classmethod
+    def open(cls, directory: str | Path, threads: int | None = None) -> Runtime:
+        """Open an exported directory; ``threads`` None lets onnxruntime take every core."""
+        path = Path(directory)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        try:
+            session = ort.InferenceSession(path / MODEL_FILE, options, providers=["CPUExecutionProvider"])
+        except _LOAD_ERRORS as error:
+            raise ModelError(f"{path / MODEL_FILE}: cannot be opened ({str(error).splitlines()[0]})") from None
+        return cls(session, _settings(path))
+
+    @property
+    def context(self) -> int:
+        """The most tokens a row may have, prompt and generated."""
+        return self._context
+
+    def logits(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
+        """Logits of whole sequences, [B, T] -> [B, T, V]."""
+        self._check_length(input_ids.shape[1], 0)
+        return Decoding(self._session, *input_ids.shape).feed(input_ids, attention_mask)
+
+    def start(self, batch: int, capacity: int | None = None) -> Decoding:
+        """Begin to decode a batch by hand: ``feed`` takes a prompt, then one token at a time, or several."""
+        return Decoding(self._session, batch, self._context if capacity is None else capacity)
+
+    def generate(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Array:
+        """Continue prompts: [B, T] -> [B, T + new] int64; ``options`` are those of :class:`Options`.
+
+        Stops when every row has ended; a row that ended earlier is filled with padding.
+        """
+        tokens = list(self.stream(input_ids, attention_mask, **options))
+        return np.concatenate([input_ids, np.stack(tokens, axis=1)], axis=1)
+
+    def stream(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Iterator[Array]:
+        """Continue prompts, yielding the next token of every row, [B], as soon as it is known."""
+        chosen = Options(**options)
+        batch, length = input_ids.shape
+        self._check_length(length, chosen.max_new_tokens)
+        ends = self._ends if chosen.eos_token_id is None else [chosen.eos_token_id]
+        pad = self._pad if self._pad is not None else next(iter(ends), 0)
+        generator = np.random.default_rng(chosen.seed)
+        decoding = self.start(batch, length + chosen.max_new_tokens)
+        ended = np.zeros(batch, dtype=bool)
+        logits = decoding.feed(input_ids, attention_mask)
+        for produced in range(1, chosen.max_new_tokens + 1):
+            tokens = np.where(ended, pad, choose(logits[:, -1], chosen, generator))
+            ended |= np.isin(tokens, ends)
+            yield tokens
+            if ended.all() or produced == chosen.max_new_tokens:
+                return
+            logits = decoding.feed(tokens[:, None])
+
+    def _check_length(self, length: int, new: int) -> None:
+        if length + new > self._context:
+            asked = f"{length} tokens of prompt and {new} new ones" if new else f"{length} tokens"
+            raise UserError(f"input_ids: {asked} exceed the context of {self._context}")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What decoding needs of ``config.json`` and ``generation_config.json``; the latter goes first."""
+    try:
+        settings: dict[str, Any] = json.loads((path / "config.json").read_text())
+        generation = path / "generation_config.json"
+        given = json.loads(generation.read_text()) if generation.exists() else {}
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: no readable config.json ({error})") from None
+    contexts = [settings[name] for name in ("n_positions", "max_position_embeddings") if name in settings]
+    if not contexts:
+        raise ModelError(f"{path / 'config.json'}: names no number of positions")
+    return settings | {name: value for name, value in given.items() if value is not None} | {"context": contexts[0]}

@@ -1,0 +1,133 @@
+"""Weights of a decoding graph, float or packed, and the nodes that multiply by them or look rows up in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from onnx import helper
+
+from compress.onnx.graph import CONTRIB, FLOAT, Graph
+
+Array = np.ndarray[Any, Any]
+
+
+class Matrix(Protocol):
+    """A weight [N, K]: N outputs (or tokens), K inputs (or channels). ``name`` is where the graph stores it."""
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        ...
+
+    def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
+        """Nodes for x W^T + bias, the product's named ``module``; an empty ``bias`` adds none."""
+        ...
+
+    def rows(self, graph: Graph, ids: str) -> str:
+        """Nodes that look rows up."""
+        ...
+
+
+@dataclass(frozen=True)
+class FloatMatrix:
+    """A float32 weight [N, K]."""
+
+    name: str
+    values: Array
+
+    @property
+    def outputs(self) -> int:
+        return int(self.values.shape[0])
+
+    def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
+        weight = graph.weight(self.name, self.values)
+        product = graph.node("FusedMatMul", [x, weight], "" if bias else output, name=module, domain=CONTRIB, transB=1)
+        return graph.node("Add", [product, bias], output) if bias else product
+
+    def rows(self, graph: Graph, ids: str) -> str:
+        return graph.node("Gather", [graph.weight(self.name, self.values), ids])
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """Codes [N, blocks, bytes of a block] and scales: one ([]), or one a row ([N])."""
+
+    name: str
+    codes: Array
+    scales: Array
+    bits: int
+    block: int
+    columns: int
+
+    @property
+    def outputs(self) -> int:
+        return int(self.codes.shape[0])
+
+    def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
+        """One MatMulNBits at ``accuracy_level`` 4: x is quantized to 8 bits per row and block, codes stay packed."""
+        inputs = [x, graph.weight(f"{self.name}.codes", self.codes), self._scales(graph)]
+        return graph.node(
+            "MatMulNBits",
+            [*inputs, "", "", bias] if bias else inputs,
+            output,
+            name=module,
+            domain=CONTRIB,
+            bits=self.bits,
+            block_size=self.block,
+            K=self.columns,
+            N=self.codes.shape[0],
+            accuracy_level=4,
+        )
+
+    def rows(self, graph: Graph, ids: str) -> str:
+        """One GatherBlockQuantized on the bytes that a product with the same matrix reads; padding is cut off."""
+        codes = graph.weight(f"{self.name}.codes", self.codes)
+        flat = graph.node("Reshape", [codes, graph.integers(self.codes.shape[0], -1)])
+        gathered = graph.node(
+            "GatherBlockQuantized",
+            [flat, ids, self._scales(graph)],
+            domain=CONTRIB,
+            bits=self.bits,
+            block_size=self.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        if self.columns == self.codes.shape[1] * self.block:
+            return gathered
+        bounds = [graph.integers(0), graph.integers(self.columns), graph.integers(-1)]
+        return graph.node("Slice", [gathered, *bounds])
+
+    def _scales(self, graph: Graph) -> str:
+        """Scales as the kernels want them, [N, blocks], from the few numbers on disk; folded when a session opens."""
+        shape = graph.integers(*self.codes.shape[:2])
+        if self.scales.ndim:
+            column = graph.weight(f"{self.name}.scales", self.scales.reshape(-1, 1))
+            return graph.node("Expand", [column, shape])
+        value = helper.make_tensor("value", FLOAT, [1], [float(self.scales)])
+        return graph.node("ConstantOfShape", [shape], value=value)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Matrices by module, vectors (biases, normalizations) by parameter, epsilons of normalizations by module."""
+
+    matrices: Mapping[str, Matrix]
+    vectors: Mapping[str, Array]
+    epsilons: Mapping[str, float]
+
+    def product(self, graph: Graph, module: str, x: str, output: str = "") -> str:
+        """Multiply by a module's weight and add its bias, if it has one."""
+        bias = f"{module}.bias"
+        stored = self.vector(graph, bias) if bias in self.vectors else ""
+        return self.matrices[module].product(graph, module, x, stored, output)
+
+    def rows(self, graph: Graph, module: str, ids: str) -> str:
+        """Look rows up in a module's weight."""
+        return self.matrices[module].rows(graph, ids)
+
+    def vector(self, graph: Graph, name: str) -> str:
+        """Store a vector."""
+        return graph.weight(name, self.vectors[name])

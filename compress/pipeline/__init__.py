@@ -1,0 +1,7 @@
+"""Runs a recipe: plans it, makes or reuses each artifact, and measures."""
+
+from compress.pipeline.inputs import Inputs
+from compress.pipeline.plan import Plan, make_plan
+from compress.pipeline.run import Device, Run, default_workdir, run
+
+__all__ = ["Device", "Inputs", "Plan", "Run", "default_workdir", "make_plan", "run"]

@@ -1,0 +1,198 @@
+"""What a run starts from: the models a recipe names, opened or built, and the data as each of them reads it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from compress.artifact import MASKS, Artifact, adopt, stock_state
+from compress.data import Data, ModelInterface, open_data
+from compress.data.corpus import read_corpus
+from compress.data.opening import tokenizer_digest
+from compress.errors import DataError, ModelError
+from compress.models import family_of
+from compress.models.loading import build, load_tokenizer
+from compress.models.scratch import new_config, train_bpe
+from compress.pipeline.keys import digest, identity, installed, key, stage_key
+from compress.pipeline.workdir import Slot
+from compress.recipe import Recipe, TrainBpe
+from compress.recipe.document import Location
+from compress.recipe.references import Link
+from compress.stages.stage import Shape
+
+
+class Inputs:
+    """Opens each model and each view of the data once; nothing is built before :meth:`made` asks for it."""
+
+    def __init__(self, recipe: Recipe, workdir: Path) -> None:
+        self.recipe = recipe
+        self.workdir = workdir
+        self._models: dict[str, Artifact] = {}
+        self._data: dict[str, Data] = {}
+        self._tokenizers: dict[str, Any] = {}
+
+    def model(self, name: str) -> Artifact | None:
+        """The model, or None where it has yet to be built."""
+        if name not in self._models:
+            spec = self.recipe.models[name]
+            with self._located(name):
+                path = self._existing("path", spec.path) if spec.path is not None else self.slot(name).found
+                if path is not None:
+                    self._models[name] = adopt(path)
+        return self._models.get(name)
+
+    def made(self, name: str) -> Artifact:
+        """The model, built now if need be."""
+        artifact = self.model(name)
+        if artifact is None:
+            with self._located(name):
+                artifact = self._models[name] = self._build(name)
+        return artifact
+
+    def config(self, name: str) -> Any:
+        """The stock configuration of a model, built or not."""
+        artifact = self.model(name)
+        if artifact is not None:
+            return artifact.config()
+        with self._located(name):
+            return new_config(self._settings(name), self._tokenizer(name))
+
+    def shape(self, name: str) -> Shape:
+        """What a stage may know of a model before any work."""
+        config, artifact = self.config(name), self.model(name)
+        axes = family_of(config).axes(config)
+        if artifact is None:
+            return Shape(name, config, {axis.name: axis.size for axis in axes}, frozenset(), root=name)
+        masks = _mask_names(artifact)
+        masked = tuple(dict.fromkeys(axis.kind for axis in axes if axis.name in masks))
+        spec = artifact.manifest.quantization
+        deployable = spec is not None and spec.deployable
+        return Shape(name, config, artifact.sizes(), artifact.traits, root=name, masked=masked, deployable=deployable)
+
+    def data(self, name: str) -> Data | None:
+        """The data as model ``name`` reads it; models with the same tokenizer and interface share it.
+
+        None where the recipe has no data.
+        """
+        spec, artifact = self.recipe.data, self.model(name)
+        if spec is None:
+            return None
+        tokenizer = artifact.tokenizer() if artifact else self._tokenizer(name)
+        interface = ModelInterface.of(self.config(name), tokenizer)
+        at = digest([str(interface), tokenizer_digest(tokenizer)])
+        if at not in self._data:
+            with self._located(name):
+                self._data[at] = open_data(spec, tokenizer=tokenizer, model=interface, base=self.recipe.base)
+        return self._data[at]
+
+    def slot(self, name: str) -> Slot:
+        """Where a model that is built from a config goes: ``00-NAME-<key>``."""
+        parts = [self._settings(name), self.recipe.seed, self._tokenizer_content(name)]
+        versions = {package: installed(package) for package in ("torch", "transformers", "tokenizers")}
+        return Slot(self.workdir, 0, name, key(["model", *parts, versions]))
+
+    def stage_slot(self, item: Link, models: Mapping[str, Artifact]) -> Slot:
+        """Where the result of a stage goes: ``NN-NAME-<key>``; ``models`` has its source and teacher."""
+        data = self.data(item.root)
+        hashes = {"source": identity(models[item.source]), "data": data.digest if data else ""}
+        if item.teacher:
+            hashes["teacher"] = identity(models[item.teacher])
+        return Slot(
+            self.workdir, item.index + 1, item.name, stage_key(item.stage, seed=self.recipe.seed, inputs=hashes)
+        )
+
+    def _build(self, name: str) -> Artifact:
+        slot, tokenizer, config = self.slot(name), self._tokenizer(name), self.config(name)
+        torch.manual_seed(self.recipe.seed)
+        model = build(config)
+        out = slot.partial
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        config.save_pretrained(out)
+        save_file(stock_state(model), out / "model.safetensors", metadata={"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.save_pretrained(out)
+        out.rename(slot.final)
+        return adopt(slot.final)
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        given = self.recipe.models[name].config
+        if isinstance(given, dict):
+            return given
+        path = self.recipe.base / str(given)
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelError(f"config: no file {path}") from None
+        except ValueError as error:
+            raise ModelError(f"config: {path} is not JSON: {error}") from None
+        if not isinstance(settings, dict):
+            raise ModelError(f"config: {path} holds no JSON object")
+        return settings
+
+    def _tokenizer(self, name: str) -> Any:
+        """The tokenizer of a model that has yet to be built; a new one is trained once."""
+        if name not in self._tokenizers:
+            self._tokenizers[name] = self._new_tokenizer(name)
+        return self._tokenizers[name]
+
+    def _new_tokenizer(self, name: str) -> Any:
+        given = self.recipe.models[name].tokenizer
+        if given is None:
+            return None
+        if isinstance(given, TrainBpe):
+            return train_bpe(self._corpus(), given.train_bpe, family_of(new_config(self._settings(name))).task)
+        tokenizer = load_tokenizer(self._existing("tokenizer", given))
+        if tokenizer is None:
+            raise ModelError(f"tokenizer: {given} holds no tokenizer.json")
+        return tokenizer
+
+    def _tokenizer_content(self, name: str) -> list[Any]:
+        given = self.recipe.models[name].tokenizer
+        if isinstance(given, TrainBpe):
+            return [given.train_bpe, digest(self._corpus())]
+        return [tokenizer_digest(self._tokenizer(name))]
+
+    def _corpus(self) -> list[str]:
+        spec = self.recipe.data
+        if spec is None or spec.train is None:
+            raise DataError("tokenizer: train_bpe needs data.train")
+        return read_corpus(spec.train, spec.start(self.recipe.base), "data.train")
+
+    def _existing(self, field: str, path: str) -> str | Path:
+        """A directory relative to the recipe; where there is none, the text itself if it can be a hub id."""
+        here = self.recipe.base / Path(path).expanduser()
+        if here.exists():
+            return here
+        if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+            raise ModelError(f"{field}: no directory {here}")
+        return path
+
+    @contextmanager
+    def _located(self, name: str) -> Iterator[None]:
+        """Put file, line and field before what is wrong with a model or with data."""
+        try:
+            yield
+        except (DataError, ModelError) as error:
+            text = str(error)
+            field = re.match(r"data(\.(train|eval|test|block|max_\w+))?\b|(path|config|tokenizer)(?=[:.])", text)
+            if field and field.group().startswith("data"):
+                raise self.recipe.error(tuple(field.group().split(".")), text) from error
+            location: Location = ("models", name, *([field.group()] if field else []))
+            raise self.recipe.error(location, f"models.{name}{'.' if field else ': '}{text}") from error
+
+
+def _mask_names(artifact: Artifact) -> set[str]:
+    if "masked" not in artifact.traits:
+        return set()
+    with safe_open(artifact.path / MASKS, framework="pt") as file:
+        return {name.replace("/", ".") for name in file.keys()}  # noqa: SIM118, the handle is no mapping

@@ -1,0 +1,66 @@
+"""What makes a result the same result: hashes over everything that goes into it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from compress.artifact import Artifact
+from compress.stages.stage import Stage
+
+_ALWAYS = ("torch", "transformers", "accelerate")
+_BY_TRAIT = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "bitsandbytes": ("bitsandbytes",)}
+_NAMES = {"type", "name", "source", "teacher"}
+_TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "generation_config")
+"""Files that come along with a model and steer what text it reads and writes, by the start of their names."""
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of ``value`` as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def key(value: Any) -> str:
+    """The 12 hexadecimal digits that end a result directory's name."""
+    return digest(value)[:12]
+
+
+@cache
+def installed(package: str) -> str:
+    """Version of an installed package, or ``none``."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def packages(traits: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Versions of the packages that compute a result with these traits."""
+    names = [*_ALWAYS, *(name for trait in sorted(traits) for name in _BY_TRAIT.get(trait, ()))]
+    return {"compress-lm": compress_version()} | {name: installed(name) for name in names}
+
+
+def compress_version() -> str:
+    """This package's own version, installed or not."""
+    from compress import __version__
+
+    return __version__
+
+
+def identity(artifact: Artifact) -> str:
+    """Hash of a model and of the tokenizer and generation settings beside it."""
+    beside = {name: sha for name, sha in artifact.manifest.files.items() if name.startswith(_TOKENIZER)}
+    return digest([artifact.digest, beside])
+
+
+def stage_key(stage: Stage, *, seed: int, inputs: Mapping[str, str]) -> str:
+    """Key of a stage's result; ``inputs`` are the hashes of its source, its teacher and the data.
+
+    The names that a recipe gives to things are left out, so that renaming reruns nothing.
+    """
+    config = stage.model_dump(mode="json", exclude=_NAMES)
+    return key([stage.type, stage.version, config, seed, dict(inputs), packages(stage.gives)])

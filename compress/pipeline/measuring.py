@@ -1,0 +1,105 @@
+"""Runs the measurements of a recipe, and joins their numbers into one record per artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from compress.artifact import Artifact
+from compress.measure.measurement import Measurement
+from compress.pipeline.environment import environment
+from compress.pipeline.inputs import Inputs
+from compress.pipeline.keys import identity, key
+from compress.pipeline.workdir import read_json, shown_path, write_json
+from compress.recipe.references import Link
+
+Records = dict[str, dict[str, Any]]
+
+
+def measure(
+    inputs: Inputs, links: Sequence[Link], artifacts: Mapping[str, Artifact], device: str, console: Console | None
+) -> list[dict[str, Any]]:
+    """Take every measurement and write ``measurements.json``; numbers whose inputs are the same are reused.
+
+    The key of a measurement covers its config, what it measures, the data, and the machine it runs on.
+    """
+    workdir, machine = inputs.workdir, environment(device)
+    roots = {name: name for name in inputs.recipe.models} | {item.name: item.root for item in links}
+    records: Records = {name: _record(artifact, name, workdir) for name, artifact in artifacts.items()}
+    for measurement in inputs.recipe.measure:
+        for part in _parts(measurement, inputs, artifacts, roots):
+            measured = _measured(part, inputs, artifacts, roots, machine, console)
+            for name, numbers in measured.items():
+                _join(records[name], numbers)
+    result = {
+        "artifacts": list(records.values()),
+        "environment": machine,
+        "conditions": [measurement.model_dump(mode="json") for measurement in inputs.recipe.measure],
+    }
+    write_json(workdir / "measurements.json", result)
+    return list(records.values())
+
+
+def _parts(
+    measurement: Measurement, inputs: Inputs, artifacts: Mapping[str, Artifact], roots: Mapping[str, str]
+) -> Iterator[Measurement]:
+    """One measurement per view of the data: models with different tokenizers read the same text as different tokens."""
+    if not measurement.needs_data:
+        yield measurement
+        return
+    groups: dict[str, list[str]] = {}
+    for name in measurement.chosen(artifacts):
+        data = inputs.data(roots[name])
+        groups.setdefault(data.digest if data else "", []).append(name)
+    for names in groups.values():
+        yield measurement.model_copy(update={"of": tuple(names)})
+
+
+def _measured(
+    measurement: Measurement,
+    inputs: Inputs,
+    artifacts: Mapping[str, Artifact],
+    roots: Mapping[str, str],
+    machine: Mapping[str, Any],
+    console: Console | None,
+) -> Records:
+    chosen = measurement.chosen(artifacts)
+    data = inputs.data(roots[next(iter(chosen))]) if measurement.needs_data else None
+    covered = [
+        measurement.model_dump(mode="json", exclude={"of"}),
+        measurement.version,
+        [identity(next(iter(artifacts.values())))],
+        {name: identity(artifact) for name, artifact in chosen.items()},
+        data.digest if data else "",
+        dict(machine),
+    ]
+    path = inputs.workdir / "measured" / f"{measurement.type}-{key(covered)}.json"
+    kept: Records | None = read_json(path)
+    if console:
+        console.print(f"[dim]  {measurement.type} {'reused' if kept else 'is measured'}[/dim]", highlight=False)
+    if kept is not None:
+        return kept
+    device = "cuda" if machine["device"] != "cpu" else "cpu"
+    numbers = measurement.run(artifacts, data=data, device=device, console=console)
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, numbers)
+    return numbers
+
+
+def _record(artifact: Artifact, name: str, workdir: Path) -> dict[str, Any]:
+    record: dict[str, Any] = {"name": name, "path": shown_path(artifact.path, workdir)}
+    if artifact.manifest.lineage and artifact.manifest.lineage[-1].coverage:
+        record["coverage"] = artifact.manifest.lineage[-1].coverage
+    return record
+
+
+def _join(record: dict[str, Any], numbers: Mapping[str, Any]) -> None:
+    """Merge ``numbers`` into ``record``, level by level."""
+    for name, value in numbers.items():
+        if isinstance(value, dict) and isinstance(record.get(name), dict):
+            _join(record[name], value)
+        else:
+            record[name] = value

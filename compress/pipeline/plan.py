@@ -1,0 +1,138 @@
+"""What a run would do, and everything that is wrong with it that can be seen without training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from compress.artifact import adopt
+from compress.errors import RecipeError
+from compress.models import family_of
+from compress.models.loading import build
+from compress.models.structure import count_parameters
+from compress.pipeline.inputs import Inputs
+from compress.recipe import Recipe
+from compress.recipe.references import Link, link, static_problems
+from compress.stages.stage import Shape, Stage
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the plan: a model or a stage, and what is known of its result."""
+
+    name: str
+    type: str
+    source: str = ""
+    teacher: str = ""
+    traits: tuple[str, ...] = ()
+    parameters: int | None = None
+    steps: str = ""
+    state: str = ""
+    """``given``, ``built``, ``reused``, ``continued`` or ``runs``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe whose every check passed, resolved: one row per model, then one per stage."""
+
+    inputs: Inputs
+    links: tuple[Link, ...]
+    rows: tuple[Row, ...]
+
+
+def make_plan(inputs: Inputs) -> Plan:
+    """Check all of a recipe that needs no training; raise :class:`RecipeError` at the first mistake."""
+    recipe = inputs.recipe
+    shapes = {name: inputs.shape(name) for name in recipe.models}
+    traits = {name: shape.traits for name, shape in shapes.items()}
+    if problem := next(static_problems(traits, recipe.stages, recipe.measure), None):
+        raise recipe.error(*problem)
+    links = tuple(link(traits, recipe.stages))
+    _check_data(inputs, links)
+    for item in links:
+        teacher = shapes[item.teacher] if item.teacher else None
+        if text := next(item.stage.problems(shapes[item.source], teacher), None):
+            raise _error(recipe, item, text)
+        shapes[item.name] = item.stage.shape(shapes[item.source])
+    _check_measurements(inputs, shapes)
+    return Plan(inputs, links, (*_model_rows(inputs, shapes), *_stage_rows(inputs, links, shapes)))
+
+
+def _error(recipe: Recipe, item: Link, text: str) -> RecipeError:
+    """Put the path to the field that ``text`` starts with, or else to the stage, before it."""
+    field = re.match(r"\w+", text)
+    if field and field.group() in type(item.stage).model_fields:
+        return recipe.error(("stages", item.index, field.group()), f"stages[{item.index}].{text}")
+    return recipe.error(("stages", item.index), f"{item.label}: {text}")
+
+
+def _check_data(inputs: Inputs, links: tuple[Link, ...]) -> None:
+    recipe = inputs.recipe
+    for item in links:
+        if trains(item.stage) and (recipe.data is None or recipe.data.train is None):
+            raise recipe.error(("stages", item.index), f"{item.label} trains, but there is no data.train")
+    for index, measurement in enumerate(recipe.measure):
+        if measurement.needs_data and (recipe.data is None or not (recipe.data.test or recipe.data.eval)):
+            text = f"measure[{index}] ({measurement.type}) needs data.test or data.eval, and there is neither"
+            raise recipe.error(("measure", index), text)
+    for name in recipe.models:
+        inputs.data(name)
+
+
+def _check_measurements(inputs: Inputs, shapes: Mapping[str, Shape]) -> None:
+    recipe = inputs.recipe
+    for index, measurement in enumerate(recipe.measure):
+        for name in shapes if measurement.of == "all" else measurement.of:
+            data = inputs.data(shapes[name].root)
+            if text := next(measurement.problems({name: shapes[name].config}, data), None):
+                raise recipe.error(("measure", index), f"measure[{index}] ({measurement.type}): {text}")
+
+
+def trains(stage: Stage) -> bool:
+    """Whether a stage will read ``data.train``: one that can train, unless it is set to zero steps."""
+    return stage.trains and getattr(getattr(stage, "train", None), "steps", None) != 0
+
+
+def _model_rows(inputs: Inputs, shapes: Mapping[str, Shape]) -> Iterator[Row]:
+    for name, spec in inputs.recipe.models.items():
+        state = "given" if spec.path is not None else "reused" if inputs.model(name) else "built"
+        shape = shapes[name]
+        yield Row(name, "model", spec.path or "config", "", tuple(sorted(shape.traits)), _parameters(shape), "", state)
+
+
+def _stage_rows(inputs: Inputs, links: tuple[Link, ...], shapes: Mapping[str, Shape]) -> Iterator[Row]:
+    known = {name: artifact for name in inputs.recipe.models if (artifact := inputs.model(name))}
+    for item in links:
+        state = "runs"
+        if {item.source, item.teacher or item.source} <= known.keys():
+            slot = inputs.stage_slot(item, known)
+            if slot.found:
+                known[item.name], state = adopt(slot.found), "reused"
+            elif slot.partial.exists():
+                state = "continued"
+        yield Row(
+            name=item.name,
+            type=item.stage.type,
+            source=item.source,
+            teacher=item.teacher or "",
+            traits=tuple(sorted(item.traits)),
+            parameters=_parameters(shapes[item.name]),
+            steps=_steps(item.stage),
+            state=state,
+        )
+
+
+def _parameters(shape: Shape) -> int:
+    with torch.device("meta"):
+        model = build(shape.config)
+    return int(count_parameters(model, family_of(shape.config).axes(shape.config), shape.sizes))
+
+
+def _steps(stage: Stage) -> str:
+    train = getattr(stage, "train", None)
+    if train is None:
+        return ""
+    return f"{train.steps:,}" if train.steps is not None else f"{train.epochs:g} epochs"

@@ -1,0 +1,200 @@
+"""Folds the stages of a recipe: each makes one artifact from earlier ones, and what is already there is reused."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from compress.artifact import Artifact, Step, adopt, seal
+from compress.errors import UserError
+from compress.pipeline.environment import environment
+from compress.pipeline.inputs import Inputs
+from compress.pipeline.keys import packages
+from compress.pipeline.measuring import measure
+from compress.pipeline.plan import make_plan
+from compress.pipeline.workdir import Slot, locked, shown_path, write_json, write_text
+from compress.recipe import Recipe, read_recipe
+from compress.recipe.document import write_document
+from compress.recipe.references import Link
+from compress.stages.stage import Context
+from compress.surgery.coverage import Coverage
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its directory, its artifacts by name (models first), and a record of numbers per artifact."""
+
+    workdir: Path
+    artifacts: dict[str, Artifact] = field(repr=False)
+    records: list[dict[str, Any]] = field(repr=False)
+
+
+def run(
+    recipe: Recipe | str | Path,
+    workdir: str | Path | None = None,
+    *,
+    device: Device | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Run a recipe in ``workdir`` (default: ``runs/NAME``), reusing every finished result whose inputs are the same.
+
+    All that can be checked without training is checked before any work. An interrupted run continues where it was.
+    ``device`` is ``cuda`` where there is one, else ``cpu``; ``console`` shows progress, and None is silent.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = read_recipe(recipe)
+    place = Path(workdir) if workdir is not None else default_workdir(recipe)
+    inputs = Inputs(recipe, place)
+    plan = make_plan(inputs)
+    with locked(place):
+        return _Running(inputs, plan.links, choose_device(device), console).all()
+
+
+def default_workdir(recipe: Recipe) -> Path:
+    """Where a recipe runs when nothing else is said."""
+    return Path("runs") / recipe.name
+
+
+def choose_device(device: Device | None) -> Device:
+    """The device asked for, or the best there is; raises UserError for ``cuda`` on a machine without it."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UserError("--device cuda: torch sees no CUDA device here; use cpu")
+    return device or ("cuda" if available else "cpu")
+
+
+class _Running:
+    def __init__(self, inputs: Inputs, links: Sequence[Link], device: Device, console: Console | None) -> None:
+        self.inputs, self.links, self.device, self.console = inputs, links, device, console
+        self.recipe, self.workdir = inputs.recipe, inputs.workdir
+        self.artifacts: dict[str, Artifact] = {}
+        self.stages: list[dict[str, Any]] = []
+
+    def all(self) -> Run:
+        write_text(self.workdir / "recipe.yaml", write_document(self.recipe.plain(), base=self.recipe.base))
+        for name in self.recipe.models:
+            if self.console and self.inputs.model(name) is None:
+                self.console.print(f"[dim]  {name} is built from its config[/dim]", highlight=False)
+            self.artifacts[name] = self.inputs.made(name)
+        for item in self.links:
+            self._stage(item)
+            self._record()
+        self._record()
+        records = measure(self.inputs, self.links, self.artifacts, self.device, self.console)
+        return Run(self.workdir, self.artifacts, records)
+
+    def _stage(self, item: Link) -> None:
+        slot = self.inputs.stage_slot(item, self.artifacts)
+        found = slot.found
+        artifact = adopt(found) if found else self._made(item, slot)
+        step = artifact.manifest.lineage[-1]
+        self.artifacts[item.name] = artifact
+        self.stages.append(
+            {
+                "name": item.name,
+                "type": item.stage.type,
+                "path": artifact.path.name,
+                "seconds": step.seconds,
+                "reused": bool(found),
+            }
+        )
+        self._say(item, step, reused=bool(found))
+
+    def _made(self, item: Link, slot: Slot) -> Artifact:
+        source, out = self.artifacts[item.source], slot.partial
+        continued = out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        if self.console:
+            verb = "continues" if continued else "starts"
+            self.console.print(
+                f"[dim]  {item.name} ({item.stage.type}) {verb} from {item.source}[/dim]", highlight=False
+            )
+        data, seed = self.inputs.data(item.root), self.recipe.seed
+        context = Context(dict(self.artifacts), data, self.device, seed, bar=self.console is not None)
+        began = time.perf_counter()
+        result = item.stage.run(source, out, context)
+        inputs = {"source": source.digest}
+        if item.teacher:
+            inputs["teacher"] = self.artifacts[item.teacher].digest
+        if data is not None:
+            inputs["data"] = data.digest
+        step = Step(
+            stage=item.name,
+            type=item.stage.type,
+            version=item.stage.version,
+            config=item.stage.model_dump(mode="json"),
+            seed=seed,
+            inputs=inputs,
+            packages=packages(item.stage.gives),
+            seconds=round(time.perf_counter() - began, 3),
+            coverage=result.coverage.model_dump(),
+            metrics=dict(result.metrics),
+        )
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        return seal(
+            out,
+            slot.final,
+            parent=source,
+            traits=sorted(result.traits),
+            step=step,
+            kept=result.kept,
+            quantization=result.quantization,
+        )
+
+    def _record(self) -> None:
+        record = {
+            "recipe": self.recipe.plain(),
+            "seed": self.recipe.seed,
+            "stages": self.stages,
+            "models": {name: shown_path(artifact.path, self.workdir) for name, artifact in self.artifacts.items()},
+            "environment": environment(self.device),
+        }
+        write_json(self.workdir / "run.json", record)
+
+    def _say(self, item: Link, step: Step, *, reused: bool) -> None:
+        if self.console is None:
+            return
+        sign = "[dim]=[/dim]" if reused else "[green]✓[/green]"
+        told = [
+            escape(text) for text in (_coverage(step), *(f"{name} {value:.4g}" for name, value in step.metrics.items()))
+        ]
+        time_text = "reused" if reused else duration(step.seconds)
+        line = "  ".join(
+            [f"{sign} [bold]{item.name}[/bold]", item.stage.type, *filter(None, told), f"[dim]{time_text}[/dim]"]
+        )
+        self.console.print(line, highlight=False)
+
+
+def _coverage(step: Step) -> str:
+    if step.coverage is None:
+        return ""
+    coverage = Coverage.model_validate(step.coverage)
+    text = f"{coverage.modules_touched}/{coverage.modules_total} modules"
+    if coverage.bytes_after != coverage.bytes_before:
+        text += f"  {megabytes(coverage.bytes_before)} -> {megabytes(coverage.bytes_after)}"
+    return text
+
+
+def megabytes(count: int) -> str:
+    """Bytes as MB of 2^20."""
+    return f"{count / 2**20:,.2f} MB"
+
+
+def duration(seconds: float) -> str:
+    """A time as people read it: ``4.2 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

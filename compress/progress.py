@@ -1,0 +1,58 @@
+"""The progress bar of a training stage: loss per term, tokens per second, time to go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Meter:
+    """A context manager around a training loop; draws on standard error, off a terminal only a line an evaluation."""
+
+    def __init__(self, name: str, total: int, done: int, *, shown: bool) -> None:
+        self.console = Console(stderr=True, quiet=not shown)
+        self.name, self.total, self.step = name, total, done
+        self.text = self.evaluation = ""
+        self.rate = 0.0
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+            disable=not (shown and self.console.is_terminal),
+        )
+        self.task = self.bar.add_task(name, total=total, completed=done, text="")
+
+    def __enter__(self) -> Meter:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def update(self, loss: float, terms: Mapping[str, float], rate: float) -> None:
+        """One step is done; ``rate`` is its tokens per second."""
+        self.step += 1
+        self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
+        parts = [f"{name} {value:.4g}" for name, value in terms.items()] if len(terms) > 1 else []
+        self.text = "  ".join([f"loss {loss:.4f}", *parts, f"{self.rate:,.0f} tok/s"])
+        self._draw(advance=1)
+
+    def evaluated(self, nll: float) -> None:
+        """An evaluation is done."""
+        self.evaluation = f"  eval {nll:.4f}"
+        self._draw(advance=0)
+        if self.bar.disable:
+            self.console.print(f"{self.name} {self.step}/{self.total}  {self.text}{self.evaluation}", highlight=False)
+
+    def _draw(self, *, advance: int) -> None:
+        self.bar.update(self.task, advance=advance, text=self.text + self.evaluation)

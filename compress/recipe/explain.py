@@ -1,0 +1,74 @@
+"""Turns what pydantic found into one line: file and line, path to the field, value, and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from compress.recipe.document import Document, Location, show
+
+_LONGEST_VALUE = 60
+
+
+def explain(error: ValidationError, document: Document) -> str:
+    """The first problem in one line, with the number of further ones."""
+    found: dict[Location, list[Mapping[str, Any]]] = {}
+    for detail in error.errors(include_url=False):
+        found.setdefault(written(detail["loc"], document.data, detail["type"] == "missing"), []).append(detail)
+    for location in [at for at in found if any(len(other) > len(at) and other[: len(at)] == at for other in found)]:
+        del found[location]  # another member of the union got further
+    location, details = next(iter(found.items()))
+    details = [detail for detail in details if not detail["type"].endswith("_type")] or details
+    text = " or ".join(dict.fromkeys(_text(location, detail) for detail in details))
+    rest = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    line = location + tuple(details[0].get("ctx", {}).get("key", "").splitlines())
+    return f"{document.where(line)}: {text}{rest}"
+
+
+def written(location: Location, data: Any, missing: bool = False) -> Location:
+    """``location`` as the user wrote it: with the short ``model``, without the parts pydantic adds for unions."""
+    if location[:2] == ("models", "base") and "model" in data:
+        location = ("model", *location[2:])
+    kept: list[str | int] = []
+    for position, part in enumerate(location):
+        if isinstance(data, Mapping) and part in data:
+            data = data[str(part)]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        elif not (missing and position == len(location) - 1):
+            continue
+        kept.append(part)
+    return tuple(kept)
+
+
+def _text(location: Location, detail: Mapping[str, Any]) -> str:
+    kind, context, at = detail["type"], detail.get("ctx", {}), show(location)
+    if kind == "recipe":
+        return str(detail["msg"])
+    if kind == "unknown_type":
+        return f"{'.'.join(map(str, location))}: {detail['msg']}"
+    if kind in ("unknown_key", "no_type"):
+        return f"{at}: {detail['msg']}" if at else str(detail["msg"])
+    if kind == "missing":
+        return f"{at} is missing"
+    reason = _reason(detail["msg"], detail["input"], context)
+    if isinstance(detail["input"], Mapping) or not at:
+        return f"{at}: {reason}".removeprefix(": ")
+    return f"{at} is {_short(detail['input'])}: {reason}"
+
+
+def _reason(message: str, value: object, context: Mapping[str, Any]) -> str:
+    message = message.removeprefix("Value error, ").replace("Input should be", "it should be")
+    message = re.sub(r"a valid dictionary( or .*)?", "a mapping (key: value)", message)
+    message = re.sub(r"a valid (tuple|list)", "a list", message)
+    near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", str(context.get("expected", ""))), n=1)
+    return f"{message}. Did you mean {near[0]!r}?" if near else message
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "..."

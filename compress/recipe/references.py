@@ -1,0 +1,136 @@
+"""What each stage starts from, learns from and leaves behind, and what is wrong with that. No file is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from compress.measure.measurement import Measurement
+from compress.recipe.document import Location
+from compress.registry import STAGES, suggest
+from compress.stages.stage import Stage
+
+Problem = tuple[Location, str]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+NAME_RULE = "use up to 80 letters, digits, - and _, a letter or digit first"
+
+
+@dataclass(frozen=True)
+class Link:
+    """A stage in its place: the names it refers to, the names before it, and the traits on both sides of it."""
+
+    index: int
+    name: str
+    stage: Stage
+    source: str
+    teacher: str | None
+    root: str
+    """The model of the recipe that the source descends from; itself for a model."""
+    before: tuple[str, ...]
+    had: frozenset[str]
+    """Traits of the source."""
+    teacher_traits: frozenset[str]
+    traits: frozenset[str]
+    """Traits of the result."""
+
+    @property
+    def label(self) -> str:
+        """The stage as errors name it."""
+        return f"stages[{self.index}] ({self.stage.type})"
+
+
+def stage_names(stages: Sequence[Stage]) -> list[str]:
+    """The name of each stage's result: its ``name``, or its type where it has none."""
+    return [stage.name or stage.type for stage in stages]
+
+
+def link(models: Mapping[str, frozenset[str]], stages: Sequence[Stage]) -> list[Link]:
+    """Resolve the references of each stage (``models``: their names and traits); unknown names stay as written."""
+    links: list[Link] = []
+    traits, roots = dict(models), {name: name for name in models}
+    previous = next(iter(models))
+    for index, (stage, name) in enumerate(zip(stages, stage_names(stages), strict=True)):
+        source, teacher = stage.source or previous, getattr(stage, "teacher", None)
+        had = traits.get(source, frozenset())
+        links.append(
+            Link(
+                index=index,
+                name=name,
+                stage=stage,
+                source=source,
+                teacher=teacher,
+                root=roots.get(source, source),
+                before=tuple(traits),
+                had=had,
+                teacher_traits=traits.get(teacher or "", frozenset()),
+                traits=had - stage.takes | stage.gives,
+            )
+        )
+        traits[name], roots[name] = links[-1].traits, links[-1].root
+        previous = name
+    return links
+
+
+def static_problems(
+    models: Mapping[str, frozenset[str]],
+    stages: Sequence[Stage],
+    measure: Sequence[Measurement],
+    unopened: Collection[str] = (),
+) -> Iterator[Problem]:
+    """Every mistake in names, references and order, the earliest stage first.
+
+    ``unopened`` names models that may have more traits than ``models`` says; what they lack is not told.
+    """
+    taken = {name: f"models.{name}" for name in models}
+    for item in link(models, stages):
+        if item.name in taken:
+            field = "name" if item.stage.name else "type"
+            hint = "names must differ" if item.stage.name else "give it a name of its own"
+            text = f"stages[{item.index}].{field} is {item.name!r}, as is {taken[item.name]}; {hint}"
+            yield ("stages", item.index, field), text
+        if not NAME.fullmatch(item.name):
+            text = f"stages[{item.index}].name is {item.name!r}; {NAME_RULE}"
+            yield ("stages", item.index, "name"), text
+        taken.setdefault(item.name, f"stages[{item.index}]")
+        yield from _reference_problems(item, opened=item.root not in unopened)
+    names = [*models, *stage_names(stages)]
+    for index, measurement in enumerate(measure):
+        of = () if measurement.of == "all" else measurement.of
+        reference = getattr(measurement, "reference", None)
+        for field, name in [*(("of", name) for name in of), *([("reference", reference)] if reference else [])]:
+            if name not in names:
+                yield ("measure", index, field), f"measure[{index}].{field} names {name!r}. {suggest(name, names)}"
+
+
+def _reference_problems(item: Link, *, opened: bool) -> Iterator[Problem]:
+    here: Location = ("stages", item.index)
+    for field, name in (("source", item.source), ("teacher", item.teacher)):
+        if name is not None and name not in item.before:
+            verb = "is" if len(item.before) == 1 else "are"
+            text = f"stages[{item.index}].{field} names {name!r}; so far there {verb} {', '.join(item.before)}"
+            yield (*here, field), text
+    if item.source in item.before:
+        yield from _trait_problems(item, opened=opened)
+    if "onnx" in item.teacher_traits:
+        text = f"stages[{item.index}].teacher names {item.teacher!r}, an ONNX artifact; a teacher must be a torch model"
+        yield (*here, "teacher"), text
+
+
+def _trait_problems(item: Link, *, opened: bool) -> Iterator[Problem]:
+    here: Location = ("stages", item.index)
+    stage = item.stage
+    if "onnx" in stage.gives and "bitsandbytes" in item.had:
+        yield here, "recipe cannot export a bitsandbytes artifact to ONNX; use quantize"
+    elif barred := sorted(stage.forbids & item.had):
+        yield here, f"{item.label} cannot work on a model that is {' and '.join(barred)}"
+    elif opened and (lacking := sorted(stage.needs - item.had)):
+        givers = [name for name in STAGES.names() if STAGES.get(name).gives & set(lacking)]
+        yield (
+            here,
+            (
+                f"{item.label} needs a model that is {' and '.join(lacking)}, and {item.source!r} is not; "
+                f"put {' or '.join(givers)} before it or name such a source"
+            ),
+        )

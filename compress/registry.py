@@ -1,0 +1,113 @@
+"""Names a recipe may use, and the classes behind them.
+
+Built-ins are import paths, so that listing names imports nothing; other distributions add theirs through entry points.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+
+from compress.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A kind of thing (``stage``, ``term``, ``measurement``) that is chosen by name."""
+
+    kind: str
+    group: str
+    builtin: Mapping[str, str]
+
+    @cached_property
+    def _plugins(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """Every known name: the built-ins in their written order, then plug-ins."""
+        return list(self.builtin) + sorted(set(self._plugins) - set(self.builtin))
+
+    def get(self, name: object) -> Any:
+        """Return the class called ``name``, or raise with the nearest known name."""
+        if isinstance(name, str):
+            if path := self.builtin.get(name):
+                module, attribute = path.split(":")
+                return getattr(import_module(module), attribute)
+            if point := self._plugins.get(name):
+                return point.load()
+        raise RecipeError(f"unknown {self.kind} {name!r}. {suggest(name, self.names())}")
+
+    def read(self, value: object) -> Any:
+        """Validate ``{type: NAME, ...}`` (or a bare ``NAME``) as the class called NAME; for pydantic fields."""
+        if isinstance(value, str):
+            value = {"type": value}
+        if not isinstance(value, Mapping):
+            return value
+        if "type" not in value:
+            text = f"a {self.kind} is written as {{type: NAME, ...}}. Known: {', '.join(self.names())}"
+            raise PydanticCustomError("no_type", "{text}", {"text": text})
+        try:
+            chosen = self.get(value["type"])
+        except RecipeError as error:
+            raise PydanticCustomError("unknown_type", "{text}", {"text": str(error)}) from None
+        return chosen.model_validate(value)
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
+    """Say which known name was probably meant, and list them all."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Known: {', '.join(known) or 'none'}"
+
+
+STAGES = Registry(
+    kind="stage",
+    group="compress.stages",
+    builtin={
+        "finetune": "compress.stages.finetune:Finetune",
+        "distill": "compress.stages.distill:Distill",
+        "learn_masks": "compress.stages.learn_masks:LearnMasks",
+        "prune": "compress.stages.prune:Prune",
+        "quantize": "compress.stages.quantize:Quantize",
+        "bitsandbytes": "compress.stages.bitsandbytes:BitsAndBytes",
+        "export_onnx": "compress.stages.export_onnx:ExportOnnx",
+    },
+)
+
+TERMS = Registry(
+    kind="term",
+    group="compress.terms",
+    builtin={
+        "cross_entropy": "compress.terms.logits:CrossEntropy",
+        "forward_kl": "compress.terms.logits:ForwardKL",
+        "reverse_kl": "compress.terms.logits:ReverseKL",
+        "adaptive_kl": "compress.terms.logits:AdaptiveKL",
+        "jensen_shannon": "compress.terms.logits:JensenShannon",
+        "skew_forward_kl": "compress.terms.logits:SkewForwardKL",
+        "skew_reverse_kl": "compress.terms.logits:SkewReverseKL",
+        "total_variation": "compress.terms.logits:TotalVariation",
+        "token_contrastive": "compress.terms.token_contrastive:TokenContrastive",
+        "hidden_mse": "compress.terms.hidden_mse:HiddenMSE",
+        "causal_kv": "compress.terms.causal_kv:CausalKV",
+        "attention_relation": "compress.terms.attention_relation:AttentionRelation",
+        "mask_l1": "compress.terms.mask_l1:MaskL1",
+    },
+)
+
+MEASUREMENTS = Registry(
+    kind="measurement",
+    group="compress.measurements",
+    builtin={
+        "size": "compress.measure.size:Size",
+        "quality": "compress.measure.quality:Quality",
+        "speed": "compress.measure.speed:Speed",
+    },
+)

@@ -1,0 +1,5 @@
+"""The report of one or several runs; reads JSON only and never loads a model."""
+
+from compress.report.render import build
+
+__all__ = ["build"]

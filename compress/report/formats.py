@@ -1,0 +1,92 @@
+"""Numbers as a reader wants them; what was not measured is an empty string."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from compress.report.numbers import MB
+from compress.report.read import Percentiles
+
+
+def number(value: float | None) -> str:
+    """Three or four significant digits, and whole numbers whole; thousands are separated."""
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    size = abs(value)
+    if size < 1:
+        return f"{value:.3g}"
+    return f"{value:,.{0 if size >= 1000 else 1 if size >= 100 else 2}f}"
+
+
+def megabytes(value: float | None) -> str:
+    """Bytes as MB of 2^20 bytes."""
+    return "" if value is None else number(value / MB)
+
+
+def count(value: int | None) -> str:
+    """A count as millions or thousands: ``124.4 M``."""
+    if value is None:
+        return ""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return str(value)
+
+
+def ratio(value: float | None) -> str:
+    """A factor: ``14.2x``."""
+    return "" if value is None else f"{value:.{1 if value >= 1.95 else 2}f}x"
+
+
+def percent(value: float | None) -> str:
+    """A relative change with its sign: ``+5.7 %``."""
+    return "" if value is None else f"{100 * value:+.1f} %"
+
+
+def share(part: float, whole: float) -> str:
+    """A part of a whole: ``98 %``; never 100 % or 0 % by rounding alone."""
+    if not whole:
+        return "0 %"
+    exact = 100 * part / whole
+    if part in (0, whole):
+        return f"{exact:.0f} %"
+    return f"{min(max(exact, 0.1), 99.9):.1f} %"
+
+
+def percentiles(value: Percentiles | None) -> str:
+    """Median and 95th percentile: ``3.41 / 3.80``."""
+    if value is None:
+        return ""
+    return number(value.p50) if value.p95 is None else f"{number(value.p50)} / {number(value.p95)}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time span in the largest two units that matter: ``1 h 04 min``."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of nested JSON as (dotted key, text)."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        if any(isinstance(inner, Mapping) for inner in value):
+            for inner in value:
+                yield from flat(inner, prefix)
+        elif value:
+            yield prefix, ", ".join(map(str, value))
+    elif prefix.endswith("_bytes") and isinstance(value, int):
+        yield prefix.removesuffix("_bytes"), f"{value / MB:,.0f} MB"
+    elif value is not None and value != "":
+        yield prefix, str(value)

@@ -1,0 +1,152 @@
+"""What the measurements of a run amount to: references, ratios, changes and the trade-off front."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from compress.report.read import Manifest, Record, Run
+
+MB = 2**20
+"""Bytes in a megabyte, everywhere in this project."""
+
+METRICS = (
+    "perplexity",
+    "word_perplexity",
+    "bits_per_byte",
+    "bits_per_character",
+    "bleu",
+    "chrf",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "rougeLsum",
+)
+"""The usual quality metrics, the most telling first; others follow in the order they were measured."""
+
+LOWER_IS_BETTER = frozenset(
+    {"perplexity", "word_perplexity", "bits_per_byte", "bits_per_character", "nll", "kl", "wer"}
+)
+
+NOT_METRICS = frozenset(
+    {"context", "stride", "tokens", "words", "rows", "samples", "seconds", "seed", "batch", "beams"}
+)
+"""Numbers a quality record carries that say how it was measured, not how good the model is."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured artifact."""
+
+    label: str
+    run: Run
+    record: Record
+    manifest: Manifest
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing was removed from the model and nothing rounded."""
+        return not set(self.manifest.traits) - {"onnx"}
+
+    @property
+    def onnx(self) -> bool:
+        """Whether it runs in ONNX Runtime."""
+        return "onnx" in self.manifest.traits
+
+    @property
+    def quality(self) -> dict[str, float]:
+        """The quality metrics that are numbers."""
+        found = {
+            name: float(value)
+            for name, value in self.record.quality.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and name not in NOT_METRICS
+        }
+        order = {name: at for at, name in enumerate(METRICS)}
+        return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(METRICS))))
+
+    @property
+    def megabytes(self) -> float | None:
+        """Size of the model files in MB of 2^20 bytes."""
+        return None if self.record.bytes is None else self.record.bytes / MB
+
+    @property
+    def per_token(self) -> float | None:
+        """Median milliseconds for one new token."""
+        times = self.record.speed.per_token_ms
+        return None if times is None else times.p50
+
+
+Value = Callable[[Row], float | None]
+
+
+def quality(metric: str) -> Value:
+    """Read one quality metric off a row."""
+    return lambda row: row.quality.get(metric)
+
+
+def rows_of(runs: Sequence[Run]) -> list[Row]:
+    """Every measured artifact of every run; a name that several runs use is written ``run/name``."""
+    uses = Counter(record.name for run in runs for record in run.measured.artifacts)
+    return [
+        Row(
+            label=record.name if uses[record.name] == 1 else f"{run.name}/{record.name}",
+            run=run,
+            record=record,
+            manifest=run.manifest(record.name),
+        )
+        for run in runs
+        for record in run.measured.artifacts
+    ]
+
+
+def metrics_of(rows: Iterable[Row]) -> list[str]:
+    """Every quality metric that some artifact has, the most telling first."""
+    return list(dict.fromkeys(name for row in rows for name in row.quality))
+
+
+def reference(rows: Iterable[Row], row: Row, value: Value) -> Row | None:
+    """The uncompressed artifact of the run that ``row`` is compared with; in the same runtime where there is one."""
+    plain = [other for other in rows if other.plain and other.run is row.run and value(other) is not None]
+    same_runtime = [other for other in plain if other.onnx == row.onnx]
+    return next(iter(same_runtime or plain), None)
+
+
+def original(rows: Iterable[Row], row: Row, value: Value) -> Row | None:
+    """The first uncompressed artifact of the run for which ``value`` was measured, whatever it runs in."""
+    return next((o for o in rows if o.plain and o.run is row.run and value(o) is not None), None)
+
+
+def change(rows: Iterable[Row], row: Row, metric: str) -> float | None:
+    """Relative change of ``metric`` against the run's uncompressed model: 0.05 is 5 % more."""
+    base = original(rows, row, quality(metric))
+    if base is None or base is row or metric not in row.quality or not base.quality[metric]:
+        return None
+    return row.quality[metric] / base.quality[metric] - 1
+
+
+def speedup(rows: Iterable[Row], row: Row) -> float | None:
+    """How many times faster ``row`` makes one token than its reference."""
+    base = reference(rows, row, lambda other: other.per_token)
+    if base is None or base is row or not row.per_token or not base.per_token:
+        return None
+    return base.per_token / row.per_token
+
+
+def smallest(rows: Iterable[Row]) -> Row | None:
+    """The smallest compressed artifact, among those that were measured most completely."""
+
+    def order(row: Row) -> tuple[int, float]:
+        return -bool(row.quality) - bool(row.per_token), row.megabytes or float("inf")
+
+    return min((row for row in rows if not row.plain and row.megabytes), key=order, default=None)
+
+
+def front(points: Sequence[tuple[float, float]], *, lower_is_better: bool = True) -> list[tuple[float, float]]:
+    """The points that no other beats on both coordinates, by rising first coordinate (of which less is better)."""
+    sign = 1 if lower_is_better else -1
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], sign * point[1])):
+        if not best or sign * y < sign * best[-1][1]:
+            best.append((x, y))
+    return best

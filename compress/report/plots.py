@@ -1,0 +1,116 @@
+"""The figures of a report. Each function draws one and returns it as SVG, or None when there is nothing to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from compress.report.canvas import ACCENT, COLOURS, INK, Mark, drawing, label, scale
+from compress.report.numbers import LOWER_IS_BETTER, Row, Value, front, metrics_of
+from compress.report.read import Stage
+from compress.report.words import name_of
+
+HISTOGRAMS = 12
+"""At most this many weight matrices are drawn, spread evenly over the model."""
+
+
+def size_against_quality(rows: Sequence[Row]) -> str | None:
+    """Quality over megabytes."""
+    return _trade_off(rows, lambda row: row.megabytes, "model files, MB", "size")
+
+
+def latency_against_quality(rows: Sequence[Row]) -> str | None:
+    """Quality over milliseconds per token."""
+    return _trade_off(rows, lambda row: row.per_token, "ms per new token, median", "latency")
+
+
+def _trade_off(rows: Sequence[Row], cost: Value, cost_label: str, name: str) -> str | None:
+    metric = next(iter(metrics_of(rows)), None)
+    shown = [row for row in rows if metric in row.quality and cost(row)]
+    if metric is None or len(shown) < 2:
+        return None
+    marks = [_mark(row, cost(row) or 0.0, row.quality[metric]) for row in shown]
+    lower = metric in LOWER_IS_BETTER
+    with drawing(name, width=4.6, height=3.5) as canvas:
+        axes = canvas.figure.add_subplot()
+        scale(axes, "x", [mark.x for mark in marks])
+        scale(axes, "y", [mark.y for mark in marks])
+        axes.margins(x=0.2, y=0.18)
+        best = front([(mark.x, mark.y) for mark in marks], lower_is_better=lower)
+        axes.step(*zip(*best, strict=True), where="post", color=ACCENT, linewidth=1.2, alpha=0.5, zorder=1)
+        for mark in marks:
+            axes.plot(mark.x, mark.y, mark.shape, color=mark.colour, markersize=8, zorder=2)
+        axes.set_xlabel(cost_label)
+        axes.set_ylabel(name_of(metric) + (" (less is better)" if lower else " (more is better)"))
+        label(canvas.figure, axes, marks)
+    return canvas.svg
+
+
+def _mark(row: Row, x: float, y: float) -> Mark:
+    return Mark(row.label, x, y, shape="o" if row.onnx else "s", colour=INK if row.plain else ACCENT)
+
+
+def losses(name: str, stage: Stage) -> str | None:
+    """The training loss of a stage, and each of its terms."""
+    steps = [line for line in stage.history if "loss" in line]
+    if len(steps) < 2:
+        return None
+    names = list(dict.fromkeys(name for line in steps for name in line.get("terms", {})))
+    with drawing(f"losses-{name}", width=4.6, height=2.7) as canvas:
+        axes = canvas.figure.add_subplot()
+        if len(names) != 1:
+            axes.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=INK, label="total")
+        for at, term in enumerate(names):
+            points = [(line["step"], line["terms"][term]) for line in steps if term in line.get("terms", {})]
+            axes.plot(*zip(*points, strict=True), color=COLOURS[at % len(COLOURS)], label=term.replace("_", " "))
+        scale(axes, "y", [value for line in steps for value in (line["loss"], *line.get("terms", {}).values())])
+        axes.set_title("training loss")
+        axes.set_xlabel("step")
+        axes.legend()
+    return canvas.svg
+
+
+def evaluations(name: str, stage: Stage) -> str | None:
+    """The loss of a stage on held-out text, with the best marked."""
+    points = [(line["step"], line["eval_nll"]) for line in stage.history if "eval_nll" in line]
+    if len(points) < 2:
+        return None
+    step, value = min(points, key=lambda point: point[1])
+    with drawing(f"evaluations-{name}", width=4.6, height=2.7) as canvas:
+        axes = canvas.figure.add_subplot()
+        axes.plot(*zip(*points, strict=True), "o-", color=ACCENT, markersize=3.5)
+        axes.plot(step, value, "o", color=ACCENT, markersize=9, markerfacecolor="none", label=f"least, step {step:,}")
+        axes.set_title("loss per token on held-out text")
+        axes.set_xlabel("step")
+        axes.legend()
+    return canvas.svg
+
+
+def histograms(name: str, stage: Stage) -> str | None:
+    """Where the weights of a quantized stage lie, and where the quantizer clips them."""
+    found = stage.details.get("histograms", [])
+    if not found:
+        return None
+    last, panels = len(found) - 1, min(len(found), HISTOGRAMS)
+    shown = [found[round(at * last / max(panels - 1, 1))] for at in range(panels)]
+    columns = min(4, panels)
+    rows = -(-panels // columns)
+    with drawing(f"histograms-{name}", width=9.8, height=0.35 + 1.35 * rows) as canvas:
+        grid = canvas.figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, histogram in zip(grid, shown, strict=False):
+            _histogram(axes, histogram)
+        for axes in grid[panels:]:
+            axes.set_visible(False)
+    return canvas.svg
+
+
+def _histogram(axes: Axes, histogram: Mapping[str, Any]) -> None:
+    axes.stairs(histogram["counts"], histogram["edges"], fill=True, color=ACCENT, alpha=0.55)
+    for clip in {histogram["clip"], -histogram["clip"]}:
+        axes.axvline(clip, color=COLOURS[1], linewidth=1, linestyle=(0, (3, 2)))
+    axes.set_title(histogram["module"].removeprefix("transformer."), fontsize=8)
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.locator_params(axis="x", nbins=3)

@@ -1,0 +1,234 @@
+"""What a work directory says about itself.
+
+Only JSON is read, and only the fields a report uses are named here; everything else is kept and passed through.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compress.errors import UserError
+
+
+class View(BaseModel):
+    """The known part of a JSON object; unknown keys are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Percentiles(View):
+    """A time in milliseconds over the repeats of one measurement."""
+
+    p50: float
+    p95: float | None = None
+
+
+class Speed(View):
+    """What the ``speed`` measurement found for one artifact."""
+
+    prefill_ms: Percentiles | None = None
+    per_token_ms: Percentiles | None = None
+    tokens_per_s: float | None = None
+    load_s: float | None = None
+    peak_rss_bytes: int | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether any time was taken."""
+        return self.prefill_ms is not None or self.per_token_ms is not None
+
+
+class Record(View):
+    """All that was measured of one artifact; a measurement that did not run leaves its fields empty."""
+
+    name: str
+    path: str = ""
+    parameters: int | None = None
+    bytes: int | None = None
+    bytes_total: int | None = None
+    compression_ratio: float | None = None
+    compression_ratio_fp16: float | None = None
+    quality: dict[str, Any] = Field(default_factory=dict)
+    speed: Speed = Speed()
+    conditions: Any = None
+
+
+class Touched(View):
+    """The coverage of a stage: what it changed, out of what there was."""
+
+    modules_touched: int
+    modules_total: int
+    parameters_touched: int
+    parameters_total: int
+    bytes_before: int | None = None
+    bytes_after: int | None = None
+    note: str = ""
+
+
+class Step(View):
+    """One stage in the lineage of an artifact."""
+
+    stage: str
+    type: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    seed: int | None = None
+    inputs: dict[str, str] = Field(default_factory=dict)
+    seconds: float | None = None
+    coverage: Touched | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Manifest(View):
+    """The part of ``artifact.json`` that a report shows."""
+
+    family: str = ""
+    traits: tuple[str, ...] = ()
+    sizes: dict[str, int] = Field(default_factory=dict)
+    kept: dict[str, list[int]] = Field(default_factory=dict)
+    quantization: dict[str, Any] | None = None
+    lineage: tuple[Step, ...] = ()
+    digest: str = ""
+
+
+class StageRun(View):
+    """One stage as ``run.json`` lists it."""
+
+    name: str
+    type: str
+    path: str
+    seconds: float | None = None
+    reused: bool = False
+
+
+class RunFile(View):
+    """``run.json``."""
+
+    recipe: Any = None
+    seed: int | None = None
+    stages: tuple[StageRun, ...] = ()
+    models: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+
+class Measurements(View):
+    """``measurements.json``."""
+
+    artifacts: tuple[Record, ...] = ()
+    environment: dict[str, Any] = Field(default_factory=dict)
+    conditions: Any = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its entry in the run, the manifest it sealed, its training curve and its details."""
+
+    entry: StageRun
+    manifest: Manifest
+    history: tuple[dict[str, Any], ...]
+    details: dict[str, Any]
+
+    @property
+    def step(self) -> Step | None:
+        """This stage in the lineage of its own artifact."""
+        return self.manifest.lineage[-1] if self.manifest.lineage else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One work directory."""
+
+    name: str
+    file: RunFile
+    measured: Measurements
+    stages: tuple[Stage, ...]
+
+    @property
+    def title(self) -> str:
+        """What the recipe calls itself, or else the name of the directory."""
+        recipe = self.file.recipe
+        name = recipe.get("name") if isinstance(recipe, dict) else recipe
+        return str(name or self.name)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The machine and the package versions, as the run and its measurements recorded them."""
+        return {**self.file.environment, **self.measured.environment}
+
+    def sources(self, stage: Stage) -> str:
+        """What ``stage`` started from, and its teacher."""
+        if stage.step is None:
+            return ""
+        digest, config = stage.step.inputs.get("source"), stage.step.config
+        made = (other.entry.name for other in self.stages if other.manifest.digest == digest)
+        source = next(made, None) or config.get("source") or next(iter(self.file.models), "")
+        return f"{source}, teacher {config['teacher']}" if config.get("teacher") else source
+
+    def manifest(self, name: str) -> Manifest:
+        """The manifest of the artifact called ``name``; an untouched model has an empty one."""
+        return next((stage.manifest for stage in self.stages if stage.entry.name == name), Manifest())
+
+
+Known = TypeVar("Known", bound=View)
+
+
+def read(workdir: Path) -> Run:
+    """Read a work directory.
+
+    Raises:
+        UserError: it holds no ``run.json``, or one of its files is not what it should be.
+    """
+    if not (workdir / "run.json").is_file():
+        raise UserError(f"{workdir}: no run.json here; give a directory that `compress-lm run` wrote")
+    file = _view(RunFile, workdir / "run.json")
+    return Run(
+        name=workdir.resolve().name,
+        file=file,
+        measured=_view(Measurements, workdir / "measurements.json"),
+        stages=tuple(_stage(entry, workdir) for entry in file.stages),
+    )
+
+
+def _stage(entry: StageRun, workdir: Path) -> Stage:
+    directory = workdir / entry.path
+    return Stage(
+        entry=entry,
+        manifest=_view(Manifest, directory / "artifact.json"),
+        history=_lines(directory / "history.jsonl"),
+        details=_json(directory / "details.json"),
+    )
+
+
+def _view(kind: type[Known], path: Path) -> Known:
+    try:
+        return kind.model_validate(_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {field}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in ``path``; a file that was never written is an empty one."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _lines(path: Path) -> tuple[dict[str, Any], ...]:
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON lines: {error}") from error

@@ -1,0 +1,184 @@
+"""The parts of a report as plain text in rows and columns; the templates only set them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from compress.report import formats
+from compress.report.numbers import Row, change, metrics_of, smallest, speedup
+from compress.report.read import Run, Stage, Touched
+from compress.report.words import name_of
+
+Cell = Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column titles, with a unit or remark each, and rows of text; the first column names the row."""
+
+    titles: list[tuple[str, str]]
+    lines: list[list[str]]
+
+
+def measured(rows: Sequence[Row]) -> Table:
+    """Every artifact with all that was measured; a column that nothing fills is left out."""
+    columns = [(title, unit, [cell(row) for row in rows]) for title, unit, cell in _columns(rows)]
+    filled = [column for column in columns if any(column[2])]
+    return Table(
+        titles=[("artifact", ""), *((title, unit) for title, unit, _ in filled)],
+        lines=[[row.label, *(cells[at] or "–" for _, _, cells in filled)] for at, row in enumerate(rows) if filled],
+    )
+
+
+def _columns(rows: Sequence[Row]) -> Iterator[tuple[str, str, Cell]]:
+    yield "parameters", "", lambda row: formats.count(row.record.parameters)
+    yield "size", "MB", lambda row: formats.megabytes(row.record.bytes)
+    yield "smaller", "than fp32 / fp16", _ratios
+    for at, metric in enumerate(metrics_of(rows)):
+        yield name_of(metric), "", _quality_cell(metric)
+        if at == 0:
+            yield "change", f"of {name_of(metric)}", _change_cell(rows, metric)
+    yield (
+        "per token",
+        "ms, p50 / p95",
+        lambda row: formats.percentiles(row.record.speed.per_token_ms),
+    )
+    yield "faster", "per token", lambda row: formats.ratio(speedup(rows, row))
+    yield "prefill", "ms, p50 / p95", lambda row: formats.percentiles(row.record.speed.prefill_ms)
+    yield "throughput", "tokens/s", lambda row: formats.number(row.record.speed.tokens_per_s)
+    yield "load", "s", lambda row: formats.number(row.record.speed.load_s)
+    yield "peak memory", "MB", lambda row: formats.megabytes(row.record.speed.peak_rss_bytes)
+
+
+def _ratios(row: Row) -> str:
+    found = (row.record.compression_ratio, row.record.compression_ratio_fp16)
+    return " / ".join(formats.ratio(value) for value in found if value is not None)
+
+
+def _quality_cell(metric: str) -> Cell:
+    return lambda row: formats.number(row.quality.get(metric))
+
+
+def _change_cell(rows: Sequence[Row], metric: str) -> Cell:
+    return lambda row: formats.percent(change(rows, row, metric))
+
+
+def tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """The few figures to read first: (figure, what it is), of the smallest artifact."""
+    row = smallest(rows)
+    if row is None:
+        return []
+    metric = next(iter(row.quality), "")
+    gain = speedup(rows, row)
+    found = [
+        (formats.ratio(row.record.compression_ratio), "smaller"),
+        (
+            formats.ratio(1 / gain if gain and gain < 1 else gain),
+            f"{'slower' if gain and gain < 1 else 'faster'} per token",
+        ),
+        (formats.percent(change(rows, row, metric)), name_of(metric)),
+        (f"{formats.megabytes(row.record.bytes)} MB", "on disk"),
+    ]
+    return [(figure, caption) for figure, caption in found if figure]
+
+
+def stages(runs: Sequence[Run]) -> Table:
+    """What each stage did."""
+    return Table(
+        titles=[
+            ("stage", ""),
+            ("type", ""),
+            ("from", ""),
+            ("touched", ""),
+            ("tensors", "MB"),
+            ("time", ""),
+            ("recorded", ""),
+        ],
+        lines=[_stage(run, stage, f"{run.name}/" if len(runs) > 1 else "") for run in runs for stage in run.stages],
+    )
+
+
+def _stage(run: Run, stage: Stage, prefix: str) -> list[str]:
+    entry, step = stage.entry, stage.step
+    coverage = step.coverage if step else None
+    seconds = step.seconds if step and step.seconds is not None else entry.seconds
+    return [
+        prefix + entry.name,
+        entry.type,
+        run.sources(stage) or "–",
+        _touched(coverage) if coverage else "not recorded",
+        _bytes(coverage) if coverage else "–",
+        formats.duration(seconds) + (" (reused)" if entry.reused else ""),
+        _metrics(step.metrics if step else {}),
+    ]
+
+
+def _touched(coverage: Touched) -> str:
+    text = f"{coverage.modules_touched} of {coverage.modules_total} modules"
+    if coverage.parameters_touched <= coverage.parameters_total:  # scored units outnumber the tensors they lie on
+        text += f", {formats.share(coverage.parameters_touched, coverage.parameters_total)} of parameters"
+    return f"{text} ({coverage.note})" if coverage.note else text
+
+
+def _bytes(coverage: Touched) -> str:
+    if coverage.bytes_before is None or coverage.bytes_after is None:
+        return "–"
+    return f"{formats.megabytes(coverage.bytes_before)} → {formats.megabytes(coverage.bytes_after)}"
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {formats.number(value)}" for name, value in metrics.items())
+
+
+def conditions(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """How everything was measured; what holds for some artifacts only names them."""
+    values: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        for key, text in _own_conditions(row):
+            values.setdefault(key, {}).setdefault(text, []).append(row.label)
+    return [(key, _who(found, len(rows))) for key, found in values.items()]
+
+
+def _own_conditions(row: Row) -> Iterator[tuple[str, str]]:
+    how = {key: value for key, value in row.record.quality.items() if key not in row.quality and key != "samples"}
+    yield from formats.flat({"quality": how})
+    yield from formats.flat({"speed": row.record.speed.model_extra})
+    yield from formats.flat(row.record.conditions)
+
+
+def _who(found: dict[str, list[str]], everyone: int) -> str:
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(
+        f"{text} ({'all others' if len(names) > everyone / 2 else ', '.join(names)})" for text, names in found.items()
+    )
+
+
+def environment(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """The machine, the versions and the seeds; what differs between runs is said for each."""
+    pairs = [
+        (f"{run.name}: {key}", key, text)
+        for run in runs
+        for key, text in formats.flat({**run.environment, "seed": run.file.seed})
+    ]
+    texts = {key: {text for _, other, text in pairs if other == key} for _, key, _ in pairs}
+    return list(dict.fromkeys((key if len(texts[key]) == 1 else long, text) for long, key, text in pairs))
+
+
+def lineage(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """(artifact, the stages it went through, its digest)."""
+    return [
+        (row.label, " → ".join(step.stage for step in row.manifest.lineage) or "as given", row.manifest.digest)
+        for row in rows
+    ]
+
+
+def samples(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Generated text, a card for each input: the input, its reference, and what each artifact made of it."""
+    cards: dict[str, dict[str, str]] = {}
+    for row in rows:
+        for sample in row.record.quality.get("samples", []):
+            given = {part: sample[part] for part in ("input", "reference") if sample.get(part)}
+            cards.setdefault(sample.get("input", ""), given)[row.label] = sample.get("output", "")
+    return list(cards.values())

@@ -1,0 +1,150 @@
+"""The sentences of a report, each computed from the numbers it speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from compress.report.formats import flat, megabytes, number, percent, ratio
+from compress.report.numbers import Row, change, original, quality, reference, smallest, speedup
+from compress.report.read import Run
+
+SMALL_MODEL = 5_000_000
+"""Below about this many parameters a step's time goes to calling kernels rather than to multiplying."""
+
+FAST_BLOCKS = (32, 64, 128)
+"""Block sizes for which ONNX Runtime has a fast low-bit kernel on CPU."""
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """What the run achieved, in one sentence."""
+    row = smallest(rows)
+    if row is None:
+        return "Nothing here was both compressed and measured, so there is no size to compare."
+    return f"{row.label} {_size(rows, row)}{_speed(rows, row)}; {_quality(rows, row)}."
+
+
+def _size(rows: Sequence[Row], row: Row) -> str:
+    base = original(rows, row, lambda other: other.megabytes)
+    size = f"{megabytes(row.record.bytes)} MB"
+    if row.record.compression_ratio is None or base is None:
+        return f"takes {size}"
+    sizes = f"{megabytes(base.record.bytes)} → {size}"
+    return f"is {ratio(row.record.compression_ratio)} smaller than {base.label} in float32 ({sizes})"
+
+
+def _speed(rows: Sequence[Row], row: Row) -> str:
+    gain, base = speedup(rows, row), reference(rows, row, lambda other: other.per_token)
+    if gain is None or base is None:
+        return ""
+    pace = f"{ratio(gain)} faster" if gain >= 1 else f"{ratio(1 / gain)} slower"
+    return f" and {pace} per token than {base.label} on this {_device(row)}"
+
+
+def _quality(rows: Sequence[Row], row: Row) -> str:
+    for metric in row.quality:
+        base = original(rows, row, quality(metric))
+        if base is not None:
+            of_base = "" if base is original(rows, row, lambda other: other.megabytes) else f" of {base.label}"
+            words = f"{name_of(metric)}{of_base} {number(base.quality[metric])} → {number(row.quality[metric])}"
+            return f"{words} ({percent(change(rows, row, metric))})"
+    for metric, value in row.quality.items():
+        return f"{name_of(metric)} {number(value)}, with nothing uncompressed to compare it to"
+    return "its quality was not measured"
+
+
+def name_of(metric: str) -> str:
+    """A metric's name in running text."""
+    known = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+    return known.get(metric, "ROUGE-Lsum" if metric == "rougeLsum" else metric.replace("_", " "))
+
+
+def _device(row: Row) -> str:
+    return "CPU" if "cpu" in device_of(row) else "GPU"
+
+
+def device_of(row: Row) -> str:
+    """The device the speed of ``row`` was measured on, as recorded; ``cpu`` where nothing was recorded."""
+    recorded = [row.record.conditions, row.record.speed.model_extra, row.run.environment]
+    for key, value in flat(recorded):
+        if key.split(".")[-1] in ("device", "provider"):
+            return value.lower()
+    return "cpu"
+
+
+def warnings(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
+    """What a reader should know before trusting or using a number."""
+    found = [*_slow(rows), *_reload(runs)]
+    if len([run for run in runs if any(row.per_token for row in rows if row.run is run)]) > 1:
+        found.append("Times of different runs were measured at different moments; compare them only within one run.")
+    return found
+
+
+def _slow(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        gain = speedup(rows, row)
+        if gain is not None and gain <= 1 and row.onnx and row.manifest.quantization:
+            base = reference(rows, row, lambda other: other.per_token)
+            against = base.label if base else "the float32 export"
+            yield f"{row.label} is quantized but no faster per token than {against} ({ratio(gain)}): {_why_slow(row)}"
+
+
+def _why_slow(row: Row) -> str:
+    matrices = (row.manifest.quantization or {}).get("matrices", [])
+    blocks = sorted({matrix.get("block") for matrix in matrices if matrix.get("block")} - set(FAST_BLOCKS))
+    if blocks:
+        sizes = ", ".join(map(str, blocks))
+        return f"its block size {sizes} has no fast kernel; {', '.join(map(str, FAST_BLOCKS))} have."
+    if row.record.parameters is not None and row.record.parameters < SMALL_MODEL:
+        return "at this size a step's time goes to calling kernels, not to reading weights."
+    return "nothing recorded in the artifact explains it."
+
+
+def _reload(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        for stage in run.stages:
+            kept, name = stage.manifest.kept, stage.entry.name
+            if stage.entry.type != "prune" or not kept:
+                continue
+            sizes = _sizes_by_kind(kept)
+            if any(len(lengths) > 1 for lengths in sizes.values()):
+                yield f"{name} keeps different sizes in different layers; it reloads through compress.load only."
+            elif sizes.get("encoder.heads") != sizes.get("decoder.heads"):
+                yield f"{name} has unequal encoder and decoder heads; its ONNX export runs in our runtime only."
+
+
+def _sizes_by_kind(kept: dict[str, list[int]]) -> dict[str, set[int]]:
+    sizes: dict[str, set[int]] = {}
+    for axis, units in kept.items():
+        sizes.setdefault(kind_of(axis), set()).add(len(units))
+    return sizes
+
+
+def kind_of(axis: str) -> str:
+    """An axis without its layer: ``decoder.layer.3.heads`` is one of ``decoder.heads``."""
+    parts = axis.split(".")
+    if "layer" in parts:
+        at = parts.index("layer")
+        parts = parts[:at] + parts[at + 2 :]
+    return ".".join(parts)
+
+
+def not_measured(rows: Sequence[Row]) -> list[str]:
+    """What a reader may look for and not find, with the reason."""
+    missing = {
+        "quality": [row.label for row in rows if not row.quality],
+        "speed": [row.label for row in rows if not row.record.speed.timed],
+        "size": [row.label for row in rows if row.record.bytes is None],
+    }
+    found = [
+        f"{what} of {'any artifact' if len(names) == len(rows) else _listed(names)}: the recipe does not ask for it"
+        for what, names in missing.items()
+        if names
+    ]
+    timed = [row for row in rows if row.record.speed.timed]
+    if timed and all("cpu" in device_of(row) for row in timed):
+        found.append("speed on a GPU: this run used the CPU")
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,1 @@
+"""The stages a recipe chains: one file each, a frozen config with one ``run``."""

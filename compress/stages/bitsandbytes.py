@@ -1,0 +1,60 @@
+"""The baseline that every user can reach in three lines: bitsandbytes through transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from compress.artifact import Artifact, copy_settings
+from compress.models import family_of
+from compress.models.bitsandbytes import Scheme, bitsandbytes_products, load_bitsandbytes
+from compress.models.loading import build
+from compress.models.structure import stock_tensors
+from compress.stages.stage import Context, Result, Shape, Stage
+from compress.surgery.coverage import Coverage
+
+
+class BitsAndBytes(Stage):
+    """Quantize the products without training: ``nf4``, ``fp4`` (QLoRA, arXiv 2305.14314) or ``int8`` (LLM.int8,
+    arXiv 2208.07339).
+
+    Token embeddings and a tied head stay float32. The result loads as it is, but goes into no other stage.
+    """
+
+    type: Literal["bitsandbytes"] = "bitsandbytes"
+    scheme: Scheme = "nf4"
+
+    forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
+    gives: ClassVar[frozenset[str]] = frozenset({"bitsandbytes"})
+
+    def run(self, source: Artifact, out: Path, context: Context) -> Result:
+        model = load_bitsandbytes(source.path, self.scheme, device=context.device)
+        coverage = _coverage(model, source)
+        coverage.require(f"bitsandbytes ({self.scheme})")
+        copy_settings(source, out)
+        model.save_pretrained(out, safe_serialization=True)
+        return Result(traits=source.traits | self.gives, coverage=coverage, kept=source.manifest.kept)
+
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+        if family_of(source.config).uniform_config(source.config, source.sizes) is None:
+            yield "bitsandbytes loads through the stock classes, which cannot express these sizes; prune uniformly"
+
+
+def _coverage(model: Any, source: Artifact) -> Coverage:
+    with torch.device("meta"):
+        stock = build(source.config())
+    touched = bitsandbytes_products(model)
+    held = {
+        id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, torch.Tensor)
+    }
+    return Coverage(
+        modules_touched=len(touched),
+        modules_total=sum(1 for module in stock.modules() if next(module.parameters(recurse=False), None) is not None),
+        parameters_touched=sum(module.in_features * module.out_features for module in touched),
+        parameters_total=sum(parameter.numel() for parameter in stock.parameters()),
+        bytes_before=sum(4 * tensor.numel() for tensor in stock_tensors(stock)),
+        bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in held.values()),
+    )

@@ -1,0 +1,104 @@
+"""What every stage that trains does: bring student, teacher, terms and data together and run the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import BeforeValidator, SerializeAsAny
+from torch import nn
+
+from compress.artifact import Artifact, save_model
+from compress.errors import DataError, ModelError
+from compress.models.dropout import set_dropout
+from compress.objective import LossTerm, Objective, Side
+from compress.registry import TERMS
+from compress.stages.stage import Context, Result, Shape
+from compress.surgery.coverage import Coverage
+from compress.training import Group, Place, TrainConfig, Trained, train
+
+Terms = tuple[Annotated[SerializeAsAny[LossTerm], BeforeValidator(TERMS.read)], ...]
+
+
+def side(artifact: Artifact, model: nn.Module) -> Side:
+    """A model as the objective sees it, with the units it kept of its root."""
+    return Side(model, artifact.family(), artifact.manifest.kept)
+
+
+def fit(
+    student: Side,
+    terms: Sequence[LossTerm],
+    config: TrainConfig,
+    out: Path,
+    context: Context,
+    *,
+    name: str,
+    teacher: Artifact | None = None,
+    groups: Mapping[Group, Sequence[nn.Parameter]] | None = None,
+    extra: nn.Module | None = None,
+) -> Trained:
+    """Train the student in place.
+
+    ``groups`` names what trains, by default every parameter as weights; ``extra`` is state that must travel with the
+    checkpoints.
+    """
+    if not config.total(1):
+        return Trained(steps=0)
+    if context.data is None or context.data.train is None:
+        raise DataError(f"{name}: trains, but the recipe has no data.train")
+    reference = None
+    if teacher is not None and any(term.needs_teacher for term in terms):
+        reference = side(teacher, teacher.model(device=context.device).requires_grad_(False))
+    student.model.to(context.device)
+    autocast = torch.bfloat16 if config.precision == "bf16" else None
+    torch.manual_seed(context.seed)
+    objective = Objective(student, terms, teacher=reference, autocast=autocast).to(context.device)
+    if extra is not None:
+        objective.add_module("extra", extra)
+    place = Place(out, device=context.device, seed=context.seed, bar=context.bar, name=name)
+    with set_dropout(student.model, config.dropout):
+        return train(
+            objective,
+            groups or {"weights": list(student.model.parameters())},
+            context.data.train,
+            context.data.eval,
+            config,
+            place,
+        )
+
+
+def finished(source: Artifact, model: nn.Module, out: Path, metrics: Mapping[str, float]) -> Result:
+    """Save a model whose weights all trained and whose shape stayed."""
+    save_model(model, source, out)
+    return Result(
+        traits=source.traits, coverage=Coverage.of_training(model), kept=source.manifest.kept, metrics=metrics
+    )
+
+
+def term_problems(terms: Sequence[LossTerm], source: Shape, teacher: Shape | None) -> Iterator[str]:
+    """What is wrong with a stage's terms and teacher before any work."""
+    for i, term in enumerate(terms):
+        if term.needs_teacher and teacher is None:
+            yield f"terms[{i}] ({term.type}) needs a teacher; name one with teacher: NAME"
+        elif (
+            term.needs_ancestor and teacher is not None and (teacher.root != source.root or "pruned" in teacher.traits)
+        ):
+            yield (
+                f"terms[{i}] ({term.type}) compares unit by unit, so the teacher must be {source.root!r}, the model this "
+                f"one descends from, or one trained from it and not pruned; it is {teacher.name!r}"
+            )
+    if teacher is not None and teacher.config.vocab_size != source.config.vocab_size:
+        yield (
+            f"teacher {teacher.name!r} has a vocabulary of {teacher.config.vocab_size} tokens, "
+            f"the student {source.name!r} of {source.config.vocab_size}; they must share one"
+        )
+
+
+def require_ancestor(terms: Sequence[LossTerm], source: Artifact, teacher: Artifact | None) -> None:
+    """Refuse terms that compare unit by unit with a teacher that lacks units of the student's root."""
+    for term in terms:
+        if term.needs_ancestor and teacher is not None:
+            if teacher.manifest.root != source.manifest.root or teacher.manifest.kept:
+                raise ModelError(f"{term.type}: the teacher is not the model the student was cut from")

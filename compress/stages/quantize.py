@@ -1,0 +1,130 @@
+"""Quantize weights, embedding and activations: with training (QAT), or without (``train: {steps: 0}``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from compress.artifact import QUANTIZED, Artifact, copy_settings
+from compress.models.structure import ModelFamily, stock_tensors
+from compress.stages.fitting import Terms, fit, require_ancestor, side, term_problems
+from compress.stages.stage import Context, Result, Shape, Stage
+from compress.surgery.quantize import (
+    ActivationQuantization,
+    EmbeddingQuantization,
+    Quantization,
+    WeightQuantization,
+    histograms,
+    mean_cosine,
+    packed_bytes,
+    packed_state,
+    quantize,
+    quantizer_parameters,
+)
+from compress.terms.logits import ForwardKL
+from compress.terms.token_contrastive import TokenContrastive
+from compress.training import TrainConfig
+
+SAMPLE = 1024
+"""Embedding rows that the cosine is taken over."""
+
+
+class Quantize(Stage):
+    """Module-wise dynamic scaling (QuantGPT, Tao et al. 2022) or a baseline, with packed codes as the result.
+
+    The default terms are the paper's: distillation on the logits and 0.1 of token-level contrastive distillation.
+    """
+
+    type: Literal["quantize"] = "quantize"
+    teacher: str | None = None
+    weights: WeightQuantization
+    embedding: EmbeddingQuantization
+    activations: ActivationQuantization | None = ActivationQuantization()
+    noise_p: float = Field(1.0, ge=0, le=1)
+    terms: Terms = (ForwardKL(), TokenContrastive(weight=0.1))
+    train: TrainConfig
+
+    forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
+    gives: ClassVar[frozenset[str]] = frozenset({"quantized"})
+    trains: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Quantize:
+        self.quantization()
+        return self
+
+    def quantization(self) -> Quantization:
+        """What the surgery has to know."""
+        return Quantization(
+            weights=self.weights, embedding=self.embedding, activations=self.activations, noise_p=self.noise_p
+        )
+
+    def run(self, source: Artifact, out: Path, context: Context) -> Result:
+        teacher = context.models[self.teacher] if self.teacher else None
+        require_ancestor(self.terms, source, teacher)
+        family = source.family()
+        model = source.model(device=context.device)
+        elements = sum(tensor.numel() for tensor in stock_tensors(model))
+        crowding = {"source": _crowding(model, family)}
+        coverage = quantize(model, family, self.quantization())
+        trained = fit(
+            side(source, model),
+            self.terms,
+            self.train,
+            out,
+            context,
+            name=self.name or self.type,
+            teacher=teacher,
+            groups=_groups(model),
+        )
+        model.eval()
+        state, spec = packed_state(model)
+        copy_settings(source, out)
+        save_file(state, out / QUANTIZED)
+        crowding["quantized"] = _crowding(model, family)
+        details = {"histograms": histograms(model), "embedding_cosine": crowding}
+        (out / "details.json").write_text(json.dumps(details))
+        metrics = {
+            **trained.metrics,
+            "bytes_without_scales": float(packed_bytes(spec, elements, scales=False)),
+            "embedding_cosine": crowding["quantized"],
+            "embedding_cosine_source": crowding["source"],
+        }
+        return Result(
+            traits=source.traits | self.gives,
+            coverage=coverage,
+            kept=source.manifest.kept,
+            quantization=spec,
+            metrics=metrics,
+        )
+
+    def shape(self, source: Shape) -> Shape:
+        deployable = self.activations is not None and self.activations.scheme == "block"
+        return replace(super().shape(source), deployable=deployable)
+
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+        if self.train.steps != 0:
+            yield from term_problems(self.terms, source, teacher)
+
+
+def _groups(model: nn.Module) -> dict[Any, list[nn.Parameter]]:
+    scales = quantizer_parameters(model)
+    learned = {id(scale) for scale in scales}
+    return {"weights": [each for each in model.parameters() if id(each) not in learned], "scales": scales}
+
+
+@torch.no_grad()
+def _crowding(model: nn.Module, family: ModelFamily) -> float:
+    embedding: Any = model.get_submodule(family.embeddings[-1])
+    vocabulary = len(embedding.weight)
+    ids = torch.linspace(0, vocabulary - 1, min(SAMPLE, vocabulary), device=embedding.weight.device).long()
+    rows: Tensor = embedding(ids)
+    return mean_cosine(rows.cpu())

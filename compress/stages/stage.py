@@ -1,0 +1,88 @@
+"""What a stage is: a frozen config and one method, artifact to artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from compress.artifact import Artifact
+from compress.data import Data
+from compress.models.structure import AxisKind
+from compress.schema import Strict
+from compress.surgery.coverage import Coverage
+from compress.surgery.quantize import QuantizationSpec
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use besides its source: named artifacts, the run's data, device and seed."""
+
+    models: Mapping[str, Artifact]
+    data: Data | None = None
+    device: str = "cpu"
+    seed: int = 0
+    bar: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage hands to the pipeline, which seals it: traits, kept units, quantization, coverage, metrics."""
+
+    traits: frozenset[str]
+    coverage: Coverage
+    kept: Mapping[str, list[int]] = field(default_factory=dict)
+    quantization: QuantizationSpec | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is known of a stage's input or teacher before any work: config, traits, and the digest of its root base."""
+
+    name: str
+    config: Any
+    sizes: Mapping[str, int]
+    traits: frozenset[str]
+    root: str
+    """Name of the model in the recipe that this one descends from; itself for a base."""
+    masked: tuple[AxisKind, ...] = ()
+    """Kinds of axes that carry masks."""
+    deployable: bool = False
+    """Quantized, with the inputs of products quantized as the deployed kernel does it."""
+
+
+class Stage(Strict):
+    """One step of a recipe. Subclasses add fields and ``run``; nothing of a run is kept on the stage.
+
+    ``run`` writes a model directory into ``out``, a directory that survives an interruption (so checkpoints go to
+    ``out/checkpoints``), and never sees the recipe or its neighbours.
+    """
+
+    type: str
+    name: str = ""
+    """What later stages, teachers and measurements call the result; without it, the stage's type."""
+    source: str | None = None
+    """The artifact to start from; without it, the stage before."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    forbids: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset()
+    takes: ClassVar[frozenset[str]] = frozenset()
+    """Traits of the source that the result no longer has."""
+    trains: ClassVar[bool] = False
+    """The stage needs ``data.train``."""
+    version: ClassVar[int] = 1
+
+    def run(self, source: Artifact, out: Path, context: Context) -> Result:
+        """Do the work; the pipeline seals what is in ``out``."""
+        raise NotImplementedError
+
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+        """What is wrong that can be seen without training, each as ``field: what``."""
+        return iter(())
+
+    def shape(self, source: Shape) -> Shape:
+        """What is known of the result before any work; only called where :meth:`problems` finds none."""
+        return replace(source, name=self.name or self.type, traits=source.traits - self.takes | self.gives)

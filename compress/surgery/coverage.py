@@ -1,0 +1,41 @@
+"""What a step touched, so that a step which touched nothing cannot pass for one that worked."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from compress.errors import NothingDoneError
+from compress.schema import Strict
+
+
+class Coverage(Strict):
+    """Modules with own parameters, distinct parameters (shared ones once), and bytes of parameters and buffers."""
+
+    modules_touched: int
+    modules_total: int
+    parameters_touched: int
+    parameters_total: int
+    bytes_before: int
+    bytes_after: int
+    note: str = ""
+
+    def require(self, what: str) -> None:
+        """Raise NothingDoneError when no module was touched; ``what`` names the step and what it was asked to do."""
+        if self.modules_touched == 0:
+            raise NothingDoneError(f"{what}: none of {self.modules_total} modules was touched")
+
+    @classmethod
+    def of_training(cls, model: nn.Module) -> Coverage:
+        """What training could change: modules and parameters that require a gradient."""
+        modules = [list(module.parameters(recurse=False)) for module in model.modules()]
+        owners = [parameters for parameters in modules if parameters]
+        distinct = list(model.parameters())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in [*distinct, *model.buffers()])
+        return cls(
+            modules_touched=sum(any(parameter.requires_grad for parameter in owner) for owner in owners),
+            modules_total=len(owners),
+            parameters_touched=sum(parameter.numel() for parameter in distinct if parameter.requires_grad),
+            parameters_total=sum(parameter.numel() for parameter in distinct),
+            bytes_before=size,
+            bytes_after=size,
+        )

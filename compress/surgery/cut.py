@@ -1,0 +1,133 @@
+"""Remove units for good: a smaller stock model that computes what the masked one did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import ModelError
+from compress.models.layout import refresh_sizes
+from compress.models.structure import MASKS, Axis, ModelFamily, sides, sized_axes, stock_tensors, with_fields
+from compress.surgery.coverage import Coverage
+
+Keep = Mapping[str, Tensor | Sequence[int]]
+"""Ascending indices of the units to keep, by axis; an absent axis keeps all of its units."""
+
+
+def ranked(scores: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """The ``sizes[axis]`` units with the largest |score| of each axis, in ascending order; of equals, the earlier one.
+
+    Raises ModelError for a size outside 1 ... number of units, and for an axis without scores.
+    """
+    return {axis: _top(axis, scores.get(axis), size) for axis, size in sizes.items()}
+
+
+def _top(axis: str, scores: Tensor | None, size: int) -> Tensor:
+    if scores is None:
+        raise ModelError(f"axis {axis!r} has no scores to choose {size} units by")
+    if not 1 <= size <= len(scores):
+        raise ModelError(f"axis {axis!r} cannot keep {size} units; allowed: 1 to {len(scores)}")
+    return scores.detach().abs().argsort(descending=True, stable=True)[:size].sort().values.cpu()
+
+
+def compose(first: Keep, second: Keep) -> dict[str, Tensor]:
+    """Units of the root model that are left when ``second``, which counts units left by ``first``, is cut after it."""
+    kept = {axis: torch.as_tensor(units).cpu() for axis, units in first.items()}
+    for axis, units in second.items():
+        index = torch.as_tensor(units).cpu()
+        kept[axis] = kept[axis][index] if axis in kept else index
+    return kept
+
+
+@torch.no_grad()
+def cut(model: nn.Module, family: ModelFamily, keep: Keep) -> Coverage:
+    """Keep only these units of the model as it is now, in place, and report what was touched.
+
+    Parameters are replaced by smaller ones, shared parameters stay shared, buffers stay as they are. The stock forward
+    runs at any sizes. The config follows where the stock classes can express the sizes; elsewhere it stays that of the
+    model before the cut. Where the stock forward scales token embeddings by their size, the change of scale is undone
+    in the weights.
+
+    Raises ModelError for an unknown axis, for indices that are not ascending and in range, for an axis left empty, and
+    for a model with masks attached.
+    """
+    if hasattr(model, MASKS):
+        raise ModelError("detach the masks of a model before it is cut")
+    axes = sized_axes(model, family)
+    indices = _checked(axes, keep)
+    before = stock_tensors(model)
+    bytes_before = _bytes(before)
+    smaller = _smaller(model, axes, indices)
+    modules = [module for module in model.modules() if module._parameters]
+    touched = [module for module in modules if _replace(module, smaller)]
+    sizes = {axis.name: axis.size for axis in axes}
+    after = sizes | {name: len(index) for name, index in indices.items()}
+    fields = family.stock_sizes(model.config, after)
+    with_fields(model.config, fields or {})
+    family.refresh(model)
+    _rescale(model, family, sizes["hidden"], after["hidden"])
+    return Coverage(
+        modules_touched=len(touched),
+        modules_total=len(modules),
+        parameters_touched=sum(parameter.numel() for parameter in smaller),
+        parameters_total=sum(tensor.numel() for tensor in before if isinstance(tensor, nn.Parameter)),
+        bytes_before=bytes_before,
+        bytes_after=_bytes(stock_tensors(model)),
+    )
+
+
+def _checked(axes: Iterable[Axis], keep: Keep) -> dict[str, Tensor]:
+    """The axes that lose units, with the indices of those they keep."""
+    sizes = {axis.name: axis.size for axis in axes}
+    indices = {}
+    for axis, units in keep.items():
+        if axis not in sizes:
+            raise ModelError(f"keep names axis {axis!r}; this model has {', '.join(sizes)}")
+        index = torch.as_tensor(units, dtype=torch.long).cpu()
+        ascending = len(index) > 0 and bool((index.diff() > 0).all())
+        if not ascending or index[0] < 0 or index[-1] >= sizes[axis]:
+            raise ModelError(f"keep of axis {axis!r} must be ascending indices, at least one, below {sizes[axis]}")
+        if len(index) < sizes[axis]:
+            indices[axis] = index
+    return indices
+
+
+def _smaller(model: nn.Module, axes: Iterable[Axis], indices: Mapping[str, Tensor]) -> dict[nn.Parameter, nn.Parameter]:
+    """Each distinct parameter that loses channels, with its replacement."""
+    channels = {
+        (side.parameter, side.dim): side.slot.channels(indices[side.axis.name], side.axis.size)
+        for side in sides(model, axes)
+        if side.axis.name in indices
+    }
+    values: dict[nn.Parameter, Tensor] = {}
+    for (parameter, dim), index in channels.items():
+        values[parameter] = values.get(parameter, parameter).index_select(dim, index.to(parameter.device))
+    return {old: nn.Parameter(value, requires_grad=old.requires_grad) for old, value in values.items()}
+
+
+def _replace(module: nn.Module, smaller: Mapping[nn.Parameter, nn.Parameter]) -> bool:
+    own = {name: smaller[old] for name, old in module._parameters.items() if old is not None and old in smaller}
+    for name, parameter in own.items():
+        setattr(module, name, parameter)
+    refresh_sizes(module)
+    return bool(own)
+
+
+def _rescale(model: nn.Module, family: ModelFamily, before: int, after: int) -> None:
+    """Keep scale x embedding as it was; a tied head reads the changed embedding, so its input is scaled back."""
+    factor = family.embedding_scale(model.config, before) / family.embedding_scale(model.config, after)
+    if factor == 1.0:
+        return
+    embeddings = {model.get_submodule(name).get_parameter("weight") for name in family.embeddings}
+    for embedding in embeddings:
+        embedding.mul_(factor)
+    if model.get_submodule(family.head).get_parameter("weight") in embeddings:
+        norm = model.get_submodule(family.final_norm(model.config))
+        for parameter in norm.parameters():
+            parameter.div_(factor)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

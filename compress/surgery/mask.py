@@ -1,0 +1,189 @@
+"""Masks on the axes of a stock model: learnable factors that say how much each unit counts, 0 for a removed one.
+
+SIMPLE (Tao et al., Findings of ACL 2023, figure 1). The hidden mask multiplies each write to the residual stream (the
+outputs of embeddings and of products that write) and each normalization's output once; masks of heads and of FFN units
+multiply the input of the product that reads them. Normalizations take their statistics over the units with m != 0, as
+the network that is left will. So m = 1 is the model itself, and a binary m the model that ``cut`` leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from compress.errors import ModelError, NothingDoneError
+from compress.models.layout import is_norm
+from compress.models.structure import MASKS, Axis, AxisKind, ModelFamily, Slot, sides, sized_axes
+
+
+class Masks(nn.Module):
+    """One parameter per axis, [size], initialised to 1 and named after its axis with ``/`` for each dot."""
+
+    def __init__(self, axes: Collection[Axis], *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.axes = tuple(axes)
+        self.handles: list[RemovableHandle] = []
+        self.closed: frozenset[str] = frozenset()
+        for axis in axes:
+            self.register_parameter(_key(axis.name), nn.Parameter(torch.ones(axis.size, dtype=dtype, device=device)))
+        self.register_load_state_dict_post_hook(_note_closed)  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, axis: str) -> nn.Parameter:
+        return self.get_parameter(_key(axis))
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """The mask parameters by axis name."""
+        return {axis.name: self[axis.name] for axis in self.axes}
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Set every mask; raises ModelError where names or sizes differ from the axes.
+
+        Normalizations leave units that are 0 here out of their statistics. A mask that training takes through 0 counts
+        as open until it is loaded again, so that no forward pass has to wait for the device.
+        """
+        expected = {axis.name: axis.size for axis in self.axes}
+        found = {axis: value.numel() for axis, value in values.items()}
+        if found != expected:
+            wrong = sorted(dict(found.items() ^ expected.items()))
+            raise ModelError(f"masks do not fit the model's axes; they differ in {', '.join(wrong[:3])}")
+        for axis, value in values.items():
+            self[axis].copy_(value)
+        _note_closed(self)
+
+
+def masks_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Mask parameters by axis; raises ModelError for a model that has none."""
+    return _attached(model).named()
+
+
+def attach(
+    model: nn.Module, family: ModelFamily, axes: Collection[AxisKind], values: Mapping[str, Tensor] | None = None
+) -> Masks:
+    """Mask every axis of these kinds, with ``values`` by axis name or with ones, and return the masks.
+
+    They become the submodule ``compress_masks``: they move, train and checkpoint with the model, while
+    ``save_pretrained`` writes the stock tensors alone. Raises NothingDoneError where no axis is of these kinds, and
+    ModelError for a model that is masked already.
+    """
+    if hasattr(model, MASKS):
+        raise ModelError("this model has masks attached already")
+    chosen = [axis for axis in sized_axes(model, family) if axis.kind in axes]
+    if not chosen:
+        raise NothingDoneError(f"masks on {sorted(axes)}: the model has no such axis")
+    like = model.get_submodule(family.head).get_parameter("weight")
+    masks = Masks(chosen, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    if values is not None:
+        masks.load(values)
+    for axis, slot, module in _masked_slots(model, chosen):
+        masks.handles.append(_hook(module, masks, axis, slot))
+    model.add_module(MASKS, masks)
+    _ignore_on_save(model, add=True)
+    return masks
+
+
+def detach(model: nn.Module) -> dict[str, Tensor]:
+    """Remove the masks, leaving the stock model as it was, and return their values by axis."""
+    masks = _attached(model)
+    _ignore_on_save(model, add=False)
+    for handle in masks.handles:
+        handle.remove()
+    delattr(model, MASKS)
+    return {axis: mask.detach() for axis, mask in masks.named().items()}
+
+
+@torch.no_grad()
+def fold(model: nn.Module, family: ModelFamily) -> None:
+    """Multiply the masks into the weights and remove them: the plain model then computes what the masked one did.
+
+    A unit with m = 0 must be cut afterwards, since a plain normalization counts it in its statistics. Where head and
+    embedding are tied the head's weight takes the hidden mask, and the normalization before it does not.
+    """
+    masks = _attached(model)
+    slots = {(slot.module, slot.side) for _, slot, _ in _masked_slots(model, masks.axes)}
+    embeddings = {id(model.get_submodule(name).get_parameter("weight")) for name in family.embeddings}
+    if id(model.get_submodule(family.head).get_parameter("weight")) in embeddings:
+        slots.discard((family.final_norm(model.config), "out"))
+    factors = {
+        (side.parameter, side.dim): side.slot.spread(masks[side.axis.name])
+        for side in sides(model, masks.axes)
+        if (side.slot.module, side.slot.side) in slots
+    }
+    for (parameter, dim), factor in factors.items():
+        shape = [1] * parameter.dim()
+        shape[dim] = -1
+        parameter.mul_(factor.view(shape))
+    detach(model)
+
+
+def _masked_slots(model: nn.Module, axes: Collection[Axis]) -> Iterator[tuple[Axis, Slot, nn.Module]]:
+    """Where a mask multiplies: what writes hidden units, and what reads heads and FFN units; each module once."""
+    seen: set[tuple[nn.Module, str]] = set()
+    for axis in axes:
+        for slot in axis.slots:
+            module = model.get_submodule(slot.module)
+            if slot.side == ("out" if axis.kind == "hidden" else "in") and (module, slot.side) not in seen:
+                seen.add((module, slot.side))
+                yield axis, slot, module
+
+
+def _hook(module: nn.Module, masks: Masks, axis: Axis, slot: Slot) -> RemovableHandle:
+    if slot.side == "in":
+        return module.register_forward_pre_hook(partial(_mask_input, masks, axis.name, slot))
+    hook = _mask_norm if is_norm(module) else _mask_output
+    return module.register_forward_hook(partial(hook, masks, axis.name, slot))
+
+
+def _mask_input(masks: Masks, axis: str, slot: Slot, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    states, *rest = args
+    return (states * slot.spread(masks[axis]).to(states.dtype), *rest)
+
+
+def _mask_output(masks: Masks, axis: str, slot: Slot, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output * slot.spread(masks[axis]).to(output.dtype)
+
+
+def _mask_norm(masks: Masks, axis: str, slot: Slot, module: Any, args: Any, output: Tensor) -> Tensor:
+    mask = slot.spread(masks[axis])
+    if axis in masks.closed:
+        output = _norm_over(args[0], mask != 0, module).to(output.dtype)
+    return output * mask.to(output.dtype)
+
+
+def _norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
+    """Layer normalization whose mean and variance run over the opened units [hidden], in float32 or wider."""
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))
+    count = opened.sum()
+    mean = (wide * opened).sum(-1, keepdim=True) / count
+    centred = (wide - mean) * opened
+    variance = centred.square().sum(-1, keepdim=True) / count
+    normalized: Tensor = centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias
+    return normalized
+
+
+@torch.no_grad()
+def _note_closed(masks: Masks, incompatible_keys: Any = None) -> None:
+    masks.closed = frozenset(axis for axis, mask in masks.named().items() if bool((mask == 0).any()))
+
+
+def _ignore_on_save(model: Any, *, add: bool) -> None:
+    """Tell ``save_pretrained`` to leave the masks out; the stock library reads this list of state dict keys."""
+    keys = {f"{MASKS}.{key}" for key, _ in _attached(model).named_parameters()}
+    others = set(getattr(model, "_keys_to_ignore_on_save", None) or ()) - keys
+    model._keys_to_ignore_on_save = others | keys if add else others
+
+
+def _attached(model: nn.Module) -> Masks:
+    masks = getattr(model, MASKS, None)
+    if not isinstance(masks, Masks):
+        raise ModelError("this model has no masks attached")
+    return masks
+
+
+def _key(axis: str) -> str:
+    return axis.replace(".", "/")

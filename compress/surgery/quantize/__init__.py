@@ -1,0 +1,37 @@
+"""Swap products, embeddings and the head for fake-quantized ones; pack them; restore them bit for bit."""
+
+from compress.surgery.quantize.details import histograms, mean_cosine
+from compress.surgery.quantize.modules import Product, Table, fake_quantized, prepared, quantizer_parameters
+from compress.surgery.quantize.packed import packed_state, restore, unpacked
+from compress.surgery.quantize.spec import (
+    ActivationQuantization,
+    EmbeddingQuantization,
+    MatrixSpec,
+    Quantization,
+    QuantizationSpec,
+    WeightQuantization,
+    packed_bytes,
+)
+from compress.surgery.quantize.swap import plan, quantize
+
+__all__ = [
+    "ActivationQuantization",
+    "EmbeddingQuantization",
+    "MatrixSpec",
+    "Product",
+    "Quantization",
+    "QuantizationSpec",
+    "Table",
+    "WeightQuantization",
+    "fake_quantized",
+    "histograms",
+    "mean_cosine",
+    "packed_bytes",
+    "packed_state",
+    "plan",
+    "prepared",
+    "quantize",
+    "quantizer_parameters",
+    "restore",
+    "unpacked",
+]

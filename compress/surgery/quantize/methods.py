@@ -1,0 +1,70 @@
+"""The weight quantizers that a recipe can name, brought to one form: start a scale, quantize, give codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from compress.functional import fake_quant as fq
+from compress.surgery.quantize.spec import MethodName
+
+SCALE_MIN = 1e-6
+
+
+@dataclass(frozen=True)
+class Method:
+    """A quantizer: ``value`` and ``codes`` take the weight, what ``state`` names (if anything), ``bits`` and ``dim``.
+
+    ``scale`` is a learned parameter, [] or one a row, whose first value ``start`` gives; ``curvature`` is a diagonal
+    curvature shaped like the weight.
+    """
+
+    value: Callable[..., Tensor]
+    codes: Callable[..., tuple[Tensor, Tensor]]
+    state: Literal["scale", "curvature"] | None = None
+    start: Callable[..., Tensor] | None = None
+
+
+def positive(scale: Tensor) -> Tensor:
+    """Hold a learned scale at 1e-6 or more; the gradient passes, so that one which fell below can come back."""
+    return torch.where(scale > SCALE_MIN, scale, SCALE_MIN + (scale - scale.detach()))
+
+
+def _start_gamma(weight: Tensor, *, bits: int, dim: int | None, search: bool) -> Tensor:
+    return fq.search_gamma(weight, bits=bits, dim=dim) if search else torch.ones_like(_mean_size(weight, dim))
+
+
+def _start_alpha(weight: Tensor, *, bits: int, dim: int | None, search: bool) -> Tensor:
+    return _start_gamma(weight, bits=bits, dim=dim, search=search) * _mean_size(weight, dim)
+
+
+def _start_step(weight: Tensor, *, bits: int, dim: int | None, search: bool) -> Tensor:
+    if not search:
+        return fq.lsq_init(weight, bits=bits, dim=dim)
+    return _start_alpha(weight, bits=bits, dim=dim, search=True) / fq.levels(bits)
+
+
+def _mean_size(weight: Tensor, dim: int | None) -> Tensor:
+    return weight.abs().mean() if dim is None else weight.abs().mean(dim=1 - dim)
+
+
+def _twn(weight: Tensor, *, bits: int, dim: int | None) -> Tensor:
+    return fq.twn(weight, dim=dim)
+
+
+def _twn_codes(weight: Tensor, *, bits: int, dim: int | None) -> tuple[Tensor, Tensor]:
+    return fq.twn_codes(weight, dim=dim)
+
+
+METHODS: dict[MethodName, Method] = {
+    "dynamic_scaling": Method(fq.dynamic_scaling, fq.dynamic_scaling_codes, "scale", _start_gamma),
+    "pact": Method(fq.pact, fq.pact_codes, "scale", _start_alpha),
+    "lsq": Method(fq.lsq, fq.lsq_codes, "scale", _start_step),
+    "laq": Method(fq.laq, fq.laq_codes, "curvature"),
+    "twn": Method(_twn, _twn_codes),
+    "round_to_nearest": Method(fq.round_to_nearest, fq.round_to_nearest_codes),
+}

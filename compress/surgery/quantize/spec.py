@@ -1,0 +1,135 @@
+"""What is quantized and how, as data: a recipe's settings, and the resolved record of every matrix of an artifact."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from compress.functional.packing import storage_bits
+from compress.schema import Strict
+
+Bits = Literal[2, 3, 4, 8]
+Granularity = Literal["tensor", "row"]
+MethodName = Literal["dynamic_scaling", "pact", "lsq", "laq", "twn", "round_to_nearest"]
+ActivationName = Literal["none", "block", "symmetric", "asymmetric"]
+
+BLOCKS = (128, 64, 32)
+"""Block sizes that deployed kernels compute fast, the preferred one first."""
+
+
+class WeightQuantization(Strict):
+    """Bits and method of the products.
+
+    ``init: search`` starts each learned scale where the squared error is least, ``one`` at the method's own first value
+    (for dynamic scaling gamma = 1, the paper's).
+    """
+
+    bits: Bits
+    granularity: Granularity = "tensor"
+    method: MethodName = "dynamic_scaling"
+    init: Literal["search", "one"] = "search"
+
+
+class EmbeddingQuantization(Strict):
+    """Bits of the token embedding and of the head, one scale a token by default; the method is that of the weights."""
+
+    bits: Bits
+    granularity: Granularity = "row"
+
+
+class ActivationQuantization(Strict):
+    """Dynamic 8-bit quantization of the input of every quantized product, the head included.
+
+    ``block`` is what the deployed kernel computes: symmetric, with a scale per row and block. ``paper`` has one scale a
+    tensor: asymmetric after the activation function, symmetric elsewhere; ``clip`` limits it to [-clip, clip].
+    """
+
+    bits: Literal[8] = 8
+    scheme: Literal["block", "paper"] = "block"
+    clip: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _clip_where_it_counts(self) -> ActivationQuantization:
+        if self.clip is not None and self.scheme == "block":
+            raise ValueError("clip needs scheme: paper; the deployed kernel does not clip")
+        return self
+
+
+class Quantization(Strict):
+    """All that ``quantize`` has to know. ``noise_p`` is the share of weights that a training step quantizes."""
+
+    weights: WeightQuantization
+    embedding: EmbeddingQuantization
+    activations: ActivationQuantization | None = ActivationQuantization()
+    noise_p: float = Field(1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ternary(self) -> Quantization:
+        if self.weights.method == "twn" and (self.weights.bits, self.embedding.bits) != (2, 2):
+            raise ValueError("method twn is ternary; it needs bits: 2 for weights and embedding")
+        return self
+
+
+class MatrixSpec(Strict):
+    """One quantized module: its weight [out, in] and what happens to its input."""
+
+    module: str
+    shape: tuple[int, int]
+    bits: Bits
+    granularity: Granularity
+    block: int
+    """Neighbouring inputs that share an activation scale, and a row's unit of packing."""
+    method: MethodName
+    activations: ActivationName
+    clip: float | None = None
+    shares: str = ""
+    """The module whose codes and scales this one uses (tied weights); empty where it has its own."""
+
+    @property
+    def packed_shape(self) -> tuple[int, int, int]:
+        """Shape of the packed codes in bytes: [out, blocks of the input, bytes of a block]."""
+        rows, columns = self.shape
+        return rows, math.ceil(columns / self.block), self.block * storage_bits(self.bits) // 8
+
+    @property
+    def dim(self) -> int | None:
+        """The dimension whose every index has its own scale; None for one scale in all."""
+        return 0 if self.granularity == "row" else None
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """Shape of the scales: [out], or [] for one."""
+        return (self.shape[0],) if self.granularity == "row" else ()
+
+
+class QuantizationSpec(Strict):
+    """Every quantized module of a model: products, token embeddings and the head."""
+
+    matrices: tuple[MatrixSpec, ...]
+
+    @property
+    def stored(self) -> list[MatrixSpec]:
+        """The matrices with codes of their own."""
+        return [matrix for matrix in self.matrices if not matrix.shares]
+
+    @property
+    def deployable(self) -> bool:
+        """The inputs of products are quantized as the deployed kernel does it."""
+        return any(matrix.activations == "block" for matrix in self.matrices)
+
+
+def block_size(columns: int) -> int:
+    """The block along the inputs of a product: the largest of 128, 64, 32 that divides them, else 32 with padding."""
+    return next((block for block in BLOCKS if columns % block == 0), BLOCKS[-1])
+
+
+def packed_bytes(spec: QuantizationSpec, elements: int, *, scales: bool = True) -> int:
+    """Bytes of tensors once a model of ``elements`` numbers is packed; what is not quantized stays float32.
+
+    ``scales=False`` leaves the scales out, as the papers count.
+    """
+    codes = sum(math.prod(matrix.packed_shape) for matrix in spec.stored)
+    floats = elements - sum(math.prod(matrix.shape) for matrix in spec.stored)
+    return codes + 4 * (floats + scales * sum(math.prod(matrix.scale_shape) for matrix in spec.stored))

@@ -1,0 +1,1 @@
+"""The registered loss terms: thin configs over the pure functions of ``compress.functional``."""

@@ -1,0 +1,44 @@
+"""Self-attention relation distillation (MiniLMv2, Wang et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from compress.functional.relation import attention_relation
+from compress.models.structure import Attention, ModelFamily
+from compress.objective import StateTerm, View
+
+
+class AttentionRelation(StateTerm):
+    """KL between teacher's and student's query-query, key-key and value-value relations of one decoder attention.
+
+    Heads are joined and split again into ``heads`` relation heads, so that head counts and hidden sizes may differ.
+    ``layer`` counts the teacher's layers; the student's last layer learns from it.
+    """
+
+    type: Literal["attention_relation"] = "attention_relation"
+    heads: int = Field(ge=1)
+    layer: int = -1
+
+    def attentions(self, family: ModelFamily, config: Any) -> Sequence[Attention]:
+        return [attention for attention in family.attentions(config) if attention.causal]
+
+    def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
+        assert teacher is not None
+        ours = self.attentions(student.side.family, student.side.config)[-1]
+        theirs = self.attentions(teacher.side.family, teacher.side.config)[self.layer]
+        mask = student.mask_BT
+        pairs = ((ours.query, theirs.query), (ours.key, theirs.key), (ours.value, theirs.value))
+        losses = [
+            attention_relation(
+                student.projected(s).float(), teacher.projected(t).float(), heads=self.heads, causal=True, mask=mask
+            )
+            for s, t in pairs
+        ]
+        tokens = mask.sum().clamp(min=1) * self.heads
+        return torch.stack(losses).sum() / tokens

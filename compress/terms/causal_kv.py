@@ -1,0 +1,52 @@
+"""Key/value distillation of causal attentions (SIMPLE, Tao et al. 2023, equation 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.errors import ModelError
+from compress.models.structure import Attention, ModelFamily, Projection
+from compress.objective import StateTerm, View
+
+
+class CausalKV(StateTerm):
+    """MSE(K_t, K_s) + MSE(V_t, V_s) over the heads the student kept, averaged over heads, layers and real tokens.
+
+    Keys and values of past tokens are all that later tokens see of them under a causal mask. Only causal attentions
+    count: every layer of a decoder-only model, the decoder's self-attention of an encoder-decoder.
+    """
+
+    type: Literal["causal_kv"] = "causal_kv"
+
+    needs_ancestor: ClassVar[bool] = True
+
+    def attentions(self, family: ModelFamily, config: Any) -> Sequence[Attention]:
+        return [attention for attention in family.attentions(config) if attention.causal]
+
+    def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
+        assert teacher is not None
+        ours = self.attentions(student.side.family, student.side.config)
+        theirs = self.attentions(teacher.side.family, teacher.side.config)
+        if len(ours) != len(theirs):
+            raise ModelError(f"causal_kv needs as many layers in the teacher: {len(theirs)} against {len(ours)}")
+        heads = {axis.name: axis.size for axis in teacher.side.family.axes(teacher.side.config)}
+        losses = [
+            _mse(student, teacher, pair, attention.axis, heads[attention.axis])
+            for attention, other in zip(ours, theirs, strict=True)
+            for pair in ((attention.key, other.key), (attention.value, other.value))
+        ]
+        return 2 * torch.stack(losses).mean()
+
+
+def _mse(student: View, teacher: View, pair: tuple[Projection, Projection], axis: str, heads: int) -> Tensor:
+    mask = student.mask_BT
+    ours, theirs = student.projected(pair[0])[mask].float(), teacher.projected(pair[1])[mask].float()
+    kept = student.side.kept.get(axis)
+    if kept is not None:
+        theirs = theirs.view(len(theirs), heads, -1)[:, torch.as_tensor(kept, device=theirs.device)].flatten(1)
+    return F.mse_loss(ours, theirs)

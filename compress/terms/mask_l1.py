@@ -1,0 +1,23 @@
+"""Sparsity of learned masks (SIMPLE, Tao et al. 2023, equation 5)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from compress.objective import StateTerm, View
+from compress.surgery.mask import masks_of
+
+
+class MaskL1(StateTerm):
+    """Sum of |m| over every mask of the student."""
+
+    type: Literal["mask_l1"] = "mask_l1"
+
+    needs_teacher: ClassVar[bool] = False
+
+    def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
+        masks = masks_of(student.side.model)
+        return torch.stack([mask.abs().sum() for mask in masks.values()]).sum()

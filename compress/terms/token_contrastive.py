@@ -1,0 +1,68 @@
+"""Token-level contrastive distillation (QuantGPT, Tao et al. 2022, section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from compress.functional.contrastive import smoothed, token_contrastive, update_bank
+from compress.objective import Side, StateTerm, View
+
+
+class TokenContrastive(StateTerm):
+    """Pull each token's last state towards the teacher's same token and away from the sequence's other tokens.
+
+    Both sides are projected linearly to ``size`` dimensions; the student's projected token is smoothed with the row of
+    a memory bank that its vocabulary id selects: q = momentum * bank[id] + (1 - momentum) * h. The mean is over real
+    tokens. Projections and bank live for the stage only.
+    """
+
+    type: Literal["token_contrastive"] = "token_contrastive"
+    temperature: float = Field(0.1, gt=0)
+    momentum: float = Field(0.5, ge=0, lt=1)
+    size: int = Field(128, ge=1)
+    num_negatives: int | None = Field(None, ge=1)
+    positive_in_denominator: bool = True
+    exclude_duplicates: bool = False
+
+    def module(self, student: Side, teacher: Side) -> nn.Module:
+        """Two projections, the teacher's initialised equal to the student's where their widths allow, and the bank."""
+        return Projections(student.hidden_size, teacher.hidden_size, self.size, student.config.vocab_size)
+
+    def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
+        assert teacher is not None and isinstance(module, Projections)
+        tokens, mask = student.tokens_BT, student.mask_BT
+        projected = module.student(student.final_BTD.float())
+        bank = module.bank[tokens] if self.momentum > 0 else None
+        losses_BT = token_contrastive(
+            projected,
+            module.teacher(teacher.final_BTD.float()),
+            mask,
+            temperature=self.temperature,
+            bank=bank,
+            momentum=self.momentum,
+            positive_in_denominator=self.positive_in_denominator,
+            num_negatives=self.num_negatives,
+            exclude_duplicates_of=tokens if self.exclude_duplicates else None,
+        )
+        if bank is not None and module.training:
+            rows = smoothed(projected.detach(), bank, momentum=self.momentum)
+            module.bank.copy_(update_bank(module.bank, tokens, rows, mask))
+        return losses_BT.sum() / mask.sum().clamp(min=1)
+
+
+class Projections(nn.Module):
+    """The trainable part of the term; ``bank`` [vocabulary, size] starts at zero and travels with checkpoints."""
+
+    bank: Tensor
+
+    def __init__(self, student: int, teacher: int, size: int, vocabulary: int) -> None:
+        super().__init__()
+        self.student = nn.Linear(student, size, bias=False)
+        self.teacher = nn.Linear(teacher, size, bias=False)
+        if student == teacher:
+            self.teacher.load_state_dict(self.student.state_dict())
+        self.register_buffer("bank", torch.zeros(vocabulary, size))

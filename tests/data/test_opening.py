@@ -1,0 +1,186 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BartConfig, GPT2Config
+
+from compress.data import Data, DataSpec, ModelInterface, Split, open_data
+from compress.data.split import IGNORE
+from compress.errors import DataError
+
+from .conftest import LINES
+
+Written = dict[str, Any]
+
+
+def opened(written: Written, tokenizer: Any, model: ModelInterface, base: Path) -> Data:
+    return open_data(DataSpec.model_validate(written), tokenizer=tokenizer, model=model, base=base)
+
+
+def train(written: Written, tokenizer: Any, model: ModelInterface, base: Path) -> Split:
+    split = opened(written, tokenizer, model, base).train
+    assert split is not None
+    return split
+
+
+PROMPT = {"json": "rows.jsonl", "prompt": "question", "response": "answer"}
+PAIR = {"json": "rows.jsonl", "source": "question", "target": "more"}
+TOKENS = {"json": "rows.jsonl", "input_ids": "ids", "labels": "labels"}
+
+
+def test_text_is_one_stream_and_every_token_but_the_first_is_scored_once(
+    folder: Path, causal_tokenizer: Any, causal: ModelInterface
+) -> None:
+    split = train({"train": {"text": "lines.txt"}, "block": 7}, causal_tokenizer, causal, folder)
+    stream = causal_tokenizer("\n".join(LINES))["input_ids"]
+    read = [token for row in split for token in row["input_ids"]]
+    scored = [token for row in split for token in row["labels"]]
+    assert read == stream[:-1]
+    assert scored == stream[1:]
+    assert {len(row["labels"]) for row in list(split)[:-1]} == {7}
+    assert split.tokens == len(stream) - 1
+    assert split.words == sum(len(line.split()) for line in LINES) + len(LINES)
+    assert split.longest == 7
+
+
+def test_the_default_block_is_the_context(folder: Path, causal_tokenizer: Any, causal: ModelInterface) -> None:
+    split = train({"train": {"text": "lines.txt"}}, causal_tokenizer, replace(causal, context=5), folder)
+    assert split.longest == 5
+
+
+def test_the_prompt_is_not_scored_and_the_response_ends(
+    folder: Path, causal_tokenizer: Any, causal: ModelInterface
+) -> None:
+    split = train({"train": PROMPT}, causal_tokenizer, causal, folder)
+    prompt, answer = (causal_tokenizer(text)["input_ids"] for text in ("the cat?\n", "sat"))
+    whole = prompt + answer + [causal.eos]
+    assert split[0]["input_ids"] == whole[:-1]
+    assert split[0]["labels"] == [IGNORE] * (len(prompt) - 1) + whole[len(prompt) :]
+    assert split.examples[0].input_ids == prompt
+    assert split.examples[0].references == ("sat",)
+    assert split.words is None
+
+
+def test_pairs_train_on_the_first_reference(folder: Path, seq2seq_tokenizer: Any, seq2seq: ModelInterface) -> None:
+    split = train({"train": PAIR}, seq2seq_tokenizer, seq2seq, folder)
+    assert split[0]["input_ids"] == seq2seq_tokenizer("the cat?")["input_ids"]
+    assert split[0]["labels"] == seq2seq_tokenizer("sat")["input_ids"]
+    assert split[0]["labels"][-1] == seq2seq.eos
+    assert split.examples[0].references == ("sat", "ate")
+
+
+def test_ready_tokens_need_no_tokenizer(folder: Path) -> None:
+    split = train({"train": TOKENS}, None, ModelInterface("causal", 8, 10), folder)
+    assert split[0] == {"input_ids": [1, 2], "labels": [2, 3], "length": 4}
+    own = train({"train": {"json": "rows.jsonl", "input_ids": "ids"}}, None, ModelInterface("causal", 8, 10), folder)
+    assert own[0]["labels"] == [2, 3]
+    pairs = train({"train": TOKENS}, None, ModelInterface("seq2seq", 8, 10, decoder_start=0), folder)
+    assert pairs[0]["labels"] == [IGNORE, 2, 3]
+
+
+def test_what_is_cut_is_cut_as_asked_and_counted(
+    folder: Path, causal_tokenizer: Any, seq2seq_tokenizer: Any, causal: ModelInterface, seq2seq: ModelInterface
+) -> None:
+    source = seq2seq_tokenizer("the cat?")["input_ids"]
+    pairs = train({"train": PAIR, "max_source": 4, "max_target": 2}, seq2seq_tokenizer, seq2seq, folder)
+    assert pairs[0]["input_ids"] == [*source[:3], seq2seq.eos]
+    assert len(pairs[0]["labels"]) == 2
+    assert pairs.truncated == 2
+    prompt = causal_tokenizer("the cat?\n")["input_ids"]
+    prompts = train({"train": PROMPT, "max_source": 3, "block": 4}, causal_tokenizer, causal, folder)
+    assert prompts.examples[0].input_ids == prompt[-3:]
+    assert {len(row["input_ids"]) for row in prompts} == {4}
+    assert prompts.truncated == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "changed", "message"),
+    [
+        ({"train": {"text": "lines.txt"}, "block": 128}, {}, "data.block is 128, but the model takes 64"),
+        (
+            {"train": PAIR},
+            {},
+            "source and target does not fit a causal model; give running text or prompt and response",
+        ),
+        ({"train": {"text": "lines.txt"}}, {"task": "seq2seq"}, "running text does not fit a seq2seq model"),
+        ({"train": PROMPT}, {"context": 3}, "row 0: the prompt's 4 tokens leave no room for a response in 3"),
+        ({"train": PROMPT}, {"context": 6}, r"row 1: prompt and response have \d+ tokens; the model takes 7 \(cut"),
+        (
+            {"train": {"text": "lines.txt"}},
+            {"vocabulary": 200},
+            r"row 0: token \d+ is not in the model's vocabulary of 200",
+        ),
+        ({"train": TOKENS}, {"context": 1}, "row 0: input_ids has 2 tokens; the model takes 1"),
+        ({"train": TOKENS}, {"vocabulary": 4}, "row 1: token 4 is not in the model's vocabulary of 4"),
+        ({"train": {"json": "rows.jsonl", "input_ids": "ids"}}, {"task": "seq2seq"}, "a seq2seq model need labels"),
+        ({"train": {"text": "one.txt"}}, {}, "the text has 1 tokens; nothing is left to predict"),
+        ({"train": {"json": "none.jsonl", "input_ids": "ids", "labels": "labels"}}, {}, "no token is scored"),
+        (
+            {"train": {"json": "short.jsonl", "input_ids": "ids", "labels": "labels"}},
+            {},
+            "has 2 input_ids and 1 labels",
+        ),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(
+    folder: Path, causal_tokenizer: Any, causal: ModelInterface, written: Written, changed: Written, message: str
+) -> None:
+    (folder / "one.txt").write_text("a\n")
+    (folder / "none.jsonl").write_text(json.dumps({"ids": [1, 2], "labels": [-100, -100]}))
+    (folder / "short.jsonl").write_text(json.dumps({"ids": [1, 2], "labels": [1]}))
+    with pytest.raises(DataError, match=message) as caught:
+        opened(written, causal_tokenizer, replace(causal, **changed), folder)
+    assert str(caught.value).startswith("data.")
+
+
+def test_sources_that_are_too_long_name_max_source(
+    folder: Path, seq2seq_tokenizer: Any, seq2seq: ModelInterface
+) -> None:
+    with pytest.raises(
+        DataError, match=r"input_ids has \d+ tokens; the model takes 5 \(cut longer rows with max_source"
+    ):
+        opened({"train": PAIR}, seq2seq_tokenizer, replace(seq2seq, context=5), folder)
+
+
+def test_text_without_a_tokenizer_is_refused(folder: Path, causal: ModelInterface) -> None:
+    with pytest.raises(DataError, match=r"data\.test: the model has no tokenizer; give rows of input_ids"):
+        opened({"test": {"text": "lines.txt"}}, None, causal, folder)
+
+
+def test_the_digest_is_of_content(
+    folder: Path, causal_tokenizer: Any, seq2seq_tokenizer: Any, causal: ModelInterface
+) -> None:
+    written = {"train": {"text": "lines.txt"}, "block": 8}
+
+    def digest(written: Written, tokenizer: Any = causal_tokenizer) -> str:
+        return opened(written, tokenizer, causal, folder).digest
+
+    first = digest(written)
+    causal_tokenizer.backend_tokenizer.enable_padding()
+    assert digest(written) == first
+    causal_tokenizer.backend_tokenizer.no_padding()
+    (folder / "lines.txt").rename(folder / "moved.txt")
+    moved = {"train": {"text": "moved.txt"}, "block": 8}
+    assert digest(moved) == first
+    assert digest({**moved, "block": 9}) != first
+    assert digest({"eval": moved["train"], "block": 8}) != first
+    assert digest(moved, seq2seq_tokenizer) != first
+    (folder / "moved.txt").write_text("\n".join(LINES) + "!\n")
+    assert digest(moved) != first
+
+
+def test_the_interface_reads_stock_configs(seq2seq_tokenizer: Any) -> None:
+    gpt2 = ModelInterface.of(GPT2Config(n_positions=32, vocab_size=50, eos_token_id=7, bos_token_id=7))
+    assert gpt2 == ModelInterface("causal", context=32, vocabulary=50, pad=7, eos=7)
+    bart = ModelInterface.of(BartConfig(max_position_embeddings=16, vocab_size=40), seq2seq_tokenizer)
+    tokens = seq2seq_tokenizer
+    assert bart == ModelInterface("seq2seq", 16, 40, tokens.pad_token_id, tokens.eos_token_id, decoder_start=2)
+
+
+def test_a_spec_is_read_without_the_datasets_library() -> None:
+    code = "import sys, compress.data; sys.exit('datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

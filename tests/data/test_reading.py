@@ -1,0 +1,118 @@
+import gzip
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from compress.data import Source
+from compress.data.reading import TextPair, TokenRow, read_pairs, read_text, read_tokens
+from compress.errors import DataError
+
+from .conftest import LINES
+
+
+def source(**written: Any) -> Source:
+    return Source.model_validate(written)
+
+
+def test_text_lines_come_as_they_are(folder: Path) -> None:
+    assert read_text(source(text="lines.txt"), folder, "data.train") == [f" {line} " for line in LINES]
+
+
+def test_several_files_follow_each_other(folder: Path) -> None:
+    assert len(read_text(source(text=["lines.txt", "lines.txt"]), folder, "data.train")) == 2 * len(LINES)
+
+
+def test_skip_and_limit_split_one_file(folder: Path) -> None:
+    first = read_text(source(text="lines.txt", limit=1), folder, "d")
+    rest = read_text(source(text="lines.txt", skip=1), folder, "d")
+    assert first + rest == read_text(source(text="lines.txt"), folder, "d")
+
+
+def test_prompt_rows(folder: Path) -> None:
+    pairs = read_pairs(source(json="rows.jsonl", prompt="question", response="answer"), folder, "d")
+    assert pairs == [TextPair("the cat?\n", ("sat",)), TextPair("a dog?\n", ("ran far",))]
+
+
+def test_template_fills_columns_and_leaves_nothing_for_null(folder: Path) -> None:
+    pairs = read_pairs(source(json="rows.jsonl", prompt="Q: {question}{hint}|", response="answer"), folder, "d")
+    assert [pair.text for pair in pairs] == ["Q: the cat?|", "Q: a dog?far|"]
+
+
+def test_references_from_columns_and_from_lists(folder: Path) -> None:
+    pairs = read_pairs(source(json="rows.jsonl", source="question", target=["answer", "more"]), folder, "d")
+    assert [pair.references for pair in pairs] == [("sat", "sat", "ate"), ("ran far", "ran")]
+
+
+def test_csv_cells_are_text(folder: Path) -> None:
+    pairs = read_pairs(source(csv="rows.csv", prompt="question", response="answer"), folder, "d")
+    assert pairs == [TextPair("007\n", ("NA",)), TextPair("the cat?\n", ("",))]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "tsv.gz"])
+def test_other_tables_hold_the_same_rows(folder: Path, ending: str) -> None:
+    table = {"q": ["x", "y"], "a": ["1", "2"]}
+    if ending == "parquet":
+        datasets.Dataset.from_dict(table).to_parquet(str(folder / "t.parquet"))
+        found = source(parquet="t.parquet", prompt="q", response="a")
+    else:
+        (folder / "t.tsv.gz").write_bytes(gzip.compress(b"q\ta\nx\t1\ny\t2\n"))
+        found = source(csv="t.tsv.gz", prompt="q", response="a")
+    assert read_pairs(found, folder, "d") == [TextPair("x\n", ("1",)), TextPair("y\n", ("2",))]
+
+
+def test_parallel_files(folder: Path) -> None:
+    (folder / "a.en.gz").write_bytes(gzip.compress(b"one\ntwo\nthree\n"))
+    (folder / "a.de").write_text("eins\nzwei\ndrei\n")
+    (folder / "b.de").write_text("ein\nzwo\nDrei\n")
+    pairs = read_pairs(source(text={"source": "a.en.gz", "target": ["a.de", "b.de"]}, skip=1, limit=1), folder, "d")
+    assert pairs == [TextPair("two", ("zwei", "zwo"))]
+
+
+def test_token_rows(folder: Path) -> None:
+    rows = read_tokens(source(json="rows.jsonl", input_ids="ids", labels="labels"), folder, "d")
+    assert rows == [TokenRow([1, 2, 3], [-100, 2, 3]), TokenRow([4, 5], [4, 5])]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"text": "gone.txt"}, "data.test: no file .*gone.txt"),
+        ({"text": "empty.txt"}, "data.test: .*empty.txt is empty"),
+        (
+            {"json": "rows.jsonl", "column": "body"},
+            "no column 'body'; there are question, answer, more, hint, ids, labels",
+        ),
+        ({"json": "rows.jsonl", "column": "hint"}, "row 0: column 'hint' holds nothing, not text"),
+        ({"json": "rows.jsonl", "column": "ids"}, "row 0: column 'ids' holds list, not text"),
+        ({"json": "lines.txt"}, "cannot read .*lines.txt as json: "),
+        ({"csv": "ragged.csv"}, "cannot read .*ragged.csv as csv: row 1 has 1 cells, the header 2"),
+        ({"parquet": "lines.txt"}, "cannot read .*lines.txt as parquet: "),
+        ({"text": "lines.txt", "skip": 9}, "no rows are left of 4 with skip: 9"),
+        ({"hub": "nobody/nothing", "split": "train"}, "cannot load 'nobody/nothing' from the hub: .*use a local copy"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, written: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    (folder / "empty.txt").touch()
+    (folder / "ragged.csv").write_text("a,b\n1,2\n3\n")
+    with pytest.raises(DataError, match=message) as caught:
+        read_text(source(**written), folder, "data.test")
+    assert "\n" not in str(caught.value)
+
+
+def test_parallel_files_of_unequal_length(folder: Path) -> None:
+    (folder / "short.txt").write_text("one\n")
+    with pytest.raises(DataError, match=r"lines\.txt has 4 lines and short\.txt has 1"):
+        read_pairs(source(text={"source": "lines.txt", "target": "short.txt"}), folder, "d")
+
+
+def test_reading_leaves_settings_of_datasets_alone(folder: Path) -> None:
+    verbosity = datasets.logging.get_verbosity()
+    read_text(source(text="lines.txt"), folder, "d")
+    assert datasets.logging.get_verbosity() == verbosity
+    assert not datasets.are_progress_bars_disabled()

@@ -1,0 +1,56 @@
+"""Loading: stock directories come back as they were written, broken ones are refused in one line."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compress.errors import ModelError
+from compress.models.loading import build, load_config, load_stock
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_a_stock_directory_loads_in_float32_and_eval(tiny_gpt2, tiny_bart, tmp_path, name):
+    model = tiny_gpt2() if name == "gpt2" else tiny_bart()
+    model.save_pretrained(tmp_path)
+    loaded = load_stock(tmp_path)
+    assert not loaded.training
+    assert type(loaded) is type(model)
+    assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in model.state_dict().items())
+    model.half().save_pretrained(tmp_path / "half")
+    assert {parameter.dtype for parameter in load_stock(str(tmp_path / "half")).parameters()} == {torch.float32}
+    config = load_config(tmp_path / "half")
+    assert {parameter.dtype for parameter in build(config).parameters()} == {torch.float32}
+    assert not build(config).training
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    with pytest.raises(ModelError, match="nowhere"):
+        load_stock(tmp_path / "nowhere")
+
+
+def test_missing_tensors_and_pickles_are_refused(tiny_gpt2, tmp_path):
+    model = tiny_gpt2()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks transformer\.h\.1\.mlp\.c_fc\.weight"):
+        load_stock(tmp_path)
+    tensors["transformer.h.1.mlp.c_fc.weight"] = torch.zeros(3, 3)
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        load_stock(tmp_path)
+    file.unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        load_stock(tmp_path)
+
+
+def test_a_config_of_another_family_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelError, match="'bert' is not supported"):
+        load_stock(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load_config(tmp_path)

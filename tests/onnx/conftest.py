@@ -1,0 +1,73 @@
+"""Tiny exported models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from torch import nn
+
+from compress.models import family_of
+from compress.models.loading import build
+from compress.onnx.export import Packed, export
+from compress.surgery.quantize import (
+    ActivationQuantization,
+    EmbeddingQuantization,
+    Quantization,
+    WeightQuantization,
+    packed_state,
+    quantize,
+    restore,
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A directory with its graph, and the torch model it must equal."""
+
+    directory: Path
+    model: Any
+    figures: dict[str, float]
+    packed: Packed | None = None
+
+    @property
+    def graph(self) -> onnx.ModelProto:
+        return onnx.load(self.directory / "model.onnx")
+
+
+def packed_model(model: Any, bits: int, *, embedding: int | None = None, **weights: Any) -> tuple[nn.Module, Packed]:
+    """The deployed form of a model after round-to-nearest quantization, and its packed tensors."""
+    family = family_of(model.config)
+    config = Quantization(
+        weights=WeightQuantization(bits=bits, **weights),  # type: ignore[arg-type]
+        embedding=EmbeddingQuantization(bits=embedding or bits),  # type: ignore[arg-type]
+        activations=ActivationQuantization(),
+    )
+    quantize(model, family, config)
+    tensors, spec = packed_state(model)
+    deployed = build(model.config)
+    restore(deployed, family, spec, tensors, dequantize=False)
+    return deployed.eval(), Packed(spec, tensors)
+
+
+@pytest.fixture
+def exported(tmp_path: Path, tiny_gpt2: Callable[..., Any]) -> Callable[..., Exported]:
+    """A function that exports a random GPT-2: bits (0: float), embedding bits, options of ``tiny_gpt2``."""
+
+    def make(
+        bits: int = 0, *, embedding: int | None = None, model: Any = None, graph: Any = "decoding", **options: Any
+    ) -> Exported:
+        model = model or tiny_gpt2(**options)
+        packed = None
+        if bits:
+            model, packed = packed_model(model, bits, embedding=embedding)
+        out = tmp_path / "exported"
+        out.mkdir()
+        model.config.save_pretrained(out)
+        return Exported(out, model, export(model, out, packed=packed, graph=graph), packed)
+
+    return make

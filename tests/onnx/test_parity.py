@@ -1,0 +1,126 @@
+"""The gate lets honest graphs pass and stops every wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+
+from compress.errors import ParityError
+from compress.functional.fake_quant import activation_block
+from compress.onnx.parity import check_parity
+from compress.onnx.product_parity import product_inputs
+from compress.surgery.quantize import Product
+
+MODULE = "transformer.h.1.mlp.c_fc"
+
+
+def node(graph: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    (found,) = [each for each in graph.graph.node if each.name == name]
+    return found
+
+
+def constant(graph: onnx.ModelProto, name: str, value: Any) -> str:
+    graph.graph.initializer.append(numpy_helper.from_array(value, name))
+    return name
+
+
+def wrong_zero_point(graph: onnx.ModelProto) -> None:
+    """One less than the default, for every block."""
+    product = node(graph, MODULE)
+    rows, blocks = next(t.dims[:2] for t in graph.graph.initializer if t.name == f"{MODULE}.codes")
+    while len(product.input) < 4:
+        product.input.append("")
+    product.input[3] = constant(graph, "zero", np.full((rows, blocks), 7, np.float32))
+
+
+def shifted_scale(graph: onnx.ModelProto) -> None:
+    """Each block gets the scale of the block before it."""
+    product = node(graph, "lm_head")
+    (scales,) = [numpy_helper.to_array(t) for t in graph.graph.initializer if t.name == "transformer.wte.scales"]
+    blocks = next(t.dims[1] for t in graph.graph.initializer if t.name == "transformer.wte.codes")
+    expanded = np.repeat(scales, blocks, axis=1)
+    product.input[2] = constant(graph, "shifted", np.roll(expanded.ravel(), 1).reshape(expanded.shape))
+
+
+def dropped_bias(graph: onnx.ModelProto) -> None:
+    product = node(graph, MODULE)
+    del product.input[3:]
+
+
+@pytest.mark.parametrize(
+    ("mutate", "where"), [(wrong_zero_point, MODULE), (shifted_scale, "lm_head"), (dropped_bias, MODULE)]
+)
+def test_a_wrong_product_fails(exported: Callable[..., Any], mutate: Callable[[Any], None], where: str) -> None:
+    found = exported(4, hidden=64)
+    graph = found.graph
+    mutate(graph)
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match=rf"model.onnx: {where} differs relatively from torch by .*, limit 1e-05"):
+        check_parity(found.model, found.directory, found.packed.spec)
+
+
+def test_asymmetric_activations_fail(exported: Callable[..., Any]) -> None:
+    found = exported(4, hidden=64)
+    for module in found.model.modules():
+        if isinstance(module, Product):
+            module.spec = module.spec.model_copy(update={"activations": "asymmetric"})
+    with pytest.raises(ParityError, match="differs relatively"):
+        check_parity(found.model, found.directory, found.packed.spec)
+
+
+@pytest.mark.parametrize("bits", [0, 4])
+def test_wrong_wiring_fails(exported: Callable[..., Any], bits: int) -> None:
+    """Every product is right, but two normalizations have changed places."""
+    found = exported(bits)
+    graph = found.graph
+    first, second = node(graph, "transformer.h.0.ln_2"), node(graph, "transformer.h.1.ln_1")
+    first.input[2], second.input[2] = second.input[2], first.input[2]
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match="logits"):
+        check_parity(found.model, found.directory, found.packed.spec if bits else None)
+
+
+def test_padding_that_is_not_hidden_fails(exported: Callable[..., Any]) -> None:
+    found = exported()
+    graph = found.graph
+    for tensor in graph.graph.initializer:
+        if tensor.name == "scalar_-1000000000.0":
+            tensor.CopyFrom(numpy_helper.from_array(np.array(0, np.float32), tensor.name))
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match="logits differ"):
+        check_parity(found.model, found.directory)
+
+
+def test_a_graph_without_packed_products_fails(exported: Callable[..., Any], tiny_gpt2: Callable[..., Any]) -> None:
+    from .conftest import packed_model
+
+    found = exported()
+    _, packed = packed_model(tiny_gpt2(), 4)
+    with pytest.raises(ParityError, match="holds no packed product"):
+        check_parity(found.model, found.directory, packed.spec)
+
+
+def test_figures_say_what_was_compared(exported: Callable[..., Any]) -> None:
+    figures = exported(2).figures
+    assert figures["positions"] > 100
+    assert figures["greedy_tokens"] == 32
+    assert 0 <= figures["greedy_undecided"] <= 32
+    assert 0 < figures["max_logit_error"] <= figures["limit"] < figures["logit_range"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 200), st.sampled_from([32, 64, 128]), st.integers(0, 2**32 - 1))
+def test_product_inputs_round_the_same_whatever_the_last_bit(columns: int, block: int, seed: int) -> None:
+    x = torch.from_numpy(product_inputs(columns, block, np.random.default_rng(seed)))
+    moved = x * (1 + 1e-6 * torch.randn_like(x))
+    difference = (activation_block(x, block=block) - activation_block(moved, block=block)).abs().max()
+    assert difference <= 1e-5 * x.abs().max()
+    assert x.abs().max() == pytest.approx(50)

@@ -1,0 +1,142 @@
+"""Decoding with numpy and onnxruntime alone: the same text as torch, in batches, through either kind of cache."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compress.errors import ModelError, UserError
+from compress.onnx.runtime import Runtime
+
+IN_PLACE, GROWING = {"heads": 4, "hidden": 32}, {"heads": 5, "hidden": 60}
+
+
+def left_padded(rows: int, length: int, vocabulary: int = 67) -> tuple[Any, Any]:
+    ids = np.random.default_rng(1).integers(1, vocabulary, (rows, length))
+    mask = (np.arange(length) >= np.arange(rows)[:, None]).astype(np.int64)
+    return ids, mask
+
+
+@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+def test_greedy_text_equals_torch(exported: Callable[..., Any], shape: dict[str, int]) -> None:
+    found = exported(**shape)
+    ids, mask = left_padded(3, 7)
+    with torch.no_grad():
+        expected = found.model.generate(
+            torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), max_new_tokens=20, do_sample=False,
+            eos_token_id=5, pad_token_id=0,
+        )  # fmt: skip
+    runtime = Runtime.open(found.directory, threads=1)
+    got = runtime.generate(ids, mask, max_new_tokens=20, eos_token_id=5)
+    got[:, 7:][np.cumsum(np.cumsum(got[:, 7:] == 5, axis=1), axis=1) > 1] = 0  # ours pads with the end token
+    assert got.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("pieces", [(9,), (1,) * 9, (4, 3, 1, 1), (2, 7)])
+def test_pieces_give_the_logits_of_the_whole(
+    exported: Callable[..., Any], shape: dict[str, int], pieces: tuple[int, ...]
+) -> None:
+    runtime = Runtime.open(exported(**shape).directory, threads=1)
+    ids, mask = left_padded(2, 9)
+    whole = runtime.logits(ids, mask)
+    decoding = runtime.start(2)
+    ends = np.cumsum(pieces)
+    parts = [
+        decoding.feed(ids[:, end - size : end], mask[:, end - size : end]).copy()
+        for end, size in zip(ends, pieces, strict=True)
+    ]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1)[mask == 1], whole[mask == 1], atol=1e-5)
+
+
+def test_padding_on_the_right_is_hidden_too(exported: Callable[..., Any]) -> None:
+    runtime = Runtime.open(exported().directory, threads=1)
+    ids, _ = left_padded(1, 6)
+    mask = np.array([[1, 1, 1, 1, 0, 0]])
+    np.testing.assert_allclose(runtime.logits(ids, mask)[:, :4], runtime.logits(ids[:, :4]), atol=1e-5)
+
+
+def test_a_row_that_ended_is_padded_and_the_batch_stops_early(exported: Callable[..., Any]) -> None:
+    found = exported()
+    runtime = Runtime.open(found.directory, threads=1)
+    ids, mask = left_padded(2, 5)
+    free = runtime.generate(ids, mask, max_new_tokens=12, eos_token_id=-1)
+    assert free.shape == (2, 17)
+    first = int(free[0, 5])
+    ended = runtime.generate(ids[:1], mask[:1], max_new_tokens=12, eos_token_id=first)
+    assert ended.tolist() == [[*ids[0].tolist(), first]]
+    both = runtime.generate(ids, mask, max_new_tokens=12, eos_token_id=first)
+    assert (both[0, 5:] == first).all()
+
+
+def test_sampling_is_seeded(exported: Callable[..., Any]) -> None:
+    runtime = Runtime.open(exported().directory, threads=1)
+    ids, mask = left_padded(2, 5)
+    options = {"max_new_tokens": 16, "do_sample": True, "temperature": 2.0, "top_k": 40, "top_p": 0.95}
+    one = runtime.generate(ids, mask, seed=1, **options)
+    assert one.tolist() == runtime.generate(ids, mask, seed=1, **options).tolist()
+    assert one.tolist() != runtime.generate(ids, mask, seed=2, **options).tolist()
+
+
+def test_streaming_yields_what_generate_returns(exported: Callable[..., Any]) -> None:
+    runtime = Runtime.open(exported().directory, threads=1)
+    ids, mask = left_padded(2, 5)
+    streamed = np.stack(list(runtime.stream(ids, mask, max_new_tokens=6)), axis=1)
+    assert streamed.tolist() == runtime.generate(ids, mask, max_new_tokens=6)[:, 5:].tolist()
+
+
+def test_the_context_is_a_limit(exported: Callable[..., Any]) -> None:
+    runtime = Runtime.open(exported(positions=16).directory, threads=1)
+    ids, _ = left_padded(1, 10)
+    assert runtime.generate(ids, max_new_tokens=6, eos_token_id=-1).shape == (1, 16)
+    with pytest.raises(UserError, match="10 tokens of prompt and 7 new ones exceed the context of 16"):
+        runtime.generate(ids, max_new_tokens=7)
+    with pytest.raises(UserError, match="17 tokens exceed the context of 16"):
+        runtime.logits(np.ones((1, 17), np.int64))
+    with pytest.raises(ValueError, match="5 tokens do not fit a capacity of 4"):
+        runtime.start(1, 4).feed(np.ones((1, 5), np.int64))
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., Any]) -> None:
+    with pytest.raises(ModelError, match=r"model\.onnx: cannot be opened"):
+        Runtime.open(tmp_path / "nothing")
+    found = exported().directory
+    (found / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        Runtime.open(found)
+    (found / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="names no number of positions"):
+        Runtime.open(found)
+    (found / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ModelError, match=r"model\.onnx: cannot be opened"):
+        Runtime.open(found)
+
+
+def test_generation_settings_of_the_directory_are_used(exported: Callable[..., Any]) -> None:
+    found = exported()
+    ids, _ = left_padded(1, 5)
+    first = int(Runtime.open(found.directory).generate(ids, max_new_tokens=1, eos_token_id=-1)[0, -1])
+    (found.directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [66, first]}))
+    assert Runtime.open(found.directory).generate(ids, max_new_tokens=9).shape == (1, 6)
+
+
+def test_a_deployed_process_imports_neither_torch_nor_transformers(exported: Callable[..., Any]) -> None:
+    script = """
+import sys
+import numpy as np
+from compress.onnx.runtime import Runtime
+print(Runtime.open(sys.argv[1], threads=1).generate(np.array([[3, 4]]), max_new_tokens=2, eos_token_id=-1).shape)
+print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "onnx", "pydantic", "scipy"}))
+"""
+    directory = exported().directory
+    command = [sys.executable, "-c", script, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    assert done.stdout.splitlines() == ["(1, 4)", "[]"]

@@ -1,0 +1,129 @@
+"""References, ratios, the trade-off front, and the sentences made of them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compress.report import numbers, words
+from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun
+
+POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
+
+
+def run_of(*artifacts):
+    """A run of (name, traits, MB, perplexity, ms per token); None is not measured."""
+    records, stages = [], []
+    for name, traits, size, perplexity, token, *extra in artifacts:
+        records.append(
+            Record(
+                name=name,
+                bytes=None if size is None else int(size * numbers.MB),
+                compression_ratio=None if size is None else 400 / size,
+                quality={} if perplexity is None else {"perplexity": perplexity},
+                speed=Speed() if token is None else Speed(per_token_ms=Percentiles(p50=token)),
+                parameters=100_000_000,
+            )
+        )
+        manifest = Manifest(traits=traits, quantization=extra[0] if extra else None)
+        stages.append(Stage(StageRun(name=name, type="x", path=name), manifest, (), {}))
+    return Run("run", RunFile(), Measurements(artifacts=tuple(records)), tuple(stages))
+
+
+def headline(*artifacts):
+    return words.headline(numbers.rows_of([run_of(*artifacts)]))
+
+
+def test_speed_is_compared_within_one_runtime():
+    rows = numbers.rows_of(
+        [
+            run_of(
+                ("base", (), 400, 50.0, 30.0),
+                ("base-onnx", ("onnx",), 400, 50.0, 12.0),
+                ("small", ("pruned",), 40, 51.0, 15.0),
+                ("small-onnx", ("pruned", "onnx"), 40, 51.0, 3.0),
+            )
+        ]
+    )
+    assert [numbers.speedup(rows, row) for row in rows] == [None, None, 2.0, 4.0]
+
+
+def test_speed_falls_back_to_the_other_runtime():
+    rows = numbers.rows_of([run_of(("base", (), 400, 50.0, 30.0), ("small-onnx", ("pruned", "onnx"), 40, 51.0, 3.0))])
+    assert numbers.speedup(rows, rows[1]) == 10.0
+
+
+def test_change_is_against_the_first_uncompressed_artifact():
+    rows = numbers.rows_of([run_of(("base", (), 400, 50.0, None), ("small", ("quantized",), 40, 55.0, None))])
+    assert numbers.change(rows, rows[0], "perplexity") is None
+    assert numbers.change(rows, rows[1], "perplexity") == pytest.approx(0.1)
+
+
+@given(POINTS, st.booleans())
+def test_front_is_what_no_point_beats(points, lower):
+    sign = 1 if lower else -1
+    best = numbers.front(points, lower_is_better=lower)
+
+    def beaten(point):
+        return any(
+            (x, sign * y) != (point[0], sign * point[1]) and x <= point[0] and sign * y <= sign * point[1]
+            for x, y in points
+        )
+
+    assert set(best) == {point for point in points if not beaten(point)}
+    assert best == sorted(best)
+
+
+def test_headline_says_slower_when_it_is():
+    sentence = headline(("base", (), 400, 50.0, 10.0), ("small", ("quantized",), 40, 49.0, 20.0))
+    assert "2.0x slower per token than base" in sentence
+    assert "(-2.0 %)" in sentence
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "part"),
+    [
+        ([("base", (), 400, 50.0, None)], "Nothing here was both compressed and measured"),
+        ([], "Nothing here was both compressed and measured"),
+        ([("base", (), 400, None, None), ("s", ("pruned",), 40, None, None)], "its quality was not measured"),
+        ([("s", ("pruned",), 40, 51.0, None)], "with nothing uncompressed to compare it to"),
+    ],
+)
+def test_headline_without_all_the_numbers(artifacts, part):
+    assert part in headline(*artifacts)
+
+
+def test_headline_speaks_of_the_smallest_artifact_that_was_fully_measured():
+    sentence = headline(
+        ("base", (), 400, 50.0, 10.0),
+        ("mid", ("pruned",), 200, 51.0, 5.0),
+        ("tiny", ("pruned",), 20, None, None),
+        ("small", ("pruned",), 40, 55.0, 2.0),
+    )
+    assert sentence.startswith("small is 10.0x smaller")
+
+
+@pytest.mark.parametrize(
+    ("block", "token", "part"),
+    [(16, 12.0, "block size 16 has no fast kernel"), (128, 12.0, "nothing recorded"), (128, 2.0, None)],
+)
+def test_a_quantized_export_that_is_not_faster_is_warned_of(block, token, part):
+    run = run_of(
+        ("base", ("onnx",), 400, 50.0, 10.0),
+        ("small", ("quantized", "onnx"), 40, 51.0, token, {"matrices": [{"block": block}]}),
+    )
+    found = words.warnings([run], numbers.rows_of([run]))
+    assert (len(found) == 1 and part in found[0]) if part else found == []
+
+
+@pytest.mark.parametrize(
+    ("kept", "part"),
+    [
+        ({"layer.0.heads": [0], "layer.1.heads": [0, 1]}, "different sizes in different layers"),
+        ({"encoder.layer.0.heads": [0], "decoder.layer.0.heads": [0, 1]}, "unequal encoder and decoder heads"),
+        ({"hidden": [0, 1], "layer.0.heads": [0], "layer.1.heads": [1]}, None),
+    ],
+)
+def test_a_shape_that_stock_classes_or_runtimes_refuse_is_warned_of(kept, part):
+    stage = Stage(StageRun(name="pruned", type="prune", path="p"), Manifest(kept=kept), (), {})
+    found = words.warnings([Run("run", RunFile(), Measurements(), (stage,))], [])
+    assert (len(found) == 1 and part in found[0]) if part else found == []

@@ -1,0 +1,124 @@
+"""The export stage: what it writes, what it refuses, and that it opens what the other stages make."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from compress.artifact import QUANTIZED, Artifact, Step, adopt, copy_settings, save_model, seal
+from compress.errors import ParityError
+from compress.onnx.runtime import Runtime
+from compress.stages.export_onnx import ExportOnnx
+from compress.stages.stage import Context, Result, Shape
+from compress.surgery.cut import cut
+from compress.surgery.quantize import Quantization, packed_state, quantize
+
+
+def run(stage: ExportOnnx, source: Artifact, out: Path) -> Result:
+    out.mkdir()
+    return stage.run(source, out, Context(models={}))
+
+
+def sealed(directory: Path, parent: Artifact, **facts: Any) -> Artifact:
+    step = Step(stage="s", type="s", version=1, config={}, seed=0, inputs={}, packages={}, seconds=0.0)
+    return seal(directory, directory.with_name(directory.name + "-sealed"), parent=parent, step=step, **facts)
+
+
+@pytest.fixture
+def base(tmp_path: Path, tiny_gpt2: Any) -> Artifact:
+    tiny_gpt2().save_pretrained(tmp_path / "base")
+    return adopt(tmp_path / "base")
+
+
+def quantized(base: Artifact, directory: Path, scheme: str | None) -> Artifact:
+    activations = scheme and {"scheme": scheme}
+    config = {"weights": {"bits": 4}, "embedding": {"bits": 4}, "activations": activations}
+    model = base.model()
+    quantize(model, base.family(), Quantization.model_validate(config))
+    tensors, spec = packed_state(model)
+    copy_settings(base, directory)
+    save_file(tensors, directory / QUANTIZED)
+    return sealed(directory, base, traits=["quantized"], kept={}, quantization=spec)
+
+
+def shape_of(artifact: Artifact) -> Shape:
+    spec = artifact.manifest.quantization
+    deployable = spec is not None and spec.deployable
+    return Shape("a", artifact.config(), artifact.sizes(), artifact.traits, root="a", deployable=deployable)
+
+
+def test_a_float_model(base: Artifact, tmp_path: Path) -> None:
+    result = run(ExportOnnx(), base, tmp_path / "out")
+    assert result.traits == {"onnx"}
+    assert result.quantization is None
+    assert result.coverage.modules_touched == result.coverage.modules_total > 0
+    assert result.coverage.bytes_after == (tmp_path / "out" / "model.onnx").stat().st_size
+    assert result.metrics["max_logit_error"] <= result.metrics["limit"]
+    parity = json.loads((tmp_path / "out" / "details.json").read_text())["parity"]
+    assert parity["max_logit_error"] == result.metrics["max_logit_error"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        *("config.json", "generation_config.json", "model.onnx", "details.json")
+    }
+    ids = torch.randint(1, 67, (1, 5))
+    with torch.no_grad():
+        expected = base.model()(ids).logits
+    torch.testing.assert_close(torch.from_numpy(Runtime.open(tmp_path / "out").logits(ids.numpy())), expected)
+
+
+def test_a_quantized_model_keeps_its_spec(base: Artifact, tmp_path: Path) -> None:
+    source = quantized(base, tmp_path / "q", "block")
+    assert not list(ExportOnnx().problems(shape_of(source), None))
+    result = run(ExportOnnx(), source, tmp_path / "out")
+    assert result.traits == {"quantized", "onnx"}
+    assert result.quantization == source.manifest.quantization
+    assert result.coverage.bytes_after < (base.path / "model.safetensors").stat().st_size / 2
+
+
+@pytest.mark.parametrize("scheme", ["paper", None])
+def test_other_activations_must_be_replaced(base: Artifact, tmp_path: Path, scheme: str | None) -> None:
+    source = quantized(base, tmp_path / "q", scheme)
+    (problem,) = ExportOnnx().problems(shape_of(source), None)
+    assert problem.startswith("activations: exact is impossible")
+    assert not list(ExportOnnx(activations="replace").problems(shape_of(source), None))
+    with pytest.raises(ParityError):
+        run(ExportOnnx(), source, tmp_path / "exact")
+    result = run(ExportOnnx(activations="replace"), source, tmp_path / "out")
+    assert result.quantization is not None
+    assert result.quantization.deployable
+    embedding = next(each for each in result.quantization.matrices if each.module == "transformer.wte")
+    assert embedding.activations == "none"
+
+
+def test_sizes_without_a_stock_class(base: Artifact, tmp_path: Path) -> None:
+    model = base.model()
+    keep = {"layer.0.heads": [1, 2], "layer.1.ffn": list(range(9))}
+    cut(model, base.family(), {axis: torch.tensor(units) for axis, units in keep.items()})
+    save_model(model, base, tmp_path / "pruned")
+    source = sealed(tmp_path / "pruned", base, traits=["pruned"], kept=keep)
+    result = run(ExportOnnx(), source, tmp_path / "out")
+    assert result.kept == keep
+    assert "compress.onnx.runtime only" in result.coverage.note
+    ids = torch.randint(1, 67, (1, 5))
+    with torch.no_grad():
+        expected = model(ids).logits
+    torch.testing.assert_close(torch.from_numpy(Runtime.open(tmp_path / "out").logits(ids.numpy())), expected)
+
+
+def test_what_check_can_see(base: Artifact) -> None:
+    shape = shape_of(base)
+    assert not list(ExportOnnx().problems(shape, None))
+    packed = replace(shape, traits=frozenset({"quantized"}), deployable=True)
+    (problem,) = ExportOnnx(graph="plain").problems(packed, None)
+    assert problem.startswith("graph: plain holds float weights only")
+    for source in (shape, packed):
+        (problem,) = ExportOnnx(activations="replace").problems(source, None)
+        assert problem == "activations: replace has nothing to replace; allowed: exact"
+    shape.config.activation_function = "prelu"
+    (problem,) = ExportOnnx().problems(shape, None)
+    assert problem.startswith("activation function 'prelu' cannot be exported")

@@ -1,0 +1,65 @@
+"""The documentation speaks of what exists: links, names in code, make targets, stages and terms."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from compress.registry import MEASUREMENTS, STAGES, TERMS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
+CARDS = sorted(ROOT.glob("docs/methods/*.md"))
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def text(page):
+    return page.read_text(encoding="utf-8")
+
+
+@each_page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text(page)):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@each_page
+def test_names_in_code_exist(page):
+    groups = {registry.group for registry in (STAGES, TERMS, MEASUREMENTS)}
+    for name in set(re.findall(r"`(compress(?:\.\w+)+)(?:\([^`]*\))?`", text(page))) - groups:
+        parts = name.split(".")
+        for at in range(len(parts), 0, -1):
+            try:
+                found = import_module(".".join(parts[:at]))
+            except ModuleNotFoundError:
+                continue
+            for attribute in parts[at:]:
+                found = getattr(found, attribute)
+            break
+
+
+@each_page
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^([\w.-]+):", text(ROOT / "Makefile"), flags=re.MULTILINE))
+    for target in re.findall(r"(?:^|`)make ([a-z][\w-]*)", text(page), flags=re.MULTILINE):
+        assert target in targets, f"{page.name} speaks of make {target}"
+
+
+@each_page
+def test_types_in_recipes_are_known(page):
+    known = {*STAGES.names(), *TERMS.names(), *MEASUREMENTS.names()}
+    assert set(re.findall(r"\btype: (\w+)", text(page))) <= known
+
+
+@pytest.mark.parametrize("name", [*STAGES.names(), *TERMS.names()])
+def test_every_stage_and_term_is_documented(name):
+    if name in {"finetune", "distill"}:  # they are their terms
+        return
+    assert any(re.search(rf"[`:] ?{name}\b", text(card)) for card in CARDS), f"no card in docs/methods speaks of {name}"
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
+def test_every_card_is_linked(card):
+    others = [page for page in PAGES if page != card]
+    assert any(card.name in text(page) for page in others), f"nothing links to {card.name}"

@@ -1,0 +1,130 @@
+"""One forward a side, logits in chunks: the same numbers and gradients as the plain computation."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from compress import objective as module
+from compress.models import family_of
+from compress.objective import Objective, Side, nll
+from compress.terms.causal_kv import CausalKV
+from compress.terms.hidden_mse import HiddenMSE
+from compress.terms.logits import AdaptiveKL, CrossEntropy, ForwardKL
+from compress.terms.token_contrastive import TokenContrastive
+
+
+def _side(model):
+    return Side(model, family_of(model.config))
+
+
+def _batch(model, tiny_inputs):
+    inputs = tiny_inputs(model, batch=3, length=9)
+    target = inputs["decoder_input_ids"] if model.config.is_encoder_decoder else inputs["input_ids"]
+    labels = target.roll(-1, 1)
+    labels[:, -1] = -100
+    inputs["labels"] = labels
+    if model.config.is_encoder_decoder:
+        inputs["decoder_attention_mask"] = torch.ones_like(target)
+    else:
+        labels[inputs["attention_mask"] == 0] = -100
+    return inputs
+
+
+@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
+def test_chunked_terms_equal_the_plain_computation(kind, chunk, request, tiny_inputs, monkeypatch):
+    monkeypatch.setattr(module, "chunk_size", lambda side, device: chunk)
+    student, teacher = request.getfixturevalue(kind)(seed=0), request.getfixturevalue(kind)(seed=1)
+    batch = _batch(student, tiny_inputs)
+    terms = [CrossEntropy(weight=0.5), ForwardKL(weight=2.0)]
+    total, values = Objective(_side(student), terms, teacher=_side(teacher))(batch)
+    total.backward()
+    got = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+
+    student.zero_grad()
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    scored = batch["labels"] != -100
+    ours, theirs = student(**inputs).logits[scored], teacher(**inputs).logits[scored].detach()
+    cross = F.cross_entropy(ours, batch["labels"][scored])
+    forward = F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean")
+    (0.5 * cross + 2.0 * forward).backward()
+    torch.testing.assert_close(values["cross_entropy"], cross.detach(), atol=1e-5, rtol=1e-5, check_dtype=False)
+    torch.testing.assert_close(values["forward_kl"], forward.detach(), atol=1e-5, rtol=1e-5, check_dtype=False)
+    for name, parameter in student.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(got[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart"])
+def test_every_distance_is_zero_for_the_teacher_itself(kind, request, tiny_inputs):
+    model = request.getfixturevalue(kind)()
+    copy = deepcopy(model)
+    terms = [ForwardKL(), AdaptiveKL(), HiddenMSE(), CausalKV()]
+    _, values = Objective(_side(model), terms, teacher=_side(copy))(_batch(model, tiny_inputs))
+    for name, value in values.items():
+        assert abs(value.item()) < 1e-5, name
+
+
+@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart"])
+def test_nll_is_the_models_own_loss(kind, request, tiny_inputs):
+    model = request.getfixturevalue(kind)()
+    batch = _batch(model, tiny_inputs)
+    value, count = nll(_side(model), batch)
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits = model(**inputs).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum", ignore_index=-100)
+    assert count == (batch["labels"] != -100).sum()
+    assert value == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_padding_changes_no_loss(tiny_gpt2, tiny_inputs):
+    student, teacher = tiny_gpt2(seed=0), tiny_gpt2(seed=1)
+    short = {"input_ids": torch.randint(3, 67, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    short["labels"] = short["input_ids"].roll(-1, 1)
+    pad = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    long = {name: F.pad(tensor, (0, 5), value=pad[name]) for name, tensor in short.items()}
+    terms = [ForwardKL(), HiddenMSE(), CausalKV(), TokenContrastive(momentum=0.0, size=8)]
+    objective = Objective(_side(student), terms, teacher=_side(teacher))
+    a, b = objective(short)[1], objective(long)[1]
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-5)
+
+
+def test_kv_and_hidden_terms_compare_only_kept_units(tiny_gpt2, tiny_inputs):
+    """The teacher's removed units may hold anything: the loss must not see them, and must see the kept ones in order."""
+    from compress.surgery.cut import cut
+
+    teacher = tiny_gpt2()
+    student = deepcopy(teacher)
+    keep = {"hidden": [3, 4, *range(8, 30)], "layer.0.heads": [1, 3], "layer.1.heads": [0, 2]}
+    cut(student, family_of(student.config), keep)
+    side = Side(student, family_of(student.config), keep)
+    batch = _batch(teacher, tiny_inputs)
+    _, values = Objective(side, [CausalKV(), HiddenMSE()], teacher=_side(teacher))(batch)
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    mask = batch["attention_mask"].bool()
+    full, small = teacher(**inputs, use_cache=True), student(**inputs, use_cache=True)
+    expected = []
+    for layer, heads in ((0, [1, 3]), (1, [0, 2])):
+        for part in ("keys", "values"):
+            theirs = getattr(full.past_key_values.layers[layer], part)[:, heads].transpose(1, 2)[mask]
+            ours = getattr(small.past_key_values.layers[layer], part).transpose(1, 2)[mask]
+            expected.append(F.mse_loss(ours, theirs))
+    torch.testing.assert_close(values["causal_kv"], 2 * torch.stack(expected).mean(), atol=1e-6, rtol=1e-5)
+
+
+def test_the_bank_remembers_tokens_across_steps(tiny_gpt2, tiny_inputs):
+    student, teacher = tiny_gpt2(seed=0), tiny_gpt2(seed=1)
+    batch = _batch(student, tiny_inputs)
+    objective = Objective(_side(student), [TokenContrastive(size=8, momentum=0.5)], teacher=_side(teacher)).train()
+    bank = objective.parts["0"].bank
+    objective(batch)
+    seen = batch["input_ids"][batch["attention_mask"].bool()].unique()
+    assert set(bank.abs().sum(-1).nonzero().flatten().tolist()) == set(seen.tolist())
+    before = bank.clone()
+    objective.eval()(batch)
+    assert torch.equal(bank, before)

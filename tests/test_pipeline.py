@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+from rich.console import Console
+
+import compress
+from compress.artifact import Artifact, adopt, save_model
+from compress.data import Data
+from compress.errors import ModelError, NothingDoneError, RecipeError, UserError
+from compress.measure.measurement import Measurement
+from compress.models.loading import load_stock, load_tokenizer
+from compress.pipeline import Inputs, Run, make_plan
+from compress.pipeline.keys import identity, key, packages, stage_key
+from compress.pipeline.run import choose_device, duration
+from compress.pipeline.workdir import locked
+from compress.recipe import read_recipe
+from compress.registry import MEASUREMENTS, STAGES
+from compress.stages.stage import Context, Result, Stage
+from compress.surgery.coverage import Coverage
+
+CALLS: list[str] = []
+
+
+class Shift(Stage):
+    """Add a number to every parameter: a stage whose work is quick to do and easy to see."""
+
+    type: Literal["shift"] = "shift"
+    by: float = 1.0
+    stop: Literal["no", "interrupt", "nothing"] = "no"
+    trains: ClassVar[bool] = False
+
+    def run(self, source: Artifact, out: Path, context: Context) -> Result:
+        CALLS.append(self.name)
+        begun = out / "checkpoints" / "begun"
+        if self.stop == "interrupt" and not begun.exists():
+            begun.parent.mkdir()
+            begun.write_text("")
+            raise KeyboardInterrupt
+        model = source.model()
+        for parameter in model.parameters():
+            parameter.data += self.by
+        coverage = Coverage(
+            modules_touched=int(self.stop != "nothing"),
+            modules_total=9,
+            parameters_touched=9,
+            parameters_total=9,
+            bytes_before=8,
+            bytes_after=8,
+        )
+        coverage.require(self.name)
+        save_model(model, source, out)
+        return Result(traits=source.traits, coverage=coverage, metrics={"by": self.by})
+
+
+class Count(Measurement):
+    """Count calls, and the artifacts and tokens it was shown."""
+
+    type: Literal["count"] = "count"
+    needs_data: ClassVar[bool] = True
+    base: int = 10
+
+    def run(
+        self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None
+    ) -> dict[str, dict[str, Any]]:
+        CALLS.append(self.type)
+        assert data is not None and data.eval is not None
+        return {name: {"quality": {f"base{self.base}": data.eval.tokens}} for name in self.chosen(artifacts)}
+
+
+RECIPE = """
+version: 1
+name: tiny
+model: {config: {model_type: gpt2, n_layer: 1, n_embd: 8, n_head: 2, n_positions: 16}, tokenizer: {train_bpe: 262}}
+data: {train: {text: train.txt}, eval: {text: eval.txt}, block: 8}
+stages:
+  - {type: shift, name: one}
+  - {type: shift, name: two, by: 2}
+  - {type: shift, name: three, source: one, by: 3}
+measure:
+  - count
+"""
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(STAGES.builtin, "shift", f"{__name__}:Shift")  # type: ignore[arg-type]
+    monkeypatch.setitem(MEASUREMENTS.builtin, "count", f"{__name__}:Count")  # type: ignore[arg-type]
+    CALLS.clear()
+    yield
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "train.txt").write_text("the cat sat on the mat\nthe dog ran to the park\n" * 8)
+    (tmp_path / "eval.txt").write_text("the dog sat on the cat\n" * 4)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def run(path: Path, *settings: str, workdir: str = "work") -> Run:
+    CALLS.clear()
+    return compress.run(read_recipe(path, settings), path.parent / workdir)
+
+
+def states(path: Path, *settings: str) -> dict[str, str]:
+    plan = make_plan(Inputs(read_recipe(path, settings), path.parent / "work"))
+    return {row.name: row.state for row in plan.rows}
+
+
+def json_of(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_a_run_leaves_whole_artifacts_and_its_records(recipe: Path) -> None:
+    done = run(recipe)
+    names = sorted(path.name for path in done.workdir.iterdir() if path.is_dir())
+    patterns = ["00-base", "01-one", "02-two", "03-three"]
+    assert [re.sub(r"-[0-9a-f]{12}$", "", name) for name in names] == [*patterns, "measured"]
+    assert list(done.artifacts) == ["base", "one", "two", "three"]
+    for name, artifact in done.artifacts.items():
+        assert adopt(artifact.path).digest == artifact.digest, name
+        load_stock(artifact.path)
+    record = json_of(done.workdir / "run.json")
+    assert record["seed"] == 0
+    assert [stage["name"] for stage in record["stages"]] == ["one", "two", "three"]
+    assert record["models"]["two"] == done.artifacts["two"].path.name
+    assert not any(stage["reused"] for stage in record["stages"])
+    assert record["environment"]["torch"]
+    measured = json_of(done.workdir / "measurements.json")
+    assert [entry["name"] for entry in measured["artifacts"]] == ["base", "one", "two", "three"]
+    assert all(entry["quality"]["base10"] > 0 for entry in measured["artifacts"])
+    assert measured["artifacts"][1]["coverage"]["modules_total"] == 9
+    assert measured["conditions"][0]["type"] == "count"
+
+
+def test_stages_start_where_they_say(recipe: Path) -> None:
+    done = run(recipe)
+    weights = {name: next(artifact.model().parameters()) for name, artifact in done.artifacts.items()}
+    for name, shift in (("one", 1), ("two", 3), ("three", 4)):
+        assert (weights[name] - weights["base"] - shift).abs().max() < 1e-5
+    steps = done.artifacts["two"].manifest.lineage
+    assert [step.stage for step in steps] == ["one", "two"]
+    assert steps[1].inputs["source"] == done.artifacts["one"].digest
+    assert steps[1].metrics == {"by": 2.0}
+    assert steps[0].packages == packages()
+
+
+def test_a_second_run_does_nothing(recipe: Path) -> None:
+    first = run(recipe)
+    stamps = {path: path.stat().st_mtime_ns for path in first.workdir.rglob("*/*")}
+    second = run(recipe)
+    assert CALLS == []
+    assert {path: path.stat().st_mtime_ns for path in first.workdir.rglob("*/*")} == stamps
+    assert [stage["reused"] for stage in json_of(second.workdir / "run.json")["stages"]] == [True] * 3
+    assert first.records == second.records
+
+
+def test_a_changed_stage_reruns_from_there(recipe: Path) -> None:
+    run(recipe)
+    assert states(recipe, "stages.two.by=5")["two"] == "runs"
+    run(recipe, "stages.two.by=5")
+    assert CALLS == ["two", "count"]
+    run(recipe, "stages.one.by=7")
+    assert CALLS == ["one", "two", "three", "count"]
+    run(recipe)
+    assert CALLS == []
+
+
+def test_an_output_that_comes_out_the_same_reruns_nothing_after_it(recipe: Path) -> None:
+    run(recipe)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, "stages.one.stop=interrupt")
+    run(recipe, "stages.one.stop=interrupt")
+    assert CALLS == ["one"]
+
+
+def test_names_are_no_part_of_a_key(recipe: Path) -> None:
+    first = run(recipe)
+    recipe.write_text(
+        RECIPE.replace("name: two", "name: zwei")
+        .replace("source: one", "source: eins")
+        .replace("name: one", "name: eins")
+    )
+    second = run(recipe)
+    assert CALLS == ["count"]  # numbers are filed under names
+    assert second.artifacts["zwei"].digest == first.artifacts["two"].digest
+
+
+def test_what_a_result_depends_on_is_in_its_key(recipe: Path) -> None:
+    run(recipe)
+    for setting in ("seed=1", "data.block=4", "model.config.n_embd=16", "model.tokenizer.train_bpe=261"):
+        assert states(recipe, setting)["one"] == "runs", setting
+
+
+def test_the_content_of_data_is_in_the_key_but_not_its_place(recipe: Path) -> None:
+    run(recipe)
+    (recipe.parent / "moved.txt").write_text((recipe.parent / "eval.txt").read_text())
+    assert states(recipe, "data.eval={text: moved.txt}")["one"] == "reused"
+    (recipe.parent / "eval.txt").write_text("the dog sat on the mat\n" * 4)
+    assert states(recipe)["one"] == "runs"
+
+
+def test_a_key_covers_type_version_config_seed_inputs_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(stage: Stage | None = None, seed: int = 0, **inputs: str) -> str:
+        return stage_key(stage or Shift(), seed=seed, inputs=inputs)
+
+    first = found()
+    assert re.fullmatch("[0-9a-f]{12}", first)
+    assert first == found(Shift(name="x", source="y"))
+    keys = [first, found(Shift(by=2)), found(seed=1), found(source="a"), found(source="b"), found(teacher="a")]
+    monkeypatch.setattr(Shift, "version", 2)
+    keys.append(found())
+    monkeypatch.setattr("compress.pipeline.keys.installed", lambda name: "0.0")
+    keys.append(found())
+    assert len(set(keys)) == len(keys)
+
+
+def test_packages_are_those_that_compute() -> None:
+    assert set(packages()) == {"compress-lm", "torch", "transformers", "accelerate"}
+    assert "onnxruntime" in packages(frozenset({"onnx"}))
+    assert key({"a": 1, "b": 2}) == key({"b": 2, "a": 1})
+
+
+def test_the_tokenizer_is_part_of_what_a_model_is(recipe: Path, tmp_path: Path) -> None:
+    base = run(recipe).artifacts["base"]
+    other = tmp_path / "other"
+    shutil.copytree(base.path, other)
+    assert identity(adopt(other)) == identity(base)
+    settings = json_of(other / "tokenizer.json")
+    settings["normalizer"] = {"type": "Lowercase"}
+    (other / "tokenizer.json").write_text(json.dumps(settings))
+    assert adopt(other).digest == base.digest
+    assert identity(adopt(other)) != identity(base)
+
+
+def test_an_interrupted_stage_continues_in_its_partial_directory(recipe: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, "stages.two.stop=interrupt")
+    work = recipe.parent / "work"
+    partial = next(work.glob("02-two-*.partial"))
+    assert (partial / "checkpoints" / "begun").exists()
+    assert [stage["name"] for stage in json_of(work / "run.json")["stages"]] == ["one"]
+    assert states(recipe, "stages.two.stop=interrupt")["two"] == "continued"
+    done = run(recipe, "stages.two.stop=interrupt")
+    assert CALLS == ["two", "three", "count"]
+    assert not partial.exists()
+    assert not (done.artifacts["two"].path / "checkpoints").exists()
+
+
+def test_a_stage_that_does_nothing_fails_and_keeps_what_was_before(recipe: Path) -> None:
+    with pytest.raises(NothingDoneError, match="two: none of 9 modules was touched"):
+        run(recipe, "stages.two.stop=nothing")
+    assert states(recipe)["one"] == "reused"
+    assert not list((recipe.parent / "work").glob("*two*[0-9a-f]"))
+
+
+def test_a_damaged_result_is_told_and_not_reused(recipe: Path) -> None:
+    done = run(recipe)
+    weights = done.artifacts["one"].path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ModelError, match=r"01-one-\w+: model.safetensors is not the file that was sealed"):
+        run(recipe)
+
+
+def test_a_model_from_a_config_is_seeded_and_stock(recipe: Path) -> None:
+    first, second, third = run(recipe), run(recipe, workdir="again"), run(recipe, "seed=5", workdir="other")
+    assert first.artifacts["base"].digest == second.artifacts["base"].digest != third.artifacts["base"].digest
+    config = first.artifacts["base"].config()
+    tokenizer = load_tokenizer(first.artifacts["base"].path)
+    assert config.vocab_size == len(tokenizer) == 262
+    assert config.eos_token_id == tokenizer.eos_token_id
+    assert tokenizer.decode(tokenizer("the dög\n")["input_ids"]) == "the dög\n"
+
+
+def test_models_with_other_tokenizers_are_measured_on_their_own_tokens(recipe: Path) -> None:
+    base = RECIPE.splitlines()[3].removeprefix("model: ")
+    models = f"models:\n  base: {base}\n  big: {base.replace('262', '280')}"
+    recipe.write_text(RECIPE.replace(f"model: {base}", models))
+    done = run(recipe)
+    tokens = {record["name"]: record["quality"]["base10"] for record in done.records}
+    assert CALLS.count("count") == 2
+    assert tokens["big"] < tokens["base"] == tokens["three"]
+
+
+def test_measurements_join_and_are_reused_one_by_one(recipe: Path) -> None:
+    run(recipe)
+    recipe.write_text(RECIPE + "  - {type: count, base: 2, of: [one]}\n")
+    done = run(recipe)
+    assert CALLS == ["count"]
+    records = {record["name"]: record["quality"] for record in done.records}
+    assert set(records["one"]) == {"base10", "base2"}
+    assert set(records["two"]) == {"base10"}
+
+
+def test_numbers_are_taken_again_on_another_machine(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(recipe)
+    monkeypatch.setattr("compress.pipeline.environment._processor", lambda: "another")
+    run(recipe)
+    assert CALLS == ["count"]
+
+
+def test_a_sealed_artifact_is_a_model_with_its_traits(recipe: Path) -> None:
+    stages = (
+        "stages:\n  - {type: learn_masks, name: masks, method: magnitude}\n  - {type: prune, name: small, keep: 1/2}\n"
+    )
+    recipe.write_text(RECIPE.split("stages:")[0] + stages)
+    done = run(recipe)
+    masks = done.artifacts["masks"].path
+    recipe.write_text(f"version: 1\nname: next\nmodel: {masks}\nstages: [{{type: prune, name: small, keep: 1/2}}]\n")
+    rows = {row.name: row for row in make_plan(Inputs(read_recipe(recipe), recipe.parent / "next")).rows}
+    assert rows["base"].traits == ("masked",)
+    assert rows["small"].traits == ("pruned",)
+    again = run(recipe, workdir="next")
+    assert again.artifacts["small"].digest == done.artifacts["small"].digest
+    recipe.write_text(f"version: 1\nname: next\nmodel: {masks}\nstages: [export_onnx]\n")
+    with pytest.raises(RecipeError, match=r"stages\[0\] \(export_onnx\) cannot work on a model that is masked"):
+        run(recipe)
+
+
+def test_nothing_is_written_when_something_is_wrong(recipe: Path) -> None:
+    with pytest.raises(RecipeError):
+        run(recipe, "data.block=64")
+    assert not (recipe.parent / "work").exists()
+
+
+def test_two_runs_do_not_share_a_directory(recipe: Path) -> None:
+    with locked(recipe.parent / "work"), pytest.raises(UserError, match="another run is at work there"):
+        run(recipe)
+
+
+def test_a_workdir_that_is_a_file_is_told(recipe: Path) -> None:
+    with pytest.raises(UserError, match="is a file, not a directory"):
+        run(recipe, workdir="eval.txt")
+
+
+def test_run_takes_a_path_and_says_what_it_does(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(recipe.parent)
+    console = Console(record=True, width=120)
+    done = compress.run("recipe.yaml", console=console)
+    assert done.workdir == Path("runs/tiny")
+    text = console.export_text()
+    assert re.search(r"✓ two  shift  1/9 modules  by 2  \d+\.\d s", text)
+    compress.run(str(recipe), console=console)
+    assert "= two  shift  1/9 modules  by 2  reused" in console.export_text()
+
+
+def test_what_was_run_is_written_down(recipe: Path) -> None:
+    done = run(recipe, "stages.two.by=4")
+    text = (done.workdir / "recipe.yaml").read_text()
+    assert text.startswith(f"# As run. Relative paths start from {recipe.parent}")
+    assert "by: 4" in text
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device(None) == "cpu"
+    with pytest.raises(UserError, match="--device cuda"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.21, "4.2 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,183 @@
+"""The loop: schedule, groups, best checkpoint, and interrupted + resumed == straight."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress.checkpoint import Checkpoints
+from compress.data import DataSpec, ModelInterface, open_data
+from compress.errors import DivergedError, NothingDoneError
+from compress.models import family_of
+from compress.objective import Objective, Side
+from compress.terms.logits import CrossEntropy, ForwardKL
+from compress.terms.token_contrastive import TokenContrastive
+from compress.training import Place, TrainConfig, lr_factor, parameter_groups, train
+
+
+@pytest.fixture
+def data(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(3, 67, (24, 9), generator=generator).tolist()
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"ids": row}) + "\n" for row in rows))
+    source = {"json": "rows.jsonl", "input_ids": "ids"}
+    spec = DataSpec.model_validate({"train": source, "eval": source})
+    return open_data(spec, tokenizer=None, model=ModelInterface("causal", 64, 67), base=tmp_path)
+
+
+def _objective(tiny_gpt2):
+    torch.manual_seed(0)
+    student, teacher = tiny_gpt2(seed=0).train(), tiny_gpt2(seed=1)
+    terms = [CrossEntropy(), ForwardKL(), TokenContrastive(size=8)]
+    sides = [Side(model, family_of(model.config)) for model in (student, teacher)]
+    return Objective(sides[0], terms, teacher=sides[1])
+
+
+def _config(**options):
+    options = {"steps": 12, "batch": 4, "eval_every": 3, "lr": 1e-3, "precision": "fp32"} | options
+    return TrainConfig.model_validate(options)
+
+
+def _run(objective, data, out: Path, config):
+    out.mkdir(exist_ok=True)
+    groups = {"weights": list(objective.student.parameters())}
+    return train(objective, groups, data.train, data.eval, config, Place(out, seed=3, bar=False))
+
+
+@pytest.mark.parametrize("stop", [4, 7, 11])
+def test_interrupted_and_resumed_equals_straight(stop, tiny_gpt2, data, tmp_path, monkeypatch):
+    config = _config(accumulate=2)
+    straight = _objective(tiny_gpt2)
+    first = _run(straight, data, tmp_path / "straight", config)
+
+    objective = _objective(tiny_gpt2)
+    calls = {"n": 0}
+    original = Objective.forward
+
+    def interrupted(self, batch):
+        calls["n"] += 1
+        if calls["n"] == 2 * stop + 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(Objective, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _run(objective, data, tmp_path / "resumed", config)
+    monkeypatch.undo()
+    fresh = _objective(tiny_gpt2)
+    second = _run(fresh, data, tmp_path / "resumed", config)
+    assert first == second
+    for (name, a), b in zip(straight.state_dict().items(), fresh.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    curves = [
+        [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in path.read_text().splitlines()]
+        for path in (tmp_path / "straight/history.jsonl", tmp_path / "resumed/history.jsonl")
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_a_crash_resumes_from_the_last_whole_checkpoint(tiny_gpt2, data, tmp_path, monkeypatch):
+    straight = _objective(tiny_gpt2)
+    _run(straight, data, tmp_path / "straight", _config())
+    objective = _objective(tiny_gpt2)
+    monkeypatch.setattr(Checkpoints, "keep_best", _crash_after(Checkpoints.keep_best, 3))
+    with pytest.raises(OSError, match="disk"):
+        _run(objective, data, tmp_path / "crashed", _config())
+    monkeypatch.undo()
+    fresh = _objective(tiny_gpt2)
+    _run(fresh, data, tmp_path / "crashed", _config())
+    for a, b in zip(straight.state_dict().values(), fresh.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def _crash_after(original, times):
+    calls = {"n": 0}
+
+    def keep(self, model):
+        calls["n"] += 1
+        if calls["n"] == times:
+            raise OSError("no space left on disk")
+        return original(self, model)
+
+    return keep
+
+
+def test_two_runs_of_one_seed_agree_and_another_differs(tiny_gpt2, data, tmp_path):
+    states = []
+    for i, seed in enumerate((3, 3, 4)):
+        objective = _objective(tiny_gpt2)
+        out = tmp_path / str(i)
+        out.mkdir()
+        groups = {"weights": list(objective.student.parameters())}
+        train(objective, groups, data.train, None, _config(), Place(out, seed=seed, bar=False))
+        states.append(objective.state_dict()["student.transformer.wte.weight"])
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_the_best_weights_are_handed_on(tiny_gpt2, data, tmp_path):
+    """At a rate that ruins the model the best evaluation is an early one; keep: last must differ."""
+    kept = {}
+    for keep in ("best", "last"):
+        objective = _objective(tiny_gpt2)
+        trained = _run(objective, data, tmp_path / keep, _config(keep=keep, lr=0.3, schedule="constant", clip=None))
+        lines = [json.loads(line) for line in (tmp_path / keep / "history.jsonl").read_text().splitlines()]
+        evaluations = {line["step"]: line["eval_nll"] for line in lines if "eval_nll" in line}
+        assert trained.best_nll == min(evaluations.values())
+        kept[keep] = objective.state_dict()["student.transformer.wte.weight"]
+    assert min(evaluations, key=evaluations.get) != max(evaluations)
+    assert not torch.equal(kept["best"], kept["last"])
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_checkpoint(tiny_gpt2, data, tmp_path, monkeypatch):
+    objective = _objective(tiny_gpt2)
+    calls = {"n": 0}
+    original = ForwardKL.per_token
+
+    def broken(self, student, teacher, labels):
+        calls["n"] += 1
+        return original(self, student, teacher, labels) * (float("nan") if calls["n"] > 8 else 1.0)
+
+    monkeypatch.setattr(ForwardKL, "per_token", broken)
+    message = r"loss is nan at step 5 \(term forward_kl\); the last good checkpoint is .*step-00000003"
+    with pytest.raises(DivergedError, match=message):
+        _run(objective, data, tmp_path / "out", _config())
+
+
+def test_schedule():
+    config = _config(warmup=0.25, schedule="linear")
+    factors = [lr_factor(step, 16, config) for step in range(16)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0
+    assert factors[-1] == pytest.approx(1 / 12)
+    cosine = _config(warmup=0, schedule="cosine")
+    assert lr_factor(8, 16, cosine) == pytest.approx(0.5)
+    assert lr_factor(5, 16, _config(warmup=0, schedule="constant")) == 1.0
+
+
+def test_decay_touches_weight_matrices_alone(tiny_gpt2):
+    model = tiny_gpt2()
+    mask = torch.nn.Parameter(torch.ones(4, 4))
+    groups = parameter_groups({"weights": list(model.parameters()), "masks": [mask]}, _config())
+    for group in groups:
+        for parameter in group["params"]:
+            is_matrix = parameter is not mask and parameter.ndim > 1
+            assert (group["weight_decay"] > 0) == is_matrix
+    assert {group["peak"] for group in groups} == {1e-3, 1e-2}
+
+
+def test_nothing_to_train_raises(tiny_gpt2, data, tmp_path):
+    model = tiny_gpt2().requires_grad_(False)
+    objective = Objective(Side(model, family_of(model.config)), [CrossEntropy()])
+    with pytest.raises(NothingDoneError, match="frozen"):
+        _run(objective, data, tmp_path / "out", _config())
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 3, "epochs": 1}])
+def test_one_length(options):
+    with pytest.raises(ValueError, match="either steps or epochs"):
+        TrainConfig.model_validate(options)

@@ -15,12 +15,13 @@ from typing import Any, Literal
 import pydantic
 import torch
 from pydantic import Field
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.errors import ModelError
 from compress.models import family_of
-from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve
+from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve, save_config
 from compress.models.structure import ModelFamily
 from compress.schema import Strict
 from compress.surgery.cut import cut
@@ -114,11 +115,18 @@ class Artifact:
             model = self._empty()
             _fill(model, load_file(self.path / "model.safetensors"))
         if "masked" in self.traits:
-            masks = {name.replace("/", "."): mask for name, mask in load_file(self.path / MASKS).items()}
-            family = self.family()
+            masks, family = self.masks(), self.family()
             kinds = {axis.kind for axis in family.axes(model.config) if axis.name in masks}
-            attach(model, family, sorted(kinds), values=masks)
+            attach(model, family, sorted(kinds), values=None if self._scored() else masks)
         return model.to(device).eval()
+
+    def masks(self) -> dict[str, Tensor]:
+        """What ``prune`` ranks the units of a masked artifact by: masks, or scores of units that are masked by 1."""
+        return {name.replace("/", "."): values for name, values in load_file(self.path / MASKS).items()}
+
+    def _scored(self) -> bool:
+        with safe_open(self.path / MASKS, framework="pt") as file:
+            return (file.metadata() or {}).get("holds") == "scores"
 
     def _stock(self) -> bool:
         sizes = {axis.name: axis.size for axis in self.family().axes(self.config())}
@@ -188,8 +196,14 @@ def seal(
 def save_model(model: Any, source: Artifact, out: Path) -> None:
     """Write a stock directory: ``config.json``, ``model.safetensors`` with shared tensors once, tokenizer files."""
     copy_settings(source, out)
-    model.config.save_pretrained(out)
+    save_config(model, out)
     save_file(stock_state(model), out / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_masks(values: Mapping[str, Tensor], out: Path, *, scores: bool) -> None:
+    """Write ``masks.safetensors``: masks by axis, or scores to rank the units of a model whose masks stay at 1."""
+    state = {axis.replace(".", "/"): value.detach().cpu().float().contiguous() for axis, value in values.items()}
+    save_file(state, out / MASKS, metadata={"holds": "scores" if scores else "masks"})
 
 
 def copy_settings(source: Artifact, out: Path) -> None:
@@ -197,7 +211,7 @@ def copy_settings(source: Artifact, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for file in source.path.iterdir():
         if (
-            file.suffix in {".json", ".txt", ".model"}
+            file.suffix in {".json", ".txt", ".model", ".jinja"}
             and file.name not in {MANIFEST, *NOTES}
             and "index" not in file.name
         ):
@@ -229,11 +243,11 @@ def load(path: str | Path, *, device: str = "cpu", dequantize: bool = False) -> 
 
 def _opened(path: Path) -> Artifact:
     try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_text())
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ModelError(f"{path / MANIFEST}: {where}: {first['msg']}") from None
+        where = ": ".join(filter(None, [str(path / MANIFEST), ".".join(map(str, first["loc"]))]))
+        raise ModelError(f"{where}: {first['msg']}") from None
     for name, digest in manifest.files.items():
         if not (path / name).exists():
             raise ModelError(f"{path}: {name} is missing; the artifact is not whole")
@@ -253,8 +267,12 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST and ".cache" not in p.parts)
-    return {file.relative_to(directory).as_posix(): _sha256(file) for file in files}
+    files = {path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): _sha256(path)
+        for name, path in files.items()
+        if name.name != MANIFEST and ".cache" not in name.parts
+    }
 
 
 def _sha256(path: Path) -> str:

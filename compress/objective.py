@@ -38,8 +38,9 @@ class LossTerm(Strict):
     weight: float = Field(1.0, gt=0)
 
     needs_teacher: ClassVar[bool] = True
+    needs_masks: ClassVar[bool] = False
     needs_ancestor: ClassVar[bool] = False
-    """True when the term compares unit by unit, so that the teacher must have every unit of the student's root model."""
+    """True when the term compares unit by unit, so that the teacher must have all units of the student's root."""
 
 
 class LogitTerm(LossTerm):

@@ -18,7 +18,7 @@ from compress.measure.measurement import Measurement
 from compress.models.loading import load_stock, load_tokenizer
 from compress.pipeline import Inputs, Run, make_plan
 from compress.pipeline.keys import identity, key, packages, stage_key
-from compress.pipeline.run import choose_device, duration
+from compress.pipeline.running import choose_device, duration
 from compress.pipeline.workdir import locked
 from compress.recipe import read_recipe
 from compress.registry import MEASUREMENTS, STAGES
@@ -33,6 +33,7 @@ class Shift(Stage):
 
     type: Literal["shift"] = "shift"
     by: float = 1.0
+    teacher: str | None = None
     stop: Literal["no", "interrupt", "nothing"] = "no"
     trains: ClassVar[bool] = False
 
@@ -288,6 +289,16 @@ def test_models_with_other_tokenizers_are_measured_on_their_own_tokens(recipe: P
     tokens = {record["name"]: record["quality"]["base10"] for record in done.records}
     assert CALLS.count("count") == 2
     assert tokens["big"] < tokens["base"] == tokens["three"]
+
+
+def test_the_teacher_is_in_the_key(recipe: Path) -> None:
+    base = RECIPE.splitlines()[3].removeprefix("model: ")
+    models = f"models:\n  base: {base}\n  big: {base}"
+    recipe.write_text(RECIPE.replace(f"model: {base}", models).replace("name: two,", "name: two, teacher: big,"))
+    done = run(recipe)
+    assert done.artifacts["two"].manifest.lineage[-1].inputs["teacher"] == done.artifacts["big"].digest
+    run(recipe, "models.big.config.n_embd=16")
+    assert CALLS == ["two", "count"]
 
 
 def test_measurements_join_and_are_reused_one_by_one(recipe: Path) -> None:

@@ -25,6 +25,8 @@ Settings = Annotated[
 Workdir = Annotated[Optional[Path], typer.Option(help="Where results go (default: runs/NAME).")]  # noqa: UP045
 OnDevice = Annotated[Optional[Device], typer.Option(help="Default: cuda where there is one.")]  # noqa: UP045
 
+_STOPPED = 128 + signal.SIGINT
+
 app = typer.Typer(
     name="compress-lm",
     help="Compress GPT-2 and BART with a recipe: prune, distil, quantize, export, measure.",
@@ -50,18 +52,23 @@ def _exit_code() -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         return _told("no space left on the disk; what is finished stays, and the same command continues", 1)
-    if code == 128 + signal.SIGINT:
+    if code == _STOPPED:
         _told("stopped; the same command continues where it was", code)
     return int(code)
 
 
 def _told(text: str, code: int) -> int:
-    typer.echo(f"error: {' '.join(text.split())}" if code != 130 else text, err=True)
+    line = " ".join(text.split()).replace("Value error, ", "")
+    typer.echo(line if code == _STOPPED else f"error: {line}", err=True)
     return code
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    signal.raise_signal(signal.SIGINT)  # a scheduler's SIGTERM stops as gently as Ctrl-C
+def _interrupt(_signal: int, frame: FrameType | None) -> None:
+    """Stop as gently for a scheduler's SIGTERM as for Ctrl-C, also where Ctrl-C is ignored (in the background)."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
 
 
 def console() -> Console:

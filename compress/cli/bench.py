@@ -10,7 +10,7 @@ from rich.console import Console
 
 from compress.artifact import adopt
 from compress.errors import UserError
-from compress.pipeline.run import Device, choose_device
+from compress.pipeline.running import Device, choose_device
 from compress.registry import MEASUREMENTS
 
 

@@ -58,7 +58,7 @@ class Encoder:
 
     def text(self, pieces: Sequence[str]) -> Split:
         """One stream of stripped lines joined by newlines, in blocks; every token but the first is scored once."""
-        lines = [line.strip() for piece in pieces for line in piece.split("\n")]
+        lines = [line.strip() for piece in pieces for line in piece.removesuffix("\n").split("\n")]
         text = "\n".join(lines)
         ids = self._encode([text], special=False)[0]
         if len(ids) < 2:

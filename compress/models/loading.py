@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig
 
 from compress.errors import ModelError
 from compress.models import family_of
@@ -25,6 +27,9 @@ def build(config: Any) -> nn.Module:
 def load_config(source: str | Path) -> Any:
     """The stock config of a directory, or of a hub id where no such directory exists."""
     try:
+        settings, _ = PretrainedConfig.get_config_dict(source, local_files_only=_is_local(source))
+        if "model_type" not in settings:  # the stock library would guess it from the directory's name
+            raise ValueError("it has no model_type")
         return AutoConfig.from_pretrained(source, local_files_only=_is_local(source))
     except (OSError, ValueError) as error:
         raise ModelError(f"{source}: no readable config.json ({_first_line(error)})") from error
@@ -42,12 +47,26 @@ def load_stock(source: str | Path) -> nn.Module:
             local_files_only=_is_local(source),
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source}: no readable model.safetensors ({_first_line(error)})") from error
     if report["missing_keys"]:
         raise ModelError(f"{source}: model.safetensors lacks {', '.join(sorted(report['missing_keys'])[:3])}")
     loaded: nn.Module = model
     return loaded.eval()
+
+
+def save_config(model: Any, out: Path) -> None:
+    """Write ``config.json``, and ``generation_config.json`` where ``out`` has none.
+
+    Older directories keep generation settings in ``config.json``; they are in the model's generation config by now,
+    and the stock library warns of them or drops them.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Some non-default generation parameters", category=UserWarning)
+        model.config.save_pretrained(out)
+    beside = out / "generation_config.json"
+    if not beside.exists():
+        model.generation_config.to_json_file(beside)
 
 
 def resolve(source: str | Path) -> Path:

@@ -37,6 +37,10 @@ def _squared_relu(graph: Graph, x: str) -> str:
     return graph.node("Mul", [positive, positive])
 
 
+def _sqrt_softplus(graph: Graph, x: str) -> str:
+    return graph.node("Sqrt", [graph.node("Softplus", [x])])
+
+
 def _laplace(graph: Graph, x: str) -> str:
     """Normal distribution function with mean sqrt(1/2) and deviation sqrt(1/(4 pi)), in the stock class's digits."""
     centred = graph.node("Sub", [x, graph.scalar(0.707107)])
@@ -64,6 +68,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": _standard("Sigmoid"),
     "tanh": _standard("Tanh"),
     "mish": _standard("Mish"),
+    "hardswish": _standard("HardSwish"),
+    "sqrtsoftplus": _sqrt_softplus,
     "laplace": _laplace,
 }
 """Every stock activation without weights of its own, by its name in a stock config."""

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from compress.artifact import Artifact
-from compress.stages.fitting import Terms, finished, fit, require_ancestor, side, term_problems
+from compress.stages.fitting import Terms, Training, finished, fit, require_ancestor, side, term_problems
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.terms.logits import AdaptiveKL
-from compress.training import TrainConfig
 
 
 class Distill(Stage):
@@ -19,7 +18,7 @@ class Distill(Stage):
     type: Literal["distill"] = "distill"
     teacher: str
     terms: Terms = (AdaptiveKL(),)
-    train: TrainConfig
+    train: Training
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     trains: ClassVar[bool] = True

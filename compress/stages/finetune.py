@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
 from compress.artifact import Artifact
-from compress.stages.fitting import Terms, finished, fit, side
-from compress.stages.stage import Context, Result, Stage
+from compress.stages.fitting import Terms, Training, finished, fit, side, term_problems
+from compress.stages.stage import Context, Result, Shape, Stage
 from compress.terms.logits import CrossEntropy
-from compress.training import TrainConfig
 
 
 class Finetune(Stage):
@@ -19,7 +19,7 @@ class Finetune(Stage):
 
     type: Literal["finetune"] = "finetune"
     terms: Terms = (CrossEntropy(),)
-    train: TrainConfig
+    train: Training
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     trains: ClassVar[bool] = True
@@ -35,3 +35,6 @@ class Finetune(Stage):
         model = source.model(device=context.device)
         trained = fit(side(source, model), self.terms, self.train, out, context, name=self.name or self.type)
         return finished(source, model, out, trained.metrics)
+
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+        yield from term_problems(self.terms, source, teacher)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import AfterValidator, BeforeValidator, SerializeAsAny
 from torch import nn
 
 from compress.artifact import Artifact, save_model
@@ -19,7 +19,15 @@ from compress.stages.stage import Context, Result, Shape
 from compress.surgery.coverage import Coverage
 from compress.training import Group, Place, TrainConfig, Trained, train
 
+
+def _some(config: TrainConfig) -> TrainConfig:
+    if config.steps == 0:
+        raise ValueError("steps is 0, and this stage does nothing but train")
+    return config
+
+
 Terms = tuple[Annotated[SerializeAsAny[LossTerm], BeforeValidator(TERMS.read)], ...]
+Training = Annotated[TrainConfig, AfterValidator(_some)]
 
 
 def side(artifact: Artifact, model: nn.Module) -> Side:
@@ -77,17 +85,21 @@ def finished(source: Artifact, model: nn.Module, out: Path, metrics: Mapping[str
     )
 
 
-def term_problems(terms: Sequence[LossTerm], source: Shape, teacher: Shape | None) -> Iterator[str]:
-    """What is wrong with a stage's terms and teacher before any work."""
+def term_problems(
+    terms: Sequence[LossTerm], source: Shape, teacher: Shape | None, *, masked: bool = False
+) -> Iterator[str]:
+    """What is wrong with a stage's terms and teacher before any work; ``masked``: masks train."""
+    if not terms:
+        yield "terms: is empty; name one term at least"
     for i, term in enumerate(terms):
-        if term.needs_teacher and teacher is None:
+        if term.needs_masks and not masked:
+            yield f"terms[{i}] ({term.type}) needs masks that train; only learn_masks has them"
+        elif term.needs_teacher and teacher is None:
             yield f"terms[{i}] ({term.type}) needs a teacher; name one with teacher: NAME"
-        elif (
-            term.needs_ancestor and teacher is not None and (teacher.root != source.root or "pruned" in teacher.traits)
-        ):
+        elif term.needs_ancestor and teacher is not None and not _has_every_unit(teacher, source):
             yield (
-                f"terms[{i}] ({term.type}) compares unit by unit, so the teacher must be {source.root!r}, the model this "
-                f"one descends from, or one trained from it and not pruned; it is {teacher.name!r}"
+                f"terms[{i}] ({term.type}) compares unit by unit, so the teacher must be {source.root!r}, "
+                f"the model this one descends from, or trained from it and not pruned; it is {teacher.name!r}"
             )
     if teacher is not None and teacher.config.vocab_size != source.config.vocab_size:
         yield (
@@ -96,9 +108,14 @@ def term_problems(terms: Sequence[LossTerm], source: Shape, teacher: Shape | Non
         )
 
 
+def _has_every_unit(teacher: Shape, student: Shape) -> bool:
+    return teacher.root == student.root and "pruned" not in teacher.traits
+
+
 def require_ancestor(terms: Sequence[LossTerm], source: Artifact, teacher: Artifact | None) -> None:
     """Refuse terms that compare unit by unit with a teacher that lacks units of the student's root."""
+    if teacher is None or (teacher.manifest.root == source.manifest.root and not teacher.manifest.kept):
+        return
     for term in terms:
-        if term.needs_ancestor and teacher is not None:
-            if teacher.manifest.root != source.manifest.root or teacher.manifest.kept:
-                raise ModelError(f"{term.type}: the teacher is not the model the student was cut from")
+        if term.needs_ancestor:
+            raise ModelError(f"{term.type}: the teacher is not the model the student was cut from")

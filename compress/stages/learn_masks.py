@@ -6,49 +6,57 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress.artifact import MASKS, Artifact, copy_settings, save_model
+from compress.artifact import Artifact, copy_settings, save_masks, save_model
 from compress.functional import importance
 from compress.models import family_of
-from compress.models.structure import AxisKind, sized_axes, stock_tensors
+from compress.models.structure import MASKS, AxisKind, sized_axes, stock_tensors
+from compress.objective import LossTerm
 from compress.stages.fitting import Terms, fit, require_ancestor, side, term_problems
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage
 from compress.surgery.mask import attach, detach, masks_of
 from compress.surgery.unit import unit_weights
-from compress.terms.logits import ForwardKL
+from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.mask_l1 import MaskL1
-from compress.training import Group, TrainConfig
+from compress.training import TrainConfig
 
 Method = Literal["learned", "magnitude", "loss_aware", "movement"]
+
+
+def _default_terms(given: dict[str, Any]) -> tuple[LossTerm, ...]:
+    return (ForwardKL(), MaskL1(weight=1e-4)) if given.get("method", "learned") == "learned" else (CrossEntropy(),)
 
 
 class LearnMasks(Stage):
     """One value per head, FFN neuron and hidden dimension; ``prune`` cuts the result to any number of sizes.
 
     ``learned`` (SIMPLE, Tao et al. 2023, section 3.1) trains masks from 1 under distillation and an L1 penalty, with
-    the weights frozen unless ``weights_lr`` is given. The baselines leave masks at 1 and store scores in their place:
-    ``magnitude`` the L2 norm of a unit's weights, ``loss_aware`` the summed |m dL/dm|, ``movement`` the summed
-    -m dL/dm while the weights train at ``weights_lr``.
+    the weights frozen unless ``weights_lr`` is given. The masks of the last step are handed on whatever ``train.keep``
+    says: sparsity grows while the evaluation falls. The baselines leave masks at 1, hand on the source's weights and
+    store scores to rank units by: ``magnitude`` the L2 norm of a unit's weights, ``loss_aware`` the summed |m dL/dm|,
+    ``movement`` the summed -m dL/dm while the weights train at ``weights_lr``, less the lowest of them where that is
+    negative. ``mask_l1`` is a constant there and left out.
     """
 
     type: Literal["learn_masks"] = "learn_masks"
     axes: tuple[AxisKind, ...] = ("hidden", "heads", "ffn")
     method: Method = "learned"
     teacher: str | None = None
-    terms: Terms = (ForwardKL(), MaskL1(weight=1e-4))
+    terms: Terms = Field(default_factory=_default_terms)
+    """Without it, forward_kl and mask_l1 (weight 1e-4) to learn masks, cross_entropy to score units."""
     weights_lr: float | None = Field(None, gt=0)
     train: TrainConfig = TrainConfig(steps=0)
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     gives: ClassVar[frozenset[str]] = frozenset({"masked"})
     trains: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _agrees(self) -> LearnMasks:
@@ -62,40 +70,47 @@ class LearnMasks(Stage):
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
         model = source.model(device=context.device)
-        family = source.family()
-        teacher = context.models[self.teacher] if self.teacher else None
-        require_ancestor(self.terms, source, teacher)
         model.requires_grad_(self.weights_lr is not None)
-        weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        attach(model, family, self.axes)
-        masks = masks_of(model)
+        attach(model, source.family(), self.axes)
         metrics: dict[str, float] = {}
-        values: dict[str, Tensor] = {}
         if self.method == "magnitude":
-            axes = [axis for axis in family.axes(model.config) if axis.name in masks]
+            axes = [axis for axis in sized_axes(model, source.family()) if axis.name in masks_of(model)]
             values = {axis.name: importance.magnitude(unit_weights(model, axis)) for axis in axes}
         else:
-            scores = None if self.method == "learned" else _Scores(masks, self.method).to(context.device)
-            groups: dict[Group, list[nn.Parameter]] = {"masks": list(masks.values()), "weights": weights}
-            rates = {"lr": self.weights_lr or 0.0} | ({"mask_lr": 0.0} if scores is not None else {})
-            config = self.train.model_copy(update=rates)
-            trained = fit(
-                side(source, model),
-                self.terms,
-                config,
-                out,
-                context,
-                name=self.name or self.type,
-                teacher=teacher,
-                groups=groups,
-                extra=scores,
-            )
-            metrics = trained.metrics
-            values = {axis: mask.detach() for axis, mask in masks.items()} if scores is None else scores.values()
+            values, metrics = self._trained(source, model, out, context)
         coverage = _coverage(model, values)
         detach(model)
         self._save(source, model, values, out)
         return Result(traits=source.traits | self.gives, coverage=coverage, kept=source.manifest.kept, metrics=metrics)
+
+    def _trained(
+        self, source: Artifact, model: nn.Module, out: Path, context: Context
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        teacher = context.models[self.teacher] if self.teacher else None
+        require_ancestor(self.terms, source, teacher)
+        masks = masks_of(model)
+        scores = None if self.method == "learned" else _Scores(masks, self.method).to(context.device)
+        changes = {"lr": self.weights_lr or 0.0} | ({} if scores is None else {"mask_lr": 0.0})
+        trained = fit(
+            side(source, model),
+            self._used(),
+            self.train.model_copy(update=changes),
+            out,
+            context,
+            name=self.name or self.type,
+            teacher=teacher,
+            groups={
+                "masks": list(masks.values()),
+                "weights": [weight for name, weight in model.named_parameters() if not name.startswith(MASKS)],
+            },
+            extra=scores,
+        )
+        if scores is None:
+            return {axis: mask.detach() for axis, mask in masks.items()}, trained.metrics
+        return scores.values(), trained.metrics
+
+    def _used(self) -> list[LossTerm]:
+        return [term for term in self.terms if self.method == "learned" or not isinstance(term, MaskL1)]
 
     def _save(self, source: Artifact, model: nn.Module, values: dict[str, Tensor], out: Path) -> None:
         if self.method == "learned" and self.weights_lr is not None:
@@ -104,15 +119,20 @@ class LearnMasks(Stage):
             copy_settings(source, out)
             for file in source.path.glob("model*.safetensors*"):
                 shutil.copyfile(file, out / file.name)
-        state = {axis.replace(".", "/"): value.detach().cpu().float().contiguous() for axis, value in values.items()}
-        save_file(state, out / MASKS)
+        save_masks(values, out, scores=self.method != "learned")
 
     def shape(self, source: Shape) -> Shape:
         return replace(super().shape(source), masked=self.axes)
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         if self.method != "magnitude":
-            yield from term_problems(self.terms, source, teacher)
+            yield from term_problems(self._used(), source, teacher, masked=True)
+            if self._scores_nothing(source, teacher):
+                yield f"terms: {source.name!r} is at distance 0 from itself, so no unit would score; use cross_entropy"
+
+    def _scores_nothing(self, source: Shape, teacher: Shape | None) -> bool:
+        itself = teacher is not None and teacher.name == source.name
+        return self.method != "learned" and itself and {term.needs_teacher for term in self._used()} == {True}
 
 
 def _coverage(model: nn.Module, values: Mapping[str, Tensor]) -> Coverage:
@@ -147,5 +167,7 @@ class _Scores(nn.Module):
         return add
 
     def values(self) -> dict[str, Tensor]:
-        """The sums, by axis."""
-        return {name.replace("/", "."): buffer for name, buffer in self.named_buffers()}
+        """The sums, by axis, lifted by one number where that takes to have none negative."""
+        sums = {name.replace("/", "."): buffer for name, buffer in self.named_buffers()}
+        lowest = min(0.0, *(total.min().item() for total in sums.values()))
+        return {axis: total - lowest for axis, total in sums.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +21,7 @@ from compress.models.loading import build
 from compress.models.structure import AxisKind, count_parameters, sized_axes
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.cut import compose, cut, ranked
-from compress.surgery.mask import detach, fold, masks_of
+from compress.surgery.mask import detach, fold
 
 
 def _fraction(value: Any) -> Any:
@@ -68,14 +68,14 @@ class Prune(Stage):
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
         model = source.model()
         family = source.family()
-        scores = {axis: mask.detach().abs() for axis, mask in masks_of(model).items()}
+        scores = {axis: value.abs() for axis, value in source.masks().items()}
         if self.fold:
             fold(model, family)
         else:
             detach(model)
-        kinds = {axis.name: axis.kind for axis in sized_axes(model, family)}
-        sizes = {axis: len(score) for axis, score in scores.items()}
-        targets = self._targets(kinds, sizes, self._ratios(source.config(), kinds, sizes))
+        axes = sized_axes(model, family)
+        kinds = {axis.name: axis.kind for axis in axes if axis.name in scores}
+        targets = self._targets(source.config(), {axis.name: axis.size for axis in axes}, kinds)
         if not self.uniform:
             targets = _across_layers(targets, kinds, scores)
         keep = ranked(scores, targets)
@@ -90,56 +90,58 @@ class Prune(Stage):
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         try:
-            self.shape(source)
+            after = self.shape(source)
         except ModelError as error:
             yield str(error)
+        else:
+            if after.sizes == source.sizes:
+                yield f"{'keep' if self.parameters is None else 'parameters'}: every unit would stay"
 
     def shape(self, source: Shape) -> Shape:
-        kinds = {axis.name: axis.kind for axis in family_of(source.config).axes(source.config)}
-        masked = {axis: size for axis, size in source.sizes.items() if kinds[axis] in source.masked}
-        targets = self._targets(kinds, masked, self._ratios(source.config, kinds, masked))
+        axes = family_of(source.config).axes(source.config)
+        kinds = {axis.name: axis.kind for axis in axes if axis.kind in source.masked}
+        targets = self._targets(source.config, source.sizes, kinds)
         return replace(super().shape(source), sizes={**source.sizes, **targets}, masked=())
 
-    def _ratios(self, config: Any, kinds: Mapping[str, AxisKind], sizes: Mapping[str, int]) -> dict[AxisKind, Fraction]:
-        present = sorted({kinds[axis] for axis in sizes})
-        if isinstance(self.keep, dict):
-            return {kind: self.keep.get(kind, Fraction(1)) for kind in present}
-        if self.keep is not None:
-            return dict.fromkeys(present, self.keep)
-        return dict.fromkeys(present, self._within_budget(config, sizes))
+    def _targets(self, config: Any, sizes: Mapping[str, int], kinds: Mapping[str, AxisKind]) -> dict[str, int]:
+        """Units to keep on each masked axis (those in ``kinds``); ``sizes`` has every axis of the source."""
+        ratios = self._ratios(config, sizes, kinds)
+        exact = {axis: sizes[axis] * ratios[kind] for axis, kind in kinds.items()}
+        uneven = next((axis for axis, target in exact.items() if target.denominator != 1), None)
+        if uneven is not None and self.uniform:
+            size = sizes[uneven] if isinstance(self.keep, dict) else math.gcd(*(sizes[axis] for axis in kinds))
+            allowed = ", ".join(f"{units}/{size}" for units in range(1, min(size, 16) + 1))
+            raise ModelError(
+                f"keep: {ratios[kinds[uneven]]} of the {sizes[uneven]} units of {uneven} is no whole number; "
+                f"allowed: {allowed}{', ...' if size > 16 else ''}, or uniform: false, which rounds"
+            )
+        return {axis: max(1, round(target)) for axis, target in exact.items()}
 
-    def _within_budget(self, config: Any, sizes: Mapping[str, int]) -> Fraction:
+    def _ratios(self, config: Any, sizes: Mapping[str, int], kinds: Mapping[str, AxisKind]) -> dict[AxisKind, Fraction]:
+        present = sorted(set(kinds.values()))
+        if isinstance(self.keep, dict):
+            if unmasked := sorted(set(self.keep) - set(present)):
+                raise ModelError(f"keep.{unmasked[0]}: the source has no such masks; it has {', '.join(present)}")
+            return {kind: self.keep.get(kind, Fraction(1)) for kind in present}
+        ratio = self.keep if self.keep is not None else self._within_budget(config, sizes, list(kinds))
+        return dict.fromkeys(present, ratio)
+
+    def _within_budget(self, config: Any, sizes: Mapping[str, int], masked: Sequence[str]) -> Fraction:
         assert self.parameters is not None
-        family = family_of(config)
+        axes = family_of(config).axes(config)
         with torch.device("meta"):
             model = build(config)
-        axes = family.axes(config)
         whole = count_parameters(model, axes, sizes)
         budget = self.parameters * float(whole) if self.parameters <= 1 else self.parameters
-        steps = math.gcd(*sizes.values())
+        steps = math.gcd(*(sizes[axis] for axis in masked))
         for left in range(steps, 0, -1):
-            small = {axis: size * left // steps for axis, size in sizes.items()}
+            small = {axis: size * left // steps if axis in masked else size for axis, size in sizes.items()}
             if float(count_parameters(model, axes, small)) <= budget:
                 return Fraction(left, steps)
         raise ModelError(
             f"parameters: {self.parameters:g} is below the smallest uniform cut, 1/{steps} of every axis; "
             f"allowed: at least {float(count_parameters(model, axes, small)):,.0f}"
         )
-
-    def _targets(
-        self, kinds: Mapping[str, AxisKind], sizes: Mapping[str, int], ratios: Mapping[AxisKind, Fraction]
-    ) -> dict[str, int]:
-        targets = {axis: size * ratios[kinds[axis]] for axis, size in sizes.items()}
-        uneven = next((axis for axis, target in targets.items() if target.denominator != 1), None)
-        if uneven is not None and self.uniform:
-            size = sizes[uneven] if isinstance(self.keep, dict) else math.gcd(*sizes.values())
-            allowed = ", ".join(f"{units}/{size}" for units in range(1, min(size, 16) + 1))
-            raise ModelError(
-                f"keep: {ratios[kinds[uneven]]} of the {sizes[uneven]} units of {uneven} is no whole number; allowed: {allowed}"
-                + (", ..." if size > 16 else "")
-                + ", or uniform: false, which rounds"
-            )
-        return {axis: max(1, round(target)) for axis, target in targets.items()}
 
 
 def _across_layers(

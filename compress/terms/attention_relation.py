@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from compress.errors import ModelError
 from compress.functional.relation import attention_relation
 from compress.models.structure import Attention, ModelFamily
 from compress.objective import StateTerm, View
@@ -31,9 +32,19 @@ class AttentionRelation(StateTerm):
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         assert teacher is not None
         ours = self.attentions(student.side.family, student.side.config)[-1]
-        theirs = self.attentions(teacher.side.family, teacher.side.config)[self.layer]
+        layers = self.attentions(teacher.side.family, teacher.side.config)
+        if not -len(layers) <= self.layer < len(layers):
+            raise ModelError(
+                f"attention_relation.layer: {self.layer}; allowed: {-len(layers)} to {len(layers) - 1}, the teacher's"
+            )
+        theirs = layers[self.layer]
         mask = student.mask_BT
         pairs = ((ours.query, theirs.query), (ours.key, theirs.key), (ours.value, theirs.value))
+        for view, attention in ((student, ours), (teacher, theirs)):
+            if (width := view.projected(attention.query).shape[-1]) % self.heads:
+                raise ModelError(
+                    f"attention_relation.heads: {self.heads} does not divide {width}, the width of all heads"
+                )
         losses = [
             attention_relation(
                 student.projected(s).float(), teacher.projected(t).float(), heads=self.heads, causal=True, mask=mask

@@ -17,6 +17,7 @@ class MaskL1(StateTerm):
     type: Literal["mask_l1"] = "mask_l1"
 
     needs_teacher: ClassVar[bool] = False
+    needs_masks: ClassVar[bool] = True
 
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         masks = masks_of(student.side.model)

@@ -47,6 +47,17 @@ def test_text_is_one_stream_and_every_token_but_the_first_is_scored_once(
     assert split.longest == 7
 
 
+def test_rows_that_keep_their_line_end_are_the_same_text(
+    folder: Path, causal_tokenizer: Any, causal: ModelInterface
+) -> None:
+    (folder / "ended.jsonl").write_text(
+        "".join(json.dumps({"text": f"{line}\n" if line else ""}) + "\n" for line in LINES)
+    )
+    ended = train({"train": {"json": "ended.jsonl"}}, causal_tokenizer, causal, folder)
+    lines = train({"train": {"text": "lines.txt"}}, causal_tokenizer, causal, folder)
+    assert (ended.text, ended.words) == (lines.text, lines.words)
+
+
 def test_the_default_block_is_the_context(folder: Path, causal_tokenizer: Any, causal: ModelInterface) -> None:
     split = train({"train": {"text": "lines.txt"}}, causal_tokenizer, replace(causal, context=5), folder)
     assert split.longest == 5

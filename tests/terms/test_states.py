@@ -1,0 +1,135 @@
+"""State terms against plain computations on what the stock models themselves hand out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from compress.errors import ModelError
+from compress.models.cache import from_cache
+from compress.objective import Objective
+from compress.surgery.cut import cut
+from compress.surgery.mask import attach
+from compress.terms.attention_relation import AttentionRelation
+from compress.terms.causal_kv import CausalKV
+from compress.terms.hidden_mse import HiddenMSE
+from compress.terms.mask_l1 import MaskL1
+
+
+def _outputs(model: Any, batch: Any) -> Any:
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    with torch.no_grad():
+        return model(**inputs, use_cache=True, output_hidden_states=True)
+
+
+def _mask(batch: Any) -> torch.Tensor:
+    return batch.get("decoder_attention_mask", batch["attention_mask"]).bool()
+
+
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+def test_causal_kv_is_the_distance_of_the_self_attention_caches(
+    family: str, request: Any, side: Any, batch: Any
+) -> None:
+    """Equation 6 by hand; the encoder's and the cross attention's keys are not causal and do not count."""
+    make = request.getfixturevalue(family)
+    student, teacher = make(seed=0), make(seed=1)
+    rows = batch(student)
+    _, values = Objective(side(student), [CausalKV()], teacher=side(teacher))(rows)
+    caches = [_outputs(model, rows).past_key_values for model in (student, teacher)]
+    ours, theirs = (from_cache(getattr(cache, "self_attention_cache", cache)) for cache in caches)
+    assert len(ours) == 4  # two layers of keys and values
+    mask = _mask(rows)
+    parts = [F.mse_loss(s.transpose(1, 2)[mask], t.transpose(1, 2)[mask]) for s, t in zip(ours, theirs, strict=True)]
+    torch.testing.assert_close(values["causal_kv"], torch.stack(parts).sum() / 2, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["all", "last"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+def test_hidden_mse_compares_kept_units_of_the_decoder(
+    family: str, layers: Any, request: Any, side: Any, batch: Any
+) -> None:
+    make = request.getfixturevalue(family)
+    student, teacher = make(seed=0), make(seed=1)
+    kept = {"hidden": [1, *range(4, 30, 2)]}
+    cut(student, side(student).family, kept)
+    rows = batch(teacher)
+    objective = Objective(side(student, kept), [HiddenMSE(layers=layers)], teacher=side(teacher))
+    found = objective(rows)[1]["hidden_mse"]
+    name, mask = ("decoder_hidden_states" if family == "tiny_bart" else "hidden_states"), _mask(rows)
+    ours, theirs = (getattr(_outputs(model, rows), name) for model in (student, teacher))
+    parts = [F.mse_loss(s[mask], t[mask][:, kept["hidden"]]) for s, t in zip(ours, theirs, strict=True)]
+    expected = parts[-1] if layers == "last" else torch.stack(parts).mean()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+def test_attention_relation_of_a_narrower_student(family: str, request: Any, side: Any, batch: Any) -> None:
+    """MiniLMv2 by hand, from the caches: keys and values give two of the three relations; queries need the rest."""
+    make = request.getfixturevalue(family)
+    student, teacher = make(seed=0, hidden=16, heads=2), make(seed=1)
+    rows = batch(teacher)
+    objective = Objective(side(student), [AttentionRelation(heads=2, layer=0)], teacher=side(teacher))
+    found = objective(rows)[1]["attention_relation"]
+    mask, total = _mask(rows), torch.zeros((), dtype=torch.float64)
+    views = [_qkv(model, rows, layer) for model, layer in ((student, 1), (teacher, 0))]
+    for ours, theirs in zip(*views, strict=True):
+        for b, real in enumerate(mask):
+            logs = []
+            for x in (ours[b].double(), theirs[b].double()):
+                heads = x.unflatten(-1, (2, -1)).transpose(0, 1)
+                scores = heads @ heads.transpose(1, 2) / heads.shape[-1] ** 0.5
+                seen = real[None] & torch.ones(len(real), len(real), dtype=torch.bool).tril()
+                logs.append(scores.masked_fill(~seen, -torch.inf)[:, real][:, :, real].log_softmax(-1))
+            q, p = logs
+            total += (p.exp() * (p - q)).where(p > -torch.inf, 0.0).sum()
+    torch.testing.assert_close(found.double(), total / (2 * mask.sum()), atol=1e-4, rtol=1e-4)
+
+
+def _qkv(model: Any, batch: Any, layer: int) -> tuple[torch.Tensor, ...]:
+    caught: dict[str, torch.Tensor] = {}
+    bart = model.config.is_encoder_decoder
+    block = model.model.decoder.layers[layer].self_attn if bart else model.transformer.h[layer].attn
+    names = ("q_proj", "k_proj", "v_proj") if bart else ("c_attn",)
+    handles = [
+        getattr(block, name).register_forward_hook(lambda _m, _i, out, name=name: caught.__setitem__(name, out))
+        for name in names
+    ]
+    _outputs(model, batch)
+    for handle in handles:
+        handle.remove()
+    return tuple(caught[name] for name in names) if bart else caught["c_attn"].chunk(3, dim=-1)
+
+
+def test_attention_relation_names_what_does_not_fit(tiny_gpt2: Any, side: Any, batch: Any) -> None:
+    student = tiny_gpt2()
+    for options, message in (
+        ({"heads": 2, "layer": 2}, r"attention_relation\.layer: 2; allowed: -2 to 1"),
+        ({"heads": 5}, r"attention_relation\.heads: 5 does not divide 32"),
+    ):
+        objective = Objective(side(student), [AttentionRelation(**options)], teacher=side(tiny_gpt2(seed=1)))
+        with pytest.raises(ModelError, match=message):
+            objective(batch(student))
+
+
+@pytest.mark.parametrize("term", [CausalKV(), HiddenMSE()])
+def test_unit_by_unit_terms_need_as_many_layers(term: Any, tiny_gpt2: Any, side: Any, batch: Any) -> None:
+    student = tiny_gpt2(layers=1)
+    with pytest.raises(ModelError, match=f"{term.type} needs as many layers in the teacher: 2 against 1"):
+        Objective(side(student), [term], teacher=side(tiny_gpt2()))(batch(student))
+
+
+def test_mask_l1_sums_over_every_mask(tiny_gpt2: Any, side: Any, batch: Any) -> None:
+    student = tiny_gpt2()
+    masks = attach(student, side(student).family, ["hidden", "heads", "ffn"])
+    units = 32 + 2 * 4 + 2 * 128
+    objective = Objective(side(student), [MaskL1()])
+    assert objective(batch(student))[1]["mask_l1"].item() == units
+    with torch.no_grad():
+        masks["layer.0.heads"].copy_(torch.tensor([-2.0, 0.0, 0.5, 1.0]))
+    total, values = objective(batch(student))
+    assert values["mask_l1"].item() == units - 4 + 3.5
+    total.backward()
+    assert masks["layer.0.heads"].grad.tolist() == [-1.0, 0.0, 1.0, 1.0]

@@ -3,12 +3,12 @@
 Shapes: B batch, T positions, N scored positions, D hidden size, V vocabulary, K number of logit terms.
 
 Vocabulary-sized tensors exist for one chunk of tokens at a time: the body runs once, the head runs chunk by chunk and
-is recomputed in the backward pass, so that peak memory does not grow with batch x length x vocabulary.
+each chunk's gradient is formed at once, so that peak memory does not grow with batch x length x vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from compress.models.structure import Attention, ModelFamily, Projection
 from compress.schema import Strict
+from compress.surgery.quantize import operands
 
 Batch = Mapping[str, Tensor]
 """LongTensors ``input_ids``, ``attention_mask``, ``labels`` (and ``decoder_*`` for sequence-to-sequence models).
@@ -153,22 +153,23 @@ class Objective(nn.Module):
         return [name if types.count(name) == 1 else f"{name}.{i}" for i, name in enumerate(types)]
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted total (a scalar) and the unweighted mean of each term."""
+        """Return the weighted total (a scalar) and the unweighted mean of each term, which carries no gradient."""
         student, teacher = self.sides
         with torch.autocast(student.device.type, self.autocast, enabled=self.autocast is not None):
             seen = self._look(student, batch)
             with torch.no_grad():
                 shown = self._look(teacher, batch) if teacher else None
+            total = seen.final_BTD.new_zeros((), dtype=torch.float32)
             values: dict[int, Tensor] = {}
             if self.logit_terms:
-                means = token_means(self.logit_terms, seen, shown)
+                total, means = token_means(self.logit_terms, seen, shown)
                 values |= {id(term): mean for term, mean in zip(self.logit_terms, means, strict=True)}
             with torch.autocast(student.device.type, enabled=False):
                 for i, term in enumerate(self.state_terms):
-                    values[id(term)] = term.loss(seen, shown, self._part(i))
-        ordered = [values[id(term)] for term in self.terms]
-        total = torch.stack([term.weight * value for term, value in zip(self.terms, ordered, strict=True)]).sum()
-        return total, dict(zip(self.names(), ordered, strict=True))
+                    value = term.loss(seen, shown, self._part(i))
+                    total = total + term.weight * value
+                    values[id(term)] = value.detach()
+        return total, dict(zip(self.names(), (values[id(term)] for term in self.terms), strict=True))
 
     def _part(self, index: int) -> nn.Module | None:
         name = str(index)
@@ -207,28 +208,72 @@ def watch(model: nn.Module, modules: set[str]) -> Iterator[dict[str, Tensor]]:
         yield outputs
 
 
-def token_means(terms: Sequence[LogitTerm], student: View, teacher: View | None) -> Tensor:
-    """Mean of each term over the scored positions, [K]."""
-    labels_BT = student.batch["labels"]
-    scored = labels_BT != IGNORE
-    labels_N = labels_BT[scored]
+def token_means(terms: Sequence[LogitTerm], student: View, teacher: View | None) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the terms' means over the scored positions, and the means, [K], which carry no gradient."""
+    scored = student.batch["labels"] != IGNORE
+    labels_N, states_ND = student.batch["labels"][scored], student.final_BTD[scored]
+    shown_ND = teacher.final_BTD[scored] if teacher is not None else None
+    weights_K = torch.tensor([term.weight for term in terms], device=states_ND.device)
 
-    def chunk(states: Tensor, shown: Tensor | None, labels: Tensor) -> Tensor:
+    def sums(rows: slice, states: Tensor) -> Tensor:
         logits = _logits(student.side, states)
         with torch.no_grad():
-            target = _logits(teacher.side, shown) if teacher is not None and shown is not None else None
+            target = _logits(teacher.side, shown_ND[rows]) if teacher is not None and shown_ND is not None else None
         with torch.autocast(logits.device.type, enabled=False):
-            return torch.stack([term.per_token(logits, target, labels).sum() for term in terms])
+            return torch.stack([term.per_token(logits, target, labels_N[rows]).sum() for term in terms])
 
-    states_ND = student.final_BTD[scored]
-    shown_ND = teacher.final_BTD[scored] if teacher is not None else None
+    head = operands(student.side.model.get_submodule(student.side.family.head))
     size = chunk_size(student.side, states_ND.device)
-    sums = torch.zeros(len(terms), dtype=torch.float32, device=states_ND.device)
-    for at in range(0, len(labels_N), size):
-        rows = slice(at, at + size)
-        arguments = (states_ND[rows], shown_ND[rows] if shown_ND is not None else None, labels_N[rows])
-        sums = sums + checkpoint(chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return sums / max(len(labels_N), 1)
+    result: tuple[Tensor, Tensor] = _ChunkedMeans.apply(sums, size, weights_K, states_ND, *head)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _ChunkedMeans(torch.autograd.Function):
+    """Means of per-token losses over chunks of tokens, with the gradient formed while a chunk's logits are at hand.
+
+    Beside the chunk only the gradients of the states and of the head's own tensors are kept, and no logits are computed
+    twice. ``sums(rows, states)`` returns the summed losses [K] of a chunk.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sums: Callable[[slice, Tensor], Tensor],
+        size: int,
+        weights_K: Tensor,
+        states_ND: Tensor,
+        *head: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        wanted = [at for at, tensor in enumerate(head) if ctx.needs_input_grad[4 + at]]
+        slopes: list[Tensor | None] = [None] * len(head)
+        for at in wanted:
+            slopes[at] = torch.zeros_like(head[at])
+        slope_ND = torch.zeros_like(states_ND) if ctx.needs_input_grad[3] else None
+        total_K = torch.zeros_like(weights_K)
+        count = max(len(states_ND), 1)
+        for start in range(0, len(states_ND), size):
+            rows = slice(start, start + size)
+            with torch.set_grad_enabled(slope_ND is not None or bool(wanted)):
+                states = states_ND[rows].detach().requires_grad_(slope_ND is not None)
+                losses_K = sums(rows, states)
+                share = losses_K @ (weights_K / count)
+            total_K += losses_K.detach()
+            if share.requires_grad:
+                inputs = ([states] if slope_ND is not None else []) + [head[at] for at in wanted]
+                grads = list(torch.autograd.grad(share, inputs))
+                if slope_ND is not None:
+                    slope_ND[rows] = grads.pop(0)
+                for at, grad in zip(wanted, grads, strict=True):
+                    slopes[at] += grad  # type: ignore[operator]
+        ctx.slopes = (slope_ND, *slopes)
+        means_K = total_K / count
+        ctx.mark_non_differentiable(means_K)
+        return means_K @ weights_K, means_K
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, None, *(None if slope is None else slope * grad for slope in ctx.slopes))
 
 
 def nll(side: Side, batch: Batch) -> tuple[float, int]:

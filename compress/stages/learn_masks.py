@@ -90,7 +90,7 @@ class LearnMasks(Stage):
         require_ancestor(self.terms, source, teacher)
         masks = masks_of(model)
         scores = None if self.method == "learned" else _Scores(masks, self.method).to(context.device)
-        changes = {"lr": self.weights_lr or 0.0} | ({} if scores is None else {"mask_lr": 0.0})
+        changes = {"keep": "last", "lr": self.weights_lr or 0.0} | ({} if scores is None else {"mask_lr": 0.0})
         trained = fit(
             side(source, model),
             self._used(),

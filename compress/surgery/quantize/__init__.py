@@ -1,7 +1,7 @@
 """Swap products, embeddings and the head for fake-quantized ones; pack them; restore them bit for bit."""
 
 from compress.surgery.quantize.details import histograms, mean_cosine
-from compress.surgery.quantize.modules import Product, Table, fake_quantized, prepared, quantizer_parameters
+from compress.surgery.quantize.modules import Product, Table, fake_quantized, operands, prepared, quantizer_parameters
 from compress.surgery.quantize.packed import packed_state, restore, unpacked
 from compress.surgery.quantize.spec import (
     ActivationQuantization,
@@ -26,6 +26,7 @@ __all__ = [
     "fake_quantized",
     "histograms",
     "mean_cosine",
+    "operands",
     "packed_bytes",
     "packed_state",
     "plan",

@@ -163,6 +163,13 @@ def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [weight.scale for weight in fake_quantized(model) if weight.method.state == "scale"]
 
 
+def operands(product: nn.Module) -> list[Tensor]:
+    """What a product multiplies and adds: a stock module's parameters, or a fake-quantized weight as it is held."""
+    if not isinstance(product, Product):
+        return list(product.parameters())
+    return [product.quantizer()] + ([] if product.bias is None else [product.bias])
+
+
 @contextmanager
 def prepared(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Quantize every weight of ``model`` once, and let all uses inside the block share the result and its graph.

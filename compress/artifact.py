@@ -99,6 +99,10 @@ class Artifact:
         """Units left on each axis."""
         return {axis: len(self.manifest.kept.get(axis, range(size))) for axis, size in self.manifest.sizes.items()}
 
+    def stock_shape(self) -> bool:
+        """Whether a stock class, built from the config, has these sizes."""
+        return self.sizes() == {axis.name: axis.size for axis in self.family().axes(self.config())}
+
     def model(self, *, device: str = "cpu", dequantize: bool = False) -> nn.Module:
         """Build the working model in float32 and evaluation mode; see :func:`load`."""
         if "onnx" in self.traits:
@@ -109,7 +113,7 @@ class Artifact:
         if spec is not None:
             model = self._empty()
             restore(model, self.family(), spec, load_file(self.path / QUANTIZED), dequantize=dequantize)
-        elif self._stock():
+        elif self.stock_shape():
             model = load_stock(self.path)
         else:
             model = self._empty()
@@ -117,25 +121,25 @@ class Artifact:
         if "masked" in self.traits:
             masks, family = self.masks(), self.family()
             kinds = {axis.kind for axis in family.axes(model.config) if axis.name in masks}
-            attach(model, family, sorted(kinds), values=None if self._scored() else masks)
+            attach(model, family, sorted(kinds), values=None if self.scored else masks)
         return model.to(device).eval()
 
     def masks(self) -> dict[str, Tensor]:
         """What ``prune`` ranks the units of a masked artifact by: masks, or scores of units that are masked by 1."""
         return {name.replace("/", "."): values for name, values in load_file(self.path / MASKS).items()}
 
-    def _scored(self) -> bool:
+    @property
+    def scored(self) -> bool:
+        """A masked artifact's units are scored, and their masks stay at 1."""
+        if "masked" not in self.traits:
+            return False
         with safe_open(self.path / MASKS, framework="pt") as file:
             return (file.metadata() or {}).get("holds") == "scores"
-
-    def _stock(self) -> bool:
-        sizes = {axis.name: axis.size for axis in self.family().axes(self.config())}
-        return sizes == self.sizes()
 
     def _empty(self) -> nn.Module:
         config = self.config()
         model = build(config)
-        if not self._stock():
+        if not self.stock_shape():
             family = self.family()
             axes = {axis.name: axis.size for axis in family.axes(config)}
             sizes = self.sizes()
@@ -155,6 +159,8 @@ def adopt(source: str | Path) -> Artifact:
     config = load_config(path)
     family = family_of(config)
     files = _hashes(path)
+    if not any(name.endswith(".safetensors") for name in files):
+        raise ModelError(f"{source}: holds no .safetensors file, and weights are read from nothing else")
     digest = _digest(path, files)
     sizes = {axis.name: axis.size for axis in family.axes(config)}
     return Artifact(

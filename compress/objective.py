@@ -8,7 +8,7 @@ each chunk's gradient is formed at once, so that peak memory does not grow with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from compress.functional.chunked import chunked_means
 from compress.models.structure import Attention, ModelFamily, Projection
 from compress.schema import Strict
 from compress.surgery.quantize import operands
@@ -159,7 +160,7 @@ class Objective(nn.Module):
             seen = self._look(student, batch)
             with torch.no_grad():
                 shown = self._look(teacher, batch) if teacher else None
-            total = seen.final_BTD.new_zeros((), dtype=torch.float32)
+            total: Tensor = torch.zeros((), device=student.device)
             values: dict[int, Tensor] = {}
             if self.logit_terms:
                 total, means = token_means(self.logit_terms, seen, shown)
@@ -213,7 +214,8 @@ def token_means(terms: Sequence[LogitTerm], student: View, teacher: View | None)
     scored = student.batch["labels"] != IGNORE
     labels_N, states_ND = student.batch["labels"][scored], student.final_BTD[scored]
     shown_ND = teacher.final_BTD[scored] if teacher is not None else None
-    weights_K = torch.tensor([term.weight for term in terms], device=states_ND.device)
+    dtype = torch.promote_types(states_ND.dtype, torch.float32)
+    weights_K = torch.tensor([term.weight for term in terms], dtype=dtype, device=states_ND.device)
 
     def sums(rows: slice, states: Tensor) -> Tensor:
         logits = _logits(student.side, states)
@@ -224,56 +226,7 @@ def token_means(terms: Sequence[LogitTerm], student: View, teacher: View | None)
 
     head = operands(student.side.model.get_submodule(student.side.family.head))
     size = chunk_size(student.side, states_ND.device)
-    result: tuple[Tensor, Tensor] = _ChunkedMeans.apply(sums, size, weights_K, states_ND, *head)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _ChunkedMeans(torch.autograd.Function):
-    """Means of per-token losses over chunks of tokens, with the gradient formed while a chunk's logits are at hand.
-
-    Beside the chunk only the gradients of the states and of the head's own tensors are kept, and no logits are computed
-    twice. ``sums(rows, states)`` returns the summed losses [K] of a chunk.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        sums: Callable[[slice, Tensor], Tensor],
-        size: int,
-        weights_K: Tensor,
-        states_ND: Tensor,
-        *head: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        wanted = [at for at, tensor in enumerate(head) if ctx.needs_input_grad[4 + at]]
-        slopes: list[Tensor | None] = [None] * len(head)
-        for at in wanted:
-            slopes[at] = torch.zeros_like(head[at])
-        slope_ND = torch.zeros_like(states_ND) if ctx.needs_input_grad[3] else None
-        total_K = torch.zeros_like(weights_K)
-        count = max(len(states_ND), 1)
-        for start in range(0, len(states_ND), size):
-            rows = slice(start, start + size)
-            with torch.set_grad_enabled(slope_ND is not None or bool(wanted)):
-                states = states_ND[rows].detach().requires_grad_(slope_ND is not None)
-                losses_K = sums(rows, states)
-                share = losses_K @ (weights_K / count)
-            total_K += losses_K.detach()
-            if share.requires_grad:
-                inputs = ([states] if slope_ND is not None else []) + [head[at] for at in wanted]
-                grads = list(torch.autograd.grad(share, inputs))
-                if slope_ND is not None:
-                    slope_ND[rows] = grads.pop(0)
-                for at, grad in zip(wanted, grads, strict=True):
-                    slopes[at] += grad  # type: ignore[operator]
-        ctx.slopes = (slope_ND, *slopes)
-        means_K = total_K / count
-        ctx.mark_non_differentiable(means_K)
-        return means_K @ weights_K, means_K
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, None, *(None if slope is None else slope * grad for slope in ctx.slopes))
+    return chunked_means(sums, size, weights_K, states_ND, head)
 
 
 def nll(side: Side, batch: Batch) -> tuple[float, int]:
@@ -300,4 +253,5 @@ def chunk_size(side: Side, device: torch.device) -> int:
 
 
 def _logits(side: Side, states: Tensor) -> Tensor:
-    return side.family.logits(side.model, states).float()
+    logits = side.family.logits(side.model, states)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

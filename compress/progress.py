@@ -10,12 +10,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Meter:
-    """A context manager around a training loop; draws on standard error, off a terminal only a line an evaluation."""
+    """A context manager around a training loop; draws on standard error.
+
+    Off a terminal it writes one short line an evaluation; the terms of a loss are in ``history.jsonl``.
+    """
 
     def __init__(self, name: str, total: int, done: int, *, shown: bool) -> None:
         self.console = Console(stderr=True, quiet=not shown)
         self.name, self.total, self.step = name, total, done
-        self.text = self.evaluation = ""
+        self.loss = self.terms = self.evaluation = self.speed = ""
         self.rate = 0.0
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -43,8 +46,8 @@ class Meter:
         """One step is done; ``rate`` is its tokens per second."""
         self.step += 1
         self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
-        parts = [f"{name} {value:.4g}" for name, value in terms.items()] if len(terms) > 1 else []
-        self.text = "  ".join([f"loss {loss:.4f}", *parts, f"{self.rate:,.0f} tok/s"])
+        self.loss, self.speed = f"loss {loss:.4f}", f"{self.rate:,.0f} tok/s"
+        self.terms = "".join(f"  {name} {value:.4g}" for name, value in terms.items()) if len(terms) > 1 else ""
         self._draw(advance=1)
 
     def evaluated(self, nll: float) -> None:
@@ -52,7 +55,9 @@ class Meter:
         self.evaluation = f"  eval {nll:.4f}"
         self._draw(advance=0)
         if self.bar.disable:
-            self.console.print(f"{self.name} {self.step}/{self.total}  {self.text}{self.evaluation}", highlight=False)
+            line = f"{self.name} {self.step}/{self.total}  {self.loss}{self.evaluation}  {self.speed}"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def _draw(self, *, advance: int) -> None:
-        self.bar.update(self.task, advance=advance, text=self.text + self.evaluation)
+        text = f"{self.loss}{self.terms}{self.evaluation}  {self.speed}"
+        self.bar.update(self.task, advance=advance, text=text)

@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field, model_validator
+from accelerate.tracking import get_available_trackers
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from compress.checkpoint import Checkpoints, Progress
 from compress.data import Split
 from compress.errors import DataError, DivergedError, NothingDoneError
 from compress.interrupt import Interrupt
-from compress.objective import Objective, nll
+from compress.objective import IGNORE, Objective, nll
 from compress.progress import Meter
+from compress.registry import suggest
 from compress.schema import Strict
 from compress.surgery.quantize import prepared
 
 Group = Literal["weights", "masks", "scales", "projections"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Strict):
@@ -39,7 +43,7 @@ class TrainConfig(Strict):
     scale_lr: float = Field(2e-4, ge=0)
     projection_lr: float = Field(1e-3, ge=0)
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly from zero."""
@@ -51,17 +55,26 @@ class TrainConfig(Strict):
     eval_every: int | None = Field(None, ge=1)
     """Steps between evaluations; without it, ten times in a stage."""
     keep: Literal["best", "last"] = "best"
-    """Which weights the stage hands on: the best on ``data.eval``, or the last."""
+    """Which weights the stage hands on: the best on ``data.eval`` (the last where there is none), or the last."""
     checkpoint_every: int | None = Field(None, ge=1)
     """Steps between checkpoints; without it, with each evaluation."""
     trackers: tuple[str, ...] = ()
-    """Names that Accelerate knows, such as ``tensorboard`` or ``wandb``."""
+    """Names that Accelerate knows, such as ``tensorboard`` or ``wandb``; each must be installed."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
         return self
+
+    @field_validator("trackers")
+    @classmethod
+    def _installed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        installed = [tracker.value for tracker in get_available_trackers()]
+        for name in names:
+            if name not in installed:
+                raise ValueError(f"{name!r} is not installed. {suggest(name, installed)}")
+        return names
 
     def total(self, rows: int) -> int:
         """Updates in all for a split of ``rows`` sequences."""
@@ -139,39 +152,59 @@ def train(
     return _Loop(objective, groups, data, evaluate, config, place).run()
 
 
+@dataclass(eq=False)
 class _Loop:
-    def __init__(
-        self,
-        objective: Objective,
-        groups: Mapping[Group, Sequence[nn.Parameter]],
-        data: Split,
-        evaluate: Split | None,
-        config: TrainConfig,
-        place: Place,
-    ) -> None:
-        self.objective, self.data, self.evaluate = objective, data, evaluate
-        self.config, self.place, self.total = config, place, config.total(len(data))
-        built = parameter_groups({**groups, "projections": list(objective.parts.parameters())}, config)
+    """One run: what it works on, how far it is, and where it writes."""
+
+    objective: Objective
+    groups: Mapping[Group, Sequence[nn.Parameter]]
+    data: Split
+    evaluate: Split | None
+    config: TrainConfig
+    place: Place
+
+    def __post_init__(self) -> None:
+        config, place = self.config, self.place
+        built = parameter_groups({**self.groups, "projections": list(self.objective.parts.parameters())}, config)
         if not built:
             raise NothingDoneError(f"{place.name}: nothing to train; every parameter is frozen")
         self.parameters = [p for group in built for p in group["params"]]
-        self.optimizer = torch.optim.AdamW(built, betas=config.betas, fused=True)
+        self.total = config.total(len(self.data))
         self.eval_every = config.eval_every or max(1, self.total // 10)
         self.save_every = config.checkpoint_every or self.eval_every
         self.checkpoints = Checkpoints(place.out / "checkpoints")
-        self.progress = Progress()
+        self.accelerator = Accelerator(
+            cpu=place.device == "cpu",
+            log_with=list(config.trackers) or None,
+            project_dir=place.out.parent / "trackers" if config.trackers else None,
+        )
+        self.adam = torch.optim.AdamW(built, betas=config.betas, fused=True)
+        self.model, self.optimizer = self.accelerator.prepare(self.objective, self.adam)
 
     def run(self) -> Trained:
         torch.manual_seed(self.place.seed)
-        accelerator = Accelerator(
-            cpu=self.place.device == "cpu",
-            log_with=list(self.config.trackers) or None,
-            project_dir=self.place.out.parent / "trackers" if self.config.trackers else None,
-        )
         if self.config.trackers:
-            accelerator.init_trackers(self.place.name)
-        model, optimizer = accelerator.prepare(self.objective, self.optimizer)
-        self.progress = self.checkpoints.restore(self.objective, self.optimizer) or Progress()
+            self.accelerator.init_trackers(self.place.name)
+        self.progress = self.checkpoints.restore(self.objective, self.adam) or Progress()
+        self.history = History(self.place.out / "history.jsonl", keep_until=self.progress.step)
+        self.meter = Meter(
+            self.place.name,
+            self.total,
+            self.progress.step,
+            shown=self.place.bar and self.accelerator.is_main_process,
+        )
+        batches = self._batches()
+        with Interrupt() as interrupt, self.meter:
+            while self.progress.step < self.total:
+                self._step(batches)
+                if self.accelerator.is_main_process:
+                    self._milestones()
+                if interrupt.asked:
+                    self._save()
+                    raise KeyboardInterrupt
+        return self._finish()
+
+    def _batches(self) -> Iterator[Any]:
         loader = self.data.loader(
             self.config.batch,
             seed=self.place.seed,
@@ -179,62 +212,53 @@ class _Loop:
             start=self.progress.step * self.config.accumulate,
             steps=self.total * self.config.accumulate,
         )
-        batches = iter(accelerator.prepare(loader))
-        history = History(self.place.out / "history.jsonl", keep_until=self.progress.step)
-        shown = self.place.bar and accelerator.is_main_process
-        with Interrupt() as interrupt, Meter(self.place.name, self.total, self.progress.step, shown=shown) as meter:
-            while self.progress.step < self.total:
-                self._step(accelerator, model, optimizer, batches, history, meter)
-                if interrupt.asked:
-                    self._save()
-                    raise KeyboardInterrupt
-        return self._finish(accelerator)
+        return iter(self.accelerator.prepare(loader))
 
-    def _step(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: Any,
-        batches: Iterator[Any],
-        history: History,
-        meter: Meter,
-    ) -> None:
-        config, step = self.config, self.progress.step
-        model.train()
-        factor = lr_factor(step, self.total, config)
-        for group in self.optimizer.param_groups:
+    def _step(self, batches: Iterator[Any]) -> None:
+        factor = lr_factor(self.progress.step, self.total, self.config)
+        for group in self.adam.param_groups:
             group["lr"] = group["peak"] * factor
-        began, tokens = time.perf_counter(), 0
-        sums: dict[str, float] = {}
-        for _ in range(config.accumulate):
+        began = time.perf_counter()
+        means, tokens = self._gradients(batches)
+        if self.config.clip is not None:
+            self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        rate = tokens * self.accelerator.num_processes / (time.perf_counter() - began)
+        self._tell(means, self.config.lr * factor, rate)
+
+    def _gradients(self, batches: Iterator[Any]) -> tuple[dict[str, float], int]:
+        """Form the gradient of one update; return the means of ``loss`` and of each term, and the tokens scored."""
+        parts = self.config.accumulate
+        means: dict[str, float] = defaultdict(float)
+        tokens = 0
+        self.model.train()
+        for _ in range(parts):
             batch = next(batches)
             with prepared(self.objective.student, self.objective.autocast):
-                total, terms = model(batch)
+                total, terms = self.model(batch)
                 self._finite(total, terms)
-                accelerator.backward(total / config.accumulate)
-            tokens += int((batch["labels"] != -100).sum())
+                self.accelerator.backward(total / parts)
+            tokens += int((batch["labels"] != IGNORE).sum())
             for name, value in {"loss": total, **terms}.items():
-                sums[name] = sums.get(name, 0.0) + value.item() / config.accumulate
-        if config.clip is not None:
-            accelerator.clip_grad_norm_(self.parameters, config.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        self.progress.step += 1
-        loss = sums.pop("loss")
-        rate = tokens * accelerator.num_processes / (time.perf_counter() - began)
-        history.write(step=self.progress.step, loss=loss, terms=sums, lr=config.lr * factor, tokens_per_s=round(rate))
-        meter.update(loss, sums, rate)
-        if self.config.trackers:
-            accelerator.log({"loss": loss, **sums}, step=self.progress.step)
-        if accelerator.is_main_process:
-            self._milestones(history, meter)
+                means[name] += value.item() / parts
+        return means, tokens
 
-    def _milestones(self, history: History, meter: Meter) -> None:
+    def _tell(self, means: Mapping[str, float], lr: float, rate: float) -> None:
+        step, loss = self.progress.step, means["loss"]
+        terms = {name: value for name, value in means.items() if name != "loss"}
+        self.history.write(step=step, loss=loss, terms=terms, lr=lr, tokens_per_s=round(rate))
+        self.meter.update(loss, terms, rate)
+        if self.config.trackers:
+            self.accelerator.log(dict(means), step=step)
+
+    def _milestones(self) -> None:
         step, last = self.progress.step, self.progress.step == self.total
         if self.evaluate is not None and (step % self.eval_every == 0 or last):
             value = self._evaluated()
-            history.write(step=step, eval_nll=value)
-            meter.evaluated(value)
+            self.history.write(step=step, eval_nll=value)
+            self.meter.evaluated(value)
             if self.progress.best_nll is None or value < self.progress.best_nll:
                 self.progress.best_nll, self.progress.best_step = value, step
                 if self.config.keep == "best":
@@ -273,12 +297,12 @@ class _Loop:
         )
 
     def _save(self) -> None:
-        self.checkpoints.save(self.objective, self.optimizer, self.progress)
+        self.checkpoints.save(self.objective, self.adam, self.progress)
 
-    def _finish(self, accelerator: Accelerator) -> Trained:
-        accelerator.wait_for_everyone()
+    def _finish(self) -> Trained:
+        self.accelerator.wait_for_everyone()
         if self.config.trackers:
-            accelerator.end_training()
+            self.accelerator.end_training()
         if self.config.keep == "best" and self.progress.best_step is not None:
             self.checkpoints.restore_best(self.objective)
         self.objective.eval()
@@ -290,9 +314,9 @@ class History:
     """Training curves as JSON lines; those past ``keep_until``, the checkpoint resumed from, are dropped."""
 
     def __init__(self, path: Path, keep_until: int) -> None:
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= keep_until]
-        path.write_text("".join(line + "\n" for line in kept))
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # a run that was killed may leave half of one
+        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= keep_until))
         self.path = path
 
     def write(self, **values: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, NoReturn, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer.exceptions import TyperException
 
 from compress.errors import CompressError, UserError
@@ -26,6 +27,10 @@ Workdir = Annotated[Optional[Path], typer.Option(help="Where results go (default
 OnDevice = Annotated[Optional[Device], typer.Option(help="Default: cuda where there is one.")]  # noqa: UP045
 
 _STOPPED = 128 + signal.SIGINT
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_WRONG_PATH = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG
+}  # fmt: skip
 
 app = typer.Typer(
     name="compress-lm",
@@ -49,9 +54,11 @@ def _exit_code() -> int:
     except TyperException as error:
         return _told(getattr(error, "format_message", error.__str__)(), UserError.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _DISK_FULL:
+            return _told("no space left on the disk; what is finished stays, and the same command continues", 1)
+        if error.errno not in _WRONG_PATH:
             raise
-        return _told("no space left on the disk; what is finished stays, and the same command continues", 1)
+        return _told(f"{error.filename}: {error.strerror}", UserError.exit_code)
     if code == _STOPPED:
         _told("stopped; the same command continues where it was", code)
     return int(code)
@@ -93,7 +100,7 @@ def check(recipe: RecipeFile, workdir: Workdir = None, settings: Settings = None
     read = read_recipe(recipe, settings or ())
     screen = console()
     screen.print(plan_table(make_plan(Inputs(read, workdir or default_workdir(read)))))
-    screen.print(f"[green]✓[/green] {recipe} is sound", highlight=False)
+    screen.print(f"[green]✓[/green] {escape(str(recipe))} is sound", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -108,7 +115,7 @@ def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, se
     done = run_recipe(read_recipe(recipe, settings or ()), workdir, device=device, console=screen)
     build([done.workdir], done.workdir)
     screen.print(records_table(done.records))
-    screen.print(f"report: [bold]{done.workdir / 'report.html'}[/bold] (and .md, .json)", highlight=False)
+    _say_report(screen, done.workdir)
 
 
 @app.command()
@@ -121,7 +128,12 @@ def report(
 
     place = out or (workdirs[0] if len(workdirs) == 1 else Path("comparison"))
     build(workdirs, place)
-    console().print(f"report: [bold]{place / 'report.html'}[/bold] (and .md, .json)", highlight=False)
+    _say_report(console(), place)
+
+
+def _say_report(screen: Console, place: Path) -> None:
+    name = escape(str(place / "report.html"))
+    screen.print(f"report: [bold]{name}[/bold] (and .md, .json)", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -130,7 +142,7 @@ def bench(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens before the first new one.")] = 64,
     new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     batch: Annotated[int, typer.Option(min=1)] = 1,
-    threads: Annotated[Optional[int], typer.Option(min=1, help="Default: every core.")] = None,  # noqa: UP045
+    threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Default: every core.")] = None,  # noqa: UP045
     device: OnDevice = None,
 ) -> None:
     """Measure the speed of models against each other, interleaved in one run."""
@@ -147,8 +159,8 @@ def generate(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A model directory.")],
     prompt: Annotated[str, typer.Option(help="Text to continue, or to answer.")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
-    seed: int = 0,
+    temperature: Annotated[float, typer.Option(min=0, max=100, help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Continue (GPT-2) or answer (BART) a prompt with any model directory, torch or ONNX."""
     from compress.cli.generate import Request, texts

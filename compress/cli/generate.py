@@ -38,6 +38,8 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
     if not (path / "tokenizer.json").exists():
         raise ModelError(f"{path}: holds no tokenizer.json, so it cannot read a prompt")
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     runtime = Runtime.open(path)
     ids = np.array([tokenizer.encode(request.prompt).ids])
     options: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "seed": request.seed}
@@ -51,6 +53,7 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character may be spread over tokens
             yield text.removeprefix(shown)
             shown = text
+    yield tokenizer.decode(tokens).removeprefix(shown)  # what ended amid a character
 
 
 def _torch(path: Path, request: Request) -> Iterator[str]:

@@ -91,15 +91,19 @@ def _from_files(kind: str, paths: list[Path], where: str) -> datasets.Dataset:
     try:
         if kind == "csv":
             return datasets.Dataset.from_list([row for path in paths for row in _csv_rows(path)])
+        options = {"encoding": "utf-8-sig"} if kind == "text" else {}  # a byte order mark is no text
         with TemporaryDirectory() as cache:
-            return datasets.load_dataset(kind, data_files=files, split="train", cache_dir=cache, keep_in_memory=True)
+            return datasets.load_dataset(
+                kind, data_files=files, split="train", cache_dir=cache, keep_in_memory=True, **options
+            )
     except (DatasetGenerationError, ValueError, OSError, csv.Error) as error:
         raise DataError(f"{where}: cannot read {', '.join(files)} as {kind}: {_reason(error)}") from error
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
     """Cells as written: nothing is guessed to be a number, and NA is a word."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig") as file:  # a byte order mark is no part of the first column's name
         table = csv.reader(file, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
         header = next(table, [])
         rows = [row for row in table if row]
@@ -176,7 +180,10 @@ def _filled(table: datasets.Dataset, template: str, ending: str, where: str) -> 
     if not fields:
         return [text + ending for text in _texts(table, template, where)]
     columns = {name: ["" if cell is None else cell for cell in _column(table, name, where)] for name in set(fields)}
-    return [template.format(**{name: cells[row] for name, cells in columns.items()}) for row in range(len(table))]
+    try:
+        return [template.format(**{name: cells[row] for name, cells in columns.items()}) for row in range(len(table))]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: {template!r} does not fit its columns: {error}") from error
 
 
 def _parallel(source: Source, files: ParallelText, base: Path, where: str) -> list[TextPair]:

@@ -88,9 +88,8 @@ class Speed(Measurement):
         return times
 
     def _conditions(self, artifact: Artifact, work: Workload) -> dict[str, Any]:
-        runtime = OnnxStepper.runtime if _exported(artifact) else TorchStepper.runtime
         return {
-            "runtime": runtime,
+            "runtime": _runtime(artifact),
             "device": "cpu",
             "prompt": work.prompt,
             "new_tokens": work.new_tokens,
@@ -103,6 +102,13 @@ class Speed(Measurement):
 
 def _exported(artifact: Artifact) -> bool:
     return "onnx" in artifact.traits
+
+
+def _runtime(artifact: Artifact) -> str:
+    if _exported(artifact):
+        return OnnxStepper.runtime
+    emulated = ", quantization emulated in float32" if artifact.manifest.quantization else ""
+    return TorchStepper.runtime + emulated
 
 
 def _stepper(artifact: Artifact, device: str, work: Workload) -> Stepper:

@@ -53,8 +53,6 @@ class Stack:
     norm: str
     head: str
     pre_norm: bool
-    context: int
-    """How many positions the model knows."""
 
 
 def _gpt2(model: nn.Module) -> Stack:
@@ -78,7 +76,6 @@ def _gpt2(model: nn.Module) -> Stack:
         norm="transformer.ln_f",
         head="lm_head",
         pre_norm=True,
-        context=config.n_positions,
     )
 
 

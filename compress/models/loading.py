@@ -19,8 +19,15 @@ _CLASSES = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 
 
 def build(config: Any) -> nn.Module:
-    """A freshly initialised stock model in eval mode; under ``torch.device("meta")`` it takes no memory."""
-    model: nn.Module = _CLASSES[family_of(config).task].from_config(config, dtype=torch.float32)
+    """A freshly initialised stock model in eval mode; under ``torch.device("meta")`` it takes no memory.
+
+    Raises ModelError for settings that the stock class refuses, such as a width that the heads do not divide.
+    """
+    stock = _CLASSES[family_of(config).task]
+    try:
+        model: nn.Module = stock.from_config(config, dtype=torch.float32, **_attention(config))
+    except (ValueError, TypeError, RuntimeError, KeyError, ArithmeticError) as error:
+        raise ModelError(f"config: no {config.model_type} can be built from it ({_first_line(error)})") from error
     return model.eval()
 
 
@@ -46,6 +53,7 @@ def load_stock(source: str | Path) -> nn.Module:
             use_safetensors=True,
             local_files_only=_is_local(source),
             output_loading_info=True,
+            **_attention(config),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source}: no readable model.safetensors ({_first_line(error)})") from error
@@ -89,6 +97,13 @@ def load_tokenizer(source: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source}: no readable tokenizer ({_first_line(error)})") from error
+
+
+def _attention(config: Any) -> dict[str, str]:
+    """Eager attention where the stock library's version 4 would fuse it and forget how the config scales scores."""
+    usual = getattr(config, "scale_attn_weights", True)
+    by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
+    return {} if usual and not by_layer else {"attn_implementation": "eager"}
 
 
 def _is_local(source: str | Path) -> bool:

@@ -31,7 +31,7 @@ def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
         raise ModelError("config has no model_type, such as the one in any config.json")
     if tokenizer is not None:
         size = settings.setdefault("vocab_size", len(tokenizer))
-        if size < len(tokenizer):
+        if isinstance(size, int) and size < len(tokenizer):
             raise ModelError(
                 f"config.vocab_size is {size}, but the tokenizer has {len(tokenizer)} tokens; leave it out"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,18 @@ def _strip_node(node: onnx.NodeProto) -> None:
             _strip_graph(attribute.g)
 
 
+def _weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the stored weights; a message's own size is not known above 2 GB."""
+    return sum(
+        math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in model.graph.initializer
+    )
+
+
 def save(model: onnx.ModelProto, path: Path, *, external_over: int = EXTERNAL_OVER) -> None:
     """Write ``path``, and ``path`` + ``_data`` beside it when the weights take more than ``external_over`` bytes."""
     strip(model)
-    if model.ByteSize() <= external_over:
+    if _weight_bytes(model) <= external_over:
         onnx.save_model(model, path)
         return
     data = path.with_name(path.name + "_data")

@@ -40,7 +40,8 @@ FLOAT_LIMIT, PACKED_LIMIT = 1e-4, 1e-3
 ROUNDING_LIMIT = 3.0
 """Largest logit error of a packed graph, in parts of the effect of quantizing the inputs of products."""
 PRODUCT_LIMIT = 1e-5
-LONGEST, NEW_TOKENS = 32, 16
+LONGEST, STEPS, NEW_TOKENS = 32, 6, 16
+"""Tokens of the longest row, single tokens fed one after another, tokens of greedy text."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,9 @@ def _require(what: str, error: float, limit: float) -> None:
 
 def _products(model: nn.Module, directory: Path, spec: QuantizationSpec) -> dict[str, float]:
     errors = dict(product_errors(onnx.load(directory / MODEL_FILE), model, spec.matrices))
-    if not errors:
-        raise ParityError(f"{MODEL_FILE}: holds no packed product; the model has {len(spec.matrices)} packed matrices")
-    module, error = max(errors.items(), key=lambda item: item[1])
-    _require(f"{module} differs relatively", error, PRODUCT_LIMIT)
-    return {"products": len(errors), "max_product_error": error}
+    for module, error in errors.items():
+        _require(f"{module} differs relatively", error, PRODUCT_LIMIT)
+    return {"products": len(errors), "max_product_error": max(errors.values())}
 
 
 @contextmanager
@@ -144,13 +143,13 @@ def _float_twin(directory: Path) -> Iterator[Runtime]:
 
 def _cases(vocabulary: int, context: int, generator: np.random.Generator) -> Iterator[_Case]:
     longest = min(LONGEST, context)
-    half = longest // 2
+    half, steps = longest // 2, min(STEPS, longest)
     for lengths, pieces in (
         ((longest,), (longest,)),
         ((1, 1), (1,)),
         ((half, half - 1, 1), (half,)),
         ((longest, longest - 2, half), (half, 1, 1, longest - half - 2)),
-        ((half + 1,), (1,) * (half + 1)),
+        ((steps,), (1,) * steps),
         ((half + 2, half), (half, 2)),
     ):
         total = sum(pieces)
@@ -165,7 +164,7 @@ def _compare(model: nn.Module, runtime: Runtime, cases: Iterable[_Case]) -> _Com
         reference = _torch_logits(model, case.ids, case.mask)[real]
         references.append(reference)
         errors.append(float(np.abs(_in_pieces(runtime, case)[real] - reference).max()))
-    return _Comparison(max(errors), np.concatenate(references))
+    return _Comparison(float(np.max(errors)), np.concatenate(references))  # which, unlike max, lets no NaN through
 
 
 def _in_pieces(runtime: Runtime, case: _Case) -> Array:
@@ -175,22 +174,21 @@ def _in_pieces(runtime: Runtime, case: _Case) -> Array:
     return np.concatenate([decoding.feed(case.ids[:, at], case.mask[:, at]).copy() for at in pieces], axis=1)
 
 
-def _greedy(model: nn.Module, runtime: Runtime, error: float, ids: Array) -> dict[str, float]:
-    """Follow torch's greedy text; wherever its choice is clear, the graph must choose the same token."""
-    new = min(NEW_TOKENS, runtime.context - ids.shape[1])
-    decoding = runtime.start(ids.shape[0], ids.shape[1] + new)
-    fed, undecided = ids, 0
-    for step in range(new):
-        got = decoding.feed(fed)[:, -1]
-        reference = _torch_logits(model, ids, np.ones_like(ids))[:, -1]
-        second, first = np.sort(reference, axis=-1)[:, -2:].T
-        clear = first - second > 2 * error
-        fed = reference.argmax(-1)[:, None]
-        if (clear & (got.argmax(-1) != fed[:, 0])).any():
-            raise ParityError(f"{MODEL_FILE}: greedy text differs from torch at new token {step + 1}")
-        undecided += int((~clear).sum())
-        ids = np.concatenate([ids, fed], axis=1)
-    return {"greedy_tokens": new * ids.shape[0], "greedy_undecided": undecided}
+def _greedy(model: nn.Module, runtime: Runtime, error: float, prompts: Array) -> dict[str, float]:
+    """Let the graph write; wherever torch's choice after the same tokens is clear, it must be the graph's.
+
+    One pass of torch over the finished text says what it would have chosen at each place.
+    """
+    length = prompts.shape[1]
+    text = runtime.generate(prompts, max_new_tokens=min(NEW_TOKENS, runtime.context - length), eos_token_id=-1)
+    written, read = text[:, length:], text[:, :-1]
+    reference = _torch_logits(model, read, np.ones_like(read))[:, length - 1 :]
+    second, first = np.moveaxis(np.partition(reference, -2)[..., -2:], -1, 0)
+    clear = first - second > 2 * error
+    wrong = (clear & (reference.argmax(-1) != written)).any(axis=0)
+    if wrong.any():
+        raise ParityError(f"{MODEL_FILE}: greedy text differs from torch at new token {wrong.argmax() + 1}")
+    return {"greedy_tokens": written.size, "greedy_undecided": int((~clear).sum())}
 
 
 def _torch_logits(model: nn.Module, ids: Array, mask: Array) -> Array:

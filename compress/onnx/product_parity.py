@@ -12,8 +12,10 @@ import torch
 from onnx import helper
 from torch import nn
 
+from compress.errors import ParityError
 from compress.onnx.graph import FLOAT
-from compress.surgery.quantize import MatrixSpec
+from compress.onnx.names import MODEL_FILE
+from compress.surgery.quantize import MatrixSpec, Table
 
 ROWS = 4
 OUTLIER = 50.0
@@ -23,16 +25,24 @@ OUTLIER = 50.0
 def product_errors(
     graph: onnx.ModelProto, model: nn.Module, matrices: Iterable[MatrixSpec]
 ) -> Iterator[tuple[str, float]]:
-    """The module and max |y - y_torch| / max |y_torch| of every packed product, for inputs with an outlier channel."""
+    """The module and max |y - y_torch| / max |y_torch| of every packed product, for inputs with an outlier channel.
+
+    Raises:
+        ParityError: the graph holds no packed product for one of the matrices.
+    """
     generator = np.random.default_rng(0)
     nodes = {node.name: node for node in graph.graph.node if node.op_type == "MatMulNBits"}
     for matrix in matrices:
-        if matrix.module in nodes:
-            x = product_inputs(matrix.shape[1], matrix.block, generator)
-            with torch.no_grad():
-                expected = model.get_submodule(matrix.module)(torch.from_numpy(x)).numpy()
-            error = np.abs(_run_alone(graph, nodes[matrix.module], x) - expected).max()
-            yield matrix.module, float(error / np.abs(expected).max())
+        module = model.get_submodule(matrix.module)
+        if isinstance(module, Table):
+            continue
+        if matrix.module not in nodes:
+            raise ParityError(f"{MODEL_FILE}: holds no packed product for {matrix.module}")
+        x = product_inputs(matrix.shape[1], matrix.block, generator)
+        with torch.no_grad():
+            expected = module(torch.from_numpy(x)).numpy()
+        error = np.abs(_run_alone(graph, nodes[matrix.module], x) - expected).max()
+        yield matrix.module, float(error / np.abs(expected).max())
 
 
 def product_inputs(columns: int, block: int, generator: np.random.Generator) -> np.ndarray[Any, Any]:

@@ -66,7 +66,8 @@ class Runtime:
     def generate(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Array:
         """Continue prompts: [B, T] -> [B, T + new] int64; ``options`` are those of :class:`Options`.
 
-        Stops when every row has ended; a row that ended earlier is filled with padding.
+        Stops when every row has ended; a row that ended earlier is filled with padding. Raises UserError for a prompt
+        that is empty, ends in padding, or leaves too little of the context.
         """
         tokens = list(self.stream(input_ids, attention_mask, **options))
         return np.concatenate([input_ids, np.stack(tokens, axis=1)], axis=1)
@@ -74,6 +75,7 @@ class Runtime:
     def stream(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Iterator[Array]:
         """Continue prompts, yielding the next token of every row, [B], as soon as it is known."""
         chosen = Options(**options)
+        _check_prompts(input_ids, attention_mask)
         batch, length = input_ids.shape
         self._check_length(length, chosen.max_new_tokens)
         ends = self._ends if chosen.eos_token_id is None else [chosen.eos_token_id]
@@ -94,6 +96,13 @@ class Runtime:
         if length + new > self._context:
             asked = f"{length} tokens of prompt and {new} new ones" if new else f"{length} tokens"
             raise UserError(f"input_ids: {asked} exceed the context of {self._context}")
+
+
+def _check_prompts(input_ids: Array, attention_mask: Array | None) -> None:
+    if input_ids.ndim != 2 or not input_ids.size:
+        raise UserError(f"input_ids: the shape {input_ids.shape} is not [rows, tokens] with at least one of each")
+    if attention_mask is not None and not attention_mask[:, -1].all():
+        raise UserError("attention_mask: a prompt ends in padding; pad on the left")
 
 
 def _settings(path: Path) -> dict[str, Any]:

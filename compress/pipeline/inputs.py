@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-from compress.artifact import MASKS, Artifact, adopt, stock_state
+from compress.artifact import Artifact, adopt, stock_state
 from compress.data import Data, ModelInterface, open_data
 from compress.data.corpus import read_corpus
 from compress.data.opening import tokenizer_digest
@@ -37,6 +36,7 @@ class Inputs:
         self.recipe = recipe
         self.workdir = workdir
         self._models: dict[str, Artifact] = {}
+        self._configs: dict[str, Any] = {}
         self._data: dict[str, Data] = {}
         self._tokenizers: dict[str, Any] = {}
 
@@ -59,12 +59,14 @@ class Inputs:
         return artifact
 
     def config(self, name: str) -> Any:
-        """The stock configuration of a model, built or not."""
-        artifact = self.model(name)
-        if artifact is not None:
-            return artifact.config()
-        with self._located(name):
-            return new_config(self._settings(name), self._tokenizer(name))
+        """The stock configuration of a model, built or not; one that no stock model can have is refused."""
+        if name not in self._configs:
+            artifact = self.model(name)
+            with self._located(name), torch.device("meta"):
+                config = artifact.config() if artifact else new_config(self._settings(name), self._tokenizer(name))
+                build(config)
+                self._configs[name] = config
+        return self._configs[name]
 
     def shape(self, name: str) -> Shape:
         """What a stage may know of a model before any work."""
@@ -72,11 +74,18 @@ class Inputs:
         axes = family_of(config).axes(config)
         if artifact is None:
             return Shape(name, config, {axis.name: axis.size for axis in axes}, frozenset(), root=name)
-        masks = _mask_names(artifact)
-        masked = tuple(dict.fromkeys(axis.kind for axis in axes if axis.name in masks))
+        masks = artifact.masks() if "masked" in artifact.traits else {}
         spec = artifact.manifest.quantization
-        deployable = spec is not None and spec.deployable
-        return Shape(name, config, artifact.sizes(), artifact.traits, root=name, masked=masked, deployable=deployable)
+        return Shape(
+            name,
+            config,
+            artifact.sizes(),
+            artifact.traits,
+            root=name,
+            masked=tuple(dict.fromkeys(axis.kind for axis in axes if axis.name in masks)),
+            scored=artifact.scored,
+            deployable=spec is not None and spec.deployable,
+        )
 
     def data(self, name: str) -> Data | None:
         """The data as model ``name`` reads it; models with the same tokenizer and interface share it.
@@ -189,10 +198,3 @@ class Inputs:
                 raise self.recipe.error(tuple(field.group().split(".")), text) from error
             location: Location = ("models", name, *([field.group()] if field else []))
             raise self.recipe.error(location, f"models.{name}{'.' if field else ': '}{text}") from error
-
-
-def _mask_names(artifact: Artifact) -> set[str]:
-    if "masked" not in artifact.traits:
-        return set()
-    with safe_open(artifact.path / MASKS, framework="pt") as file:
-        return {name.replace("/", ".") for name in file.keys()}  # noqa: SIM118, the handle is no mapping

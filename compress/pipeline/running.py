@@ -54,10 +54,11 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
     place = Path(workdir) if workdir is not None else default_workdir(recipe)
+    chosen = choose_device(device)
     inputs = Inputs(recipe, place)
     plan = make_plan(inputs)
     with locked(place):
-        return _Running(inputs, plan.links, choose_device(device), console).all()
+        return _Running(inputs, plan.links, chosen, console).all()
 
 
 def default_workdir(recipe: Recipe) -> Path:

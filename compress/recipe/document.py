@@ -23,7 +23,7 @@ from compress.registry import suggest
 Location = tuple[str | int, ...]
 
 _CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
-_INTEGER = re.compile(r"[-+]?[0-9]+")
+_INTEGER = re.compile(r"[-+]?[0-9]{1,400}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)")
 _KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in _KINDS}
@@ -63,6 +63,8 @@ def parse_document(text: str, name: str) -> Document:
     """Parse YAML text; ``name`` stands before the line numbers."""
     try:
         node = YAML(typ="safe", pure=True).compose(text)
+    except RecursionError:
+        raise RecipeError(f"{name}: not valid YAML: brackets inside brackets without end") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

@@ -55,6 +55,11 @@ class Row:
         return "onnx" in self.manifest.traits
 
     @property
+    def emulated(self) -> bool:
+        """Whether torch imitates its quantization in float32: its times say nothing of a deployed model."""
+        return self.manifest.quantization is not None and not self.onnx
+
+    @property
     def quality(self) -> dict[str, float]:
         """The quality metrics that are numbers."""
         found = {
@@ -126,18 +131,26 @@ def change(rows: Iterable[Row], row: Row, metric: str) -> float | None:
 
 
 def speedup(rows: Iterable[Row], row: Row) -> float | None:
-    """How many times faster ``row`` makes one token than its reference."""
+    """How many times faster ``row`` makes one token than its reference; None where its times are of an emulation."""
     base = reference(rows, row, lambda other: other.per_token)
-    if base is None or base is row or not row.per_token or not base.per_token:
+    if base is None or base is row or row.emulated or not row.per_token or not base.per_token:
         return None
     return base.per_token / row.per_token
+
+
+def unquantized(rows: Iterable[Row], row: Row) -> Row | None:
+    """The timed float export of the run with as many parameters as ``row``; without one, its reference."""
+    rows, size = list(rows), row.record.parameters
+    floats = (o for o in rows if o.run is row.run and o.onnx and o.manifest.quantization is None and o.per_token)
+    same_size = (other for other in floats if size is not None and other.record.parameters == size)
+    return next(same_size, None) or reference(rows, row, lambda other: other.per_token)
 
 
 def smallest(rows: Iterable[Row]) -> Row | None:
     """The smallest compressed artifact, among those that were measured most completely."""
 
     def order(row: Row) -> tuple[int, float]:
-        return -bool(row.quality) - bool(row.per_token), row.megabytes or float("inf")
+        return -bool(row.quality) - bool(row.per_token and not row.emulated), row.megabytes or float("inf")
 
     return min((row for row in rows if not row.plain and row.megabytes), key=order, default=None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from compress.report.formats import flat, megabytes, number, percent, ratio
-from compress.report.numbers import Row, change, original, quality, reference, smallest, speedup
+from compress.report.numbers import Row, change, original, quality, reference, smallest, speedup, unquantized
 from compress.report.read import Run
 
 SMALL_MODEL = 5_000_000
@@ -37,7 +37,12 @@ def _speed(rows: Sequence[Row], row: Row) -> str:
     if gain is None or base is None:
         return ""
     pace = f"{ratio(gain)} faster" if gain >= 1 else f"{ratio(1 / gain)} slower"
-    return f" and {pace} per token than {base.label} on this {_device(row)}"
+    where = "" if base.onnx == row.onnx else f" in {_runtime(base)}"
+    return f" and {pace} per token than {base.label}{where} on this {_device(row)}"
+
+
+def _runtime(row: Row) -> str:
+    return "ONNX Runtime" if row.onnx else "torch"
 
 
 def _quality(rows: Sequence[Row], row: Row) -> str:
@@ -73,7 +78,7 @@ def device_of(row: Row) -> str:
 
 def warnings(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
     """What a reader should know before trusting or using a number."""
-    found = [*_slow(rows), *_reload(runs)]
+    found = [*_slow(rows), *_emulated(rows), *_mixed(rows), *_reload(runs)]
     if len([run for run in runs if any(row.per_token for row in rows if row.run is run)]) > 1:
         found.append("Times of different runs were measured at different moments; compare them only within one run.")
     return found
@@ -81,11 +86,28 @@ def warnings(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
 
 def _slow(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
-        gain = speedup(rows, row)
-        if gain is not None and gain <= 1 and row.onnx and row.manifest.quantization:
-            base = reference(rows, row, lambda other: other.per_token)
-            against = base.label if base else "the float32 export"
-            yield f"{row.label} is quantized but no faster per token than {against} ({ratio(gain)}): {_why_slow(row)}"
+        base = unquantized(rows, row)
+        if not row.onnx or not row.manifest.quantization or base is None or not base.per_token or not row.per_token:
+            continue
+        gain = base.per_token / row.per_token
+        if gain <= 1:
+            what = f"{row.label} is quantized but no faster per token than {base.label}"
+            yield f"{what} ({ratio(gain)}): {_why_slow(row)}"
+
+
+def _emulated(rows: Sequence[Row]) -> Iterator[str]:
+    if names := [row.label for row in rows if row.emulated and row.per_token]:
+        yield f"The times of {_listed(names)} are of quantization emulated in float32; measure an export for speed."
+
+
+def _mixed(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        base = reference(rows, row, lambda other: other.per_token)
+        if row.per_token and base is not None and base.onnx != row.onnx:
+            yield (
+                f"{row.label} ran in {_runtime(row)} and {base.label} in {_runtime(base)}: "
+                "how much faster it is includes the change of runtime."
+            )
 
 
 def _why_slow(row: Row) -> str:

@@ -46,6 +46,7 @@ class ExportOnnx(Stage):
             packed = Packed(spec, load_file(source.path / QUANTIZED))
         model = source.model()
         copy_settings(source, out)
+        _write_tokenizer_file(source, out)
         parity = export(model, out, packed=packed, graph=self.graph, seed=context.seed)
         (out / "details.json").write_text(json.dumps({"parity": parity}))
         modules = sum(1 for module in model.modules() if next(module.parameters(recurse=False), None) is not None)
@@ -57,7 +58,7 @@ class ExportOnnx(Stage):
             parameters_total=numbers,
             bytes_before=_bytes(source.path, "*.safetensors"),
             bytes_after=_bytes(out, "*.onnx*"),
-            note="" if _stock_shape(source) else "opens in compress.onnx.runtime only: a shape without stock class",
+            note="" if source.stock_shape() else "opens in compress.onnx.runtime only: a shape without stock class",
         )
         metrics = {name: float(parity[name]) for name in ("max_logit_error", "limit")}
         return Result(
@@ -86,6 +87,13 @@ class ExportOnnx(Stage):
             yield "activations: replace has nothing to replace; allowed: exact"
 
 
+def _write_tokenizer_file(source: Artifact, out: Path) -> None:
+    """Write ``tokenizer.json`` for a source that has its older parts alone: deployment reads nothing else."""
+    file = out / "tokenizer.json"
+    if not file.exists() and (tokenizer := source.tokenizer()) is not None:
+        tokenizer.backend_tokenizer.save(str(file))
+
+
 def _deployed(source: Artifact, spec: QuantizationSpec) -> QuantizationSpec:
     """The same codes with the activations of the deployed kernel."""
     tables = source.family().embeddings
@@ -93,10 +101,6 @@ def _deployed(source: Artifact, spec: QuantizationSpec) -> QuantizationSpec:
     return QuantizationSpec(
         matrices=tuple(each if each.module in tables else each.model_copy(update=block) for each in spec.matrices)
     )
-
-
-def _stock_shape(source: Artifact) -> bool:
-    return source.sizes() == {axis.name: axis.size for axis in source.family().axes(source.config())}
 
 
 def _bytes(directory: Path, pattern: str) -> int:

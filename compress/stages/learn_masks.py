@@ -122,7 +122,7 @@ class LearnMasks(Stage):
         save_masks(values, out, scores=self.method != "learned")
 
     def shape(self, source: Shape) -> Shape:
-        return replace(super().shape(source), masked=self.axes)
+        return replace(super().shape(source), masked=self.axes, scored=self.method != "learned")
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         if self.method != "magnitude":

@@ -96,12 +96,14 @@ class Prune(Stage):
         else:
             if after.sizes == source.sizes:
                 yield f"{'keep' if self.parameters is None else 'parameters'}: every unit would stay"
+        if self.fold and source.scored:
+            yield f"fold: {source.name!r} holds scores, and masks that are 1 change nothing; allowed: false"
 
     def shape(self, source: Shape) -> Shape:
         axes = family_of(source.config).axes(source.config)
         kinds = {axis.name: axis.kind for axis in axes if axis.kind in source.masked}
         targets = self._targets(source.config, source.sizes, kinds)
-        return replace(super().shape(source), sizes={**source.sizes, **targets}, masked=())
+        return replace(super().shape(source), sizes={**source.sizes, **targets}, masked=(), scored=False)
 
     def _targets(self, config: Any, sizes: Mapping[str, int], kinds: Mapping[str, AxisKind]) -> dict[str, int]:
         """Units to keep on each masked axis (those in ``kinds``); ``sizes`` has every axis of the source."""

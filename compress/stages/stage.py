@@ -39,7 +39,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Shape:
-    """What is known of a stage's input or teacher before any work: config, traits, and the digest of its root base."""
+    """What is known of a stage's input or teacher before any work."""
 
     name: str
     config: Any
@@ -49,6 +49,8 @@ class Shape:
     """Name of the model in the recipe that this one descends from; itself for a base."""
     masked: tuple[AxisKind, ...] = ()
     """Kinds of axes that carry masks."""
+    scored: bool = False
+    """Masked, with units scored and their masks left at 1."""
     deployable: bool = False
     """Quantized, with the inputs of products quantized as the deployed kernel does it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import OnnxStepper, Times, Workload, timed_pass
 from compress.stages.export_onnx import ExportOnnx
 from compress.stages.stage import Context
+from compress.surgery.quantize import QuantizationSpec
 
 WORK = Workload(prompt=5, new_tokens=4, batch=2, threads=1, vocabulary=67)
 
@@ -61,6 +63,16 @@ def test_the_record(artifacts: dict[str, Artifact]) -> None:
     conditions = records["onnx"]["conditions"]["speed"]
     assert (conditions["prompt"], conditions["new_tokens"], conditions["batch"]) == (6, 3, 2)
     assert (conditions["threads"], conditions["rounds"]) == (1, 2)
+
+
+def test_conditions_say_where_quantization_is_emulated(artifacts: dict[str, Artifact]) -> None:
+    spec = QuantizationSpec(matrices=())
+    quantized = {
+        name: replace(artifact, manifest=artifact.manifest.model_copy(update={"quantization": spec}))
+        for name, artifact in artifacts.items()
+    }
+    found = [module._runtime(quantized[name]) for name in ("base", "onnx")]
+    assert found == ["torch eager, quantization emulated in float32", "onnxruntime"]
 
 
 @pytest.mark.usefixtures("no_fresh_process")

@@ -23,6 +23,25 @@ def test_a_stock_directory_loads_in_float32_and_eval(tiny_gpt2, tiny_bart, tmp_p
     assert not build(config).training
 
 
+@pytest.mark.parametrize("settings", [{"scale_attn_weights": False}, {"scale_attn_by_inverse_layer_idx": True}])
+def test_scores_are_scaled_as_the_config_says(tiny_gpt2, tiny_inputs, tmp_path, settings):
+    usual = tiny_gpt2()
+    usual.save_pretrained(tmp_path)
+    config = load_config(tmp_path)
+    config.update(settings)
+    config.save_pretrained(tmp_path)
+    oracle = type(usual)._from_config(config, attn_implementation="eager").eval()
+    built = build(config)
+    inputs = tiny_inputs(usual)
+    oracle.load_state_dict(usual.state_dict())
+    built.load_state_dict(usual.state_dict())
+    with torch.no_grad():
+        expected, other = oracle(**inputs).logits, usual(**inputs).logits
+        assert (expected - other)[1].abs().max() > 1e-3
+        for model in (built, load_stock(tmp_path)):
+            torch.testing.assert_close(model(**inputs).logits[1], expected[1])
+
+
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(ModelError, match="nowhere"):
         load_stock(tmp_path / "nowhere")

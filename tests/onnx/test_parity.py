@@ -17,6 +17,7 @@ from compress.errors import ParityError
 from compress.functional.fake_quant import activation_block
 from compress.onnx.parity import check_parity
 from compress.onnx.product_parity import product_inputs
+from compress.onnx.runtime import Runtime
 from compress.surgery.quantize import Product
 
 MODULE = "transformer.h.1.mlp.c_fc"
@@ -99,13 +100,39 @@ def test_padding_that_is_not_hidden_fails(exported: Callable[..., Any]) -> None:
         check_parity(found.model, found.directory)
 
 
-def test_a_graph_without_packed_products_fails(exported: Callable[..., Any], tiny_gpt2: Callable[..., Any]) -> None:
+def test_padding_that_breeds_nan_fails(exported: Callable[..., Any]) -> None:
+    """Rows without padding stay right, so that the NaN is in some comparisons only."""
+    found = exported()
+    graph = found.graph
+    for tensor in graph.graph.initializer:
+        if tensor.name == "scalar_-1000000000.0":
+            tensor.CopyFrom(numpy_helper.from_array(np.array(np.nan, np.float32), tensor.name))
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match="logits differ from torch by nan"):
+        check_parity(found.model, found.directory)
+
+
+def test_a_product_that_is_not_packed_fails(exported: Callable[..., Any], tiny_gpt2: Callable[..., Any]) -> None:
     from .conftest import packed_model
 
     found = exported()
-    _, packed = packed_model(tiny_gpt2(), 4)
-    with pytest.raises(ParityError, match="holds no packed product"):
-        check_parity(found.model, found.directory, packed.spec)
+    model, packed = packed_model(tiny_gpt2(), 4)
+    with pytest.raises(ParityError, match=r"holds no packed product for transformer\.h\.0\.attn\.c_attn"):
+        check_parity(model, found.directory, packed.spec)
+
+
+def test_text_that_torch_would_not_write_fails(exported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = exported()
+    honest = Runtime.generate
+
+    def wrong_at_third(self: Runtime, *prompts: Any, **options: Any) -> Any:
+        text = honest(self, *prompts, **options)
+        text[0, prompts[0].shape[1] + 2] += 1
+        return text % 67
+
+    monkeypatch.setattr(Runtime, "generate", wrong_at_third)
+    with pytest.raises(ParityError, match="greedy text differs from torch at new token 3"):
+        check_parity(found.model, found.directory)
 
 
 def test_figures_say_what_was_compared(exported: Callable[..., Any]) -> None:

@@ -105,6 +105,15 @@ def test_the_context_is_a_limit(exported: Callable[..., Any]) -> None:
         runtime.start(1, 4).feed(np.ones((1, 5), np.int64))
 
 
+def test_prompts_that_cannot_be_continued_are_refused(exported: Callable[..., Any]) -> None:
+    runtime = Runtime.open(exported().directory, threads=1)
+    with pytest.raises(UserError, match="ends in padding; pad on the left"):
+        runtime.generate(np.ones((2, 3), np.int64), np.array([[1, 1, 1], [1, 1, 0]]))
+    for shape in ((1, 0), (3,)):
+        with pytest.raises(UserError, match="is not \\[rows, tokens\\] with at least one of each"):
+            runtime.generate(np.ones(shape, np.int64))
+
+
 def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., Any]) -> None:
     with pytest.raises(ModelError, match=r"model\.onnx: cannot be opened"):
         Runtime.open(tmp_path / "nothing")

@@ -11,7 +11,10 @@ POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
 
 
 def run_of(*artifacts):
-    """A run of (name, traits, MB, perplexity, ms per token); None is not measured."""
+    """A run of (name, traits, MB, perplexity, ms per token[, quantization[, millions of parameters]]).
+
+    None is not measured.
+    """
     records, stages = [], []
     for name, traits, size, perplexity, token, *extra in artifacts:
         records.append(
@@ -21,7 +24,7 @@ def run_of(*artifacts):
                 compression_ratio=None if size is None else 400 / size,
                 quality={} if perplexity is None else {"perplexity": perplexity},
                 speed=Speed() if token is None else Speed(per_token_ms=Percentiles(p50=token)),
-                parameters=100_000_000,
+                parameters=int((extra[1] if len(extra) > 1 else 100) * 1e6),
             )
         )
         manifest = Manifest(traits=traits, quantization=extra[0] if extra else None)
@@ -113,6 +116,39 @@ def test_a_quantized_export_that_is_not_faster_is_warned_of(block, token, part):
     )
     found = words.warnings([run], numbers.rows_of([run]))
     assert (len(found) == 1 and part in found[0]) if part else found == []
+
+
+def test_a_quantized_export_is_held_against_the_float_export_of_its_size():
+    quantization = {"matrices": [{"block": 128}]}
+    run = run_of(
+        ("base", ("onnx",), 400, 50.0, 10.0),
+        ("cut", ("pruned", "onnx"), 200, 51.0, 4.0, None, 50),
+        ("small", ("pruned", "quantized", "onnx"), 20, 52.0, 5.0, quantization, 50),
+    )
+    (found,) = words.warnings([run], numbers.rows_of([run]))
+    assert "small is quantized but no faster per token than cut (0.80x)" in found
+
+
+def test_a_change_of_runtime_is_told():
+    run = run_of(("base", (), 400, 50.0, 30.0), ("small", ("pruned", "onnx"), 40, 51.0, 3.0))
+    (found,) = words.warnings([run], numbers.rows_of([run]))
+    assert found.startswith("small ran in ONNX Runtime and base in torch")
+    assert "10.0x faster per token than base in torch on this CPU" in words.headline(numbers.rows_of([run]))
+
+
+def test_emulated_times_are_told_and_not_the_headline():
+    quantization = {"matrices": [{"block": 128}]}
+    run = run_of(
+        ("base", (), 400, 50.0, 10.0),
+        ("base-onnx", ("onnx",), 401, 50.0, 10.0),
+        ("small", ("quantized",), 20, 51.0, 40.0, quantization),
+        ("small-onnx", ("quantized", "onnx"), 21, 51.0, 2.0, quantization),
+    )
+    rows = numbers.rows_of([run])
+    assert words.headline(rows).startswith("small-onnx is ")
+    assert numbers.speedup(rows, rows[2]) is None
+    (found,) = words.warnings([run], rows)
+    assert found == "The times of small are of quantization emulated in float32; measure an export for speed."
 
 
 @pytest.mark.parametrize(

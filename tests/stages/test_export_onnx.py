@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from compress.artifact import QUANTIZED, Artifact, Step, adopt, copy_settings, save_model, seal
 from compress.errors import ParityError
+from compress.models.scratch import train_bpe
 from compress.onnx.runtime import Runtime
 from compress.stages.export_onnx import ExportOnnx
 from compress.stages.stage import Context, Result, Shape
@@ -69,6 +71,16 @@ def test_a_float_model(base: Artifact, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = base.model()(ids).logits
     torch.testing.assert_close(torch.from_numpy(Runtime.open(tmp_path / "out").logits(ids.numpy())), expected)
+
+
+def test_the_parts_of_an_older_tokenizer_become_one_file(base: Artifact, tmp_path: Path) -> None:
+    tokenizer = train_bpe(["the cat sat on the mat"] * 3, 262, "causal")
+    tokenizer.backend_tokenizer.model.save(str(base.path))
+    run(ExportOnnx(), adopt(base.path), tmp_path / "out")
+    text = "the cat, ünïcode"
+    written = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert written.encode(text).ids == adopt(base.path).tokenizer()(text)["input_ids"]
+    assert written.decode(written.encode(text).ids) == text
 
 
 def test_a_quantized_model_keeps_its_spec(base: Artifact, tmp_path: Path) -> None:

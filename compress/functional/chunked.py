@@ -1,0 +1,75 @@
+"""Losses over the vocabulary in chunks of tokens, so that no tensor of all tokens times the vocabulary exists.
+
+Shapes: N tokens, D hidden size, K losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Sums = Callable[[slice, Tensor], Tensor]
+"""The losses summed over a chunk of tokens, [K], from the tokens' place and their states."""
+
+
+def chunked_means(
+    sums: Sums, size: int, weights_K: Tensor, states_ND: Tensor, head: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of K mean losses over N tokens, and the means themselves [K], which carry no gradient.
+
+    ``sums(rows, states)`` sees ``size`` tokens at a time; gradient flows to ``states_ND`` and to ``head``, the tensors
+    that ``sums`` multiplies states by. No tokens give zeros.
+    """
+    result: tuple[Tensor, Tensor] = _ChunkedMeans.apply(sums, size, weights_K, states_ND, *head)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _ChunkedMeans(torch.autograd.Function):
+    """Means of per-token losses over chunks of tokens, with the gradient formed while a chunk's logits are at hand.
+
+    Beside the chunk only the gradients of the states and of the head's own tensors are kept, and no logits are computed
+    twice. ``sums(rows, states)`` returns the summed losses [K] of a chunk.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sums: Sums,
+        size: int,
+        weights_K: Tensor,
+        states_ND: Tensor,
+        *head: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        wanted = [at for at, tensor in enumerate(head) if ctx.needs_input_grad[4 + at]]
+        slopes: list[Tensor | None] = [None] * len(head)
+        for at in wanted:
+            slopes[at] = torch.zeros_like(head[at])
+        slope_ND = torch.zeros_like(states_ND) if ctx.needs_input_grad[3] else None
+        total_K = torch.zeros_like(weights_K)
+        count = max(len(states_ND), 1)
+        for start in range(0, len(states_ND), size):
+            rows = slice(start, start + size)
+            with torch.set_grad_enabled(slope_ND is not None or bool(wanted)):
+                states = states_ND[rows].detach().requires_grad_(slope_ND is not None)
+                losses_K = sums(rows, states)
+                share = losses_K @ (weights_K / count)
+            total_K += losses_K.detach()
+            if share.requires_grad:
+                inputs = ([states] if slope_ND is not None else []) + [head[at] for at in wanted]
+                grads = list(torch.autograd.grad(share, inputs))
+                if slope_ND is not None:
+                    slope_ND[rows] = grads.pop(0)
+                for at, grad in zip(wanted, grads, strict=True):
+                    slopes[at] += grad  # type: ignore[operator]
+        ctx.slopes = (slope_ND, *slopes)
+        means_K = total_K / count
+        ctx.mark_non_differentiable(means_K)
+        return means_K @ weights_K, means_K
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, None, *(None if slope is None else slope * grad for slope in ctx.slopes))

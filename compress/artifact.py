@@ -108,7 +108,7 @@ class Artifact:
         if "onnx" in self.traits:
             raise ModelError(f"{self.path}: is an ONNX directory; open it with compress.onnx.runtime.Runtime")
         if "bitsandbytes" in self.traits:
-            return load_stock(self.path)
+            return load_stock(self.path, device=device)
         spec = self.manifest.quantization
         if spec is not None:
             model = self._empty()

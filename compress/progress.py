@@ -61,3 +61,13 @@ class Meter:
     def _draw(self, *, advance: int) -> None:
         text = f"{self.loss}{self.terms}{self.evaluation}  {self.speed}"
         self.bar.update(self.task, advance=advance, text=text)
+
+
+def duration(seconds: float) -> str:
+    """A time as people read it: ``4.2 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from compress.cli.app import _exit_code
 from compress.registry import MEASUREMENTS, STAGES, TERMS
@@ -90,6 +91,12 @@ def refused(told: Told, text: str) -> None:
         (["bench", "./nowhere"], "nowhere"),
         (["generate", "nowhere", "--prompt", "x"], "nowhere: no such model directory"),
         (["generate", "nowhere"], "--prompt"),
+        (["generate", "nowhere", "--prompt", "x", "--temperature", "inf"], "--temperature"),
+        (["generate", "nowhere", "--prompt", "x", "--seed", "-1"], "--seed"),
+        (["check", "a-file/inside"], "a-file/inside: Not a directory"),
+        (["run", "tiny.yaml", "--workdir", "a-file/inside"], "a-file/inside: Not a directory"),
+        (["run", "tiny.yaml", "--workdir", "w" * 300], "File name too long"),
+        (["run", "tiny.yaml", "--set", "model.config.n_head=3"], "tiny.yaml:4: models.base.config: no gpt2 can be"),
         (["describe", "prun"], "nothing is called 'prun'. Did you mean 'prune'?"),
     ],
 )
@@ -97,6 +104,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path)
+    Path("a-file").touch()
     refused(cli(*arguments), text)
 
 
@@ -234,8 +243,17 @@ def test_ctrl_c_says_that_it_continues(cli: Command, finished: Path, monkeypatch
     assert told.err.strip() == "stopped; the same command continues where it was"
 
 
-def test_a_full_disk_is_one_line(cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raising(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_line(
+    cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    raising(monkeypatch, error)
     told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
     assert told.code == 1
     assert told.err == "error: no space left on the disk; what is finished stays, and the same command continues\n"

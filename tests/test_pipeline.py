@@ -18,7 +18,7 @@ from compress.measure.measurement import Measurement
 from compress.models.loading import load_stock, load_tokenizer
 from compress.pipeline import Inputs, Run, make_plan
 from compress.pipeline.keys import identity, key, packages, stage_key
-from compress.pipeline.running import choose_device, duration
+from compress.pipeline.running import choose_device
 from compress.pipeline.workdir import locked
 from compress.recipe import read_recipe
 from compress.registry import MEASUREMENTS, STAGES
@@ -370,13 +370,22 @@ def test_what_was_run_is_written_down(recipe: Path) -> None:
     assert "by: 4" in text
 
 
-def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_refused_where_there_is_none(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert choose_device(None) == "cpu"
     with pytest.raises(UserError, match="--device cuda"):
-        choose_device("cuda")
+        compress.run(recipe, recipe.parent / "work", device="cuda")
+    assert not (recipe.parent / "work").exists()
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(4.21, "4.2 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
-def test_durations_read_well(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+@pytest.mark.parametrize("setting", ["n_head=3", "n_embd=-4", "vocab_size=many", "activation_function=softly"])
+def test_a_config_of_no_model_is_told(recipe: Path, setting: str) -> None:
+    with pytest.raises(RecipeError, match=r"models\.base\.config: no gpt2 can be built from it"):
+        states(recipe, f"model.config.{setting}")
+
+
+def test_a_base_without_weights_is_told_before_any_work(recipe: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(run(recipe).artifacts["base"].path, tmp_path / "given")
+    (base / "model.safetensors").unlink()
+    with pytest.raises(RecipeError, match=r"models\.base: .*given: holds no \.safetensors file"):
+        states(recipe, "model={path: given}")

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from compress.progress import Meter
+from compress.progress import Meter, duration
 
 
 def test_off_a_terminal_there_is_one_line_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,3 +50,10 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         meter.update(2.5, {"forward_kl": 2.0, "mask_l1": 0.5}, rate=1000.0)
     drawn = screen.getvalue()
     assert "3/4" in drawn and "loss 2.5000  forward_kl 2  mask_l1 0.5  eval 1.2500" in drawn
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.21, "4.2 s"), (59.97, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -173,6 +173,7 @@ def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
     [
         *[("1e-4", 1e-4), ("1.", 1.0), (".5", 0.5), ("-3", -3), ("+.inf", float("inf")), ("~", None), ("", None)],
         *[("True", True), ("on", "on"), ("2/4", "2/4"), ("2024-01-01", "2024-01-01"), ("'7'", "7"), ("0x10", "0x10")],
+        ("9" * 5000, float("inf")),  # beyond what Python reads as an integer
     ],
 )
 def test_plain_scalars_are_yaml_1_2(text: str, value: object) -> None:
@@ -189,6 +190,7 @@ def test_plain_scalars_are_yaml_1_2(text: str, value: object) -> None:
         ("a: !env HOME\n", "x:1: YAML tag '!env' is not allowed in a recipe"),
         ("a: &b [*b]\n", "x:1: an alias repeats itself without end"),
         ("a: 1\n---\nb: 2\n", "x:2: not valid YAML: but found another document"),
+        ("[" * 3000, "x: not valid YAML: brackets inside brackets without end"),
     ],
 )
 def test_yaml_that_is_no_plain_data_is_refused(text: str, error: str) -> None:

@@ -16,7 +16,7 @@ from compress.models import family_of
 from compress.objective import Objective, Side
 from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
-from compress.training import Place, TrainConfig, lr_factor, parameter_groups, train
+from compress.training import History, Place, TrainConfig, lr_factor, parameter_groups, train
 
 
 @pytest.fixture
@@ -148,6 +148,13 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_checkpoint(tiny_gpt2
         _run(objective, data, tmp_path / "out", _config())
 
 
+def test_a_line_that_was_cut_off_is_dropped(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    History(path, keep_until=2).write(step=3, loss=1.0)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
 def test_schedule():
     config = _config(warmup=0.25, schedule="linear")
     factors = [lr_factor(step, 16, config) for step in range(16)]
@@ -181,3 +188,14 @@ def test_nothing_to_train_raises(tiny_gpt2, data, tmp_path):
 def test_one_length(options):
     with pytest.raises(ValueError, match="either steps or epochs"):
         TrainConfig.model_validate(options)
+
+
+@pytest.mark.parametrize("betas", [[0.9, 1], [-0.1, 0.9], [0.9]])
+def test_betas_are_those_adam_takes(betas):
+    with pytest.raises(ValueError, match="betas"):
+        _config(betas=betas)
+
+
+def test_a_tracker_that_is_not_installed_is_refused():
+    with pytest.raises(ValueError, match="'sensorboard' is not installed"):
+        _config(trackers=["sensorboard"])

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NoReturn, Optional
 import typer
 from rich.console import Console
 from rich.markup import escape
+from safetensors import SafetensorError
 from typer.exceptions import TyperException
 
 from compress.errors import CompressError, UserError
@@ -53,15 +54,21 @@ def _exit_code() -> int:
         return _told(str(error), error.exit_code)
     except TyperException as error:
         return _told(getattr(error, "format_message", error.__str__)(), UserError.exit_code)
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            return _told("no space left on the disk; what is finished stays, and the same command continues", 1)
-        if error.errno not in _WRONG_PATH:
-            raise
-        return _told(f"{error.filename}: {error.strerror}", UserError.exit_code)
+    except (OSError, SafetensorError) as error:
+        return _told_of_files(error)
     if code == _STOPPED:
         _told("stopped; the same command continues where it was", code)
     return int(code)
+
+
+def _told_of_files(error: OSError | SafetensorError) -> int:
+    """Tell a full disk, or a path that cannot be used; anything else goes on as it came."""
+    full = error.errno in _DISK_FULL if isinstance(error, OSError) else "No space left on device" in str(error)
+    if full:
+        return _told("no space left on the disk; what is finished stays, and the same command continues", 1)
+    if isinstance(error, OSError) and error.errno in _WRONG_PATH:
+        return _told(f"{error.filename}: {error.strerror}", UserError.exit_code)
+    raise error
 
 
 def _told(text: str, code: int) -> int:

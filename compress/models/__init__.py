@@ -11,8 +11,12 @@ FAMILIES = (GPT2, BART)
 
 
 def family_of(config: Any) -> ModelFamily:
-    """The family of a stock config by its ``model_type``; raises ModelError with those supported."""
-    model_type = getattr(config, "model_type", None)
+    """The family of a stock config; raises ModelError as :func:`family_named` does."""
+    return family_named(getattr(config, "model_type", None))
+
+
+def family_named(model_type: str | None) -> ModelFamily:
+    """The family of a ``model_type``; raises ModelError with those supported."""
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
@@ -20,4 +24,4 @@ def family_of(config: Any) -> ModelFamily:
     raise ModelError(f"model_type {model_type!r} is not supported; supported: {known}")
 
 
-__all__ = ["FAMILIES", "family_of"]
+__all__ = ["FAMILIES", "family_named", "family_of"]

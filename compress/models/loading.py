@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig
@@ -38,12 +40,15 @@ def load_config(source: str | Path) -> Any:
         if "model_type" not in settings:  # the stock library would guess it from the directory's name
             raise ValueError("it has no model_type")
         return AutoConfig.from_pretrained(source, local_files_only=_is_local(source))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise ModelError(f"{source}: no readable config.json ({_first_line(error)})") from error
 
 
-def load_stock(source: str | Path) -> nn.Module:
-    """The stock model of a directory (or a hub id) in eval mode; missing or misshapen tensors raise ModelError."""
+def load_stock(source: str | Path, *, device: str | None = None) -> nn.Module:
+    """The stock model of a directory (or a hub id) in eval mode; missing or misshapen tensors raise ModelError.
+
+    ``device`` places the modules while they load, as bitsandbytes needs it; without it the model is on the CPU.
+    """
     config = load_config(source)
     stock = _CLASSES[family_of(config).task]
     try:
@@ -53,6 +58,7 @@ def load_stock(source: str | Path) -> nn.Module:
             use_safetensors=True,
             local_files_only=_is_local(source),
             output_loading_info=True,
+            device_map=device and {"": device},
             **_attention(config),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -94,6 +100,8 @@ def load_tokenizer(source: str | Path) -> Any:
     if not any((Path(source) / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         return None
     try:
+        for file in Path(source).glob("tokenizer*.json"):
+            json.loads(file.read_bytes())  # the tokenizers library raises a bare Exception for what is no JSON
         return AutoTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source}: no readable tokenizer ({_first_line(error)})") from error

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from compress.errors import DataError, ModelError
-from compress.models import family_of
+from compress.models import family_named
 from compress.models.structure import Task
 
 _SPECIAL: Mapping[Task, Mapping[str, str]] = {
@@ -29,6 +30,7 @@ def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
     model_type = settings.pop("model_type", None)
     if not isinstance(model_type, str):
         raise ModelError("config has no model_type, such as the one in any config.json")
+    family = family_named(model_type)
     if tokenizer is not None:
         size = settings.setdefault("vocab_size", len(tokenizer))
         if isinstance(size, int) and size < len(tokenizer):
@@ -43,9 +45,9 @@ def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
         if unknown:
             raise ModelError(f"config.{unknown[0]} is no setting of {model_type}")
         config = AutoConfig.for_model(model_type, **settings)
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"config: {str(error).splitlines()[0]}") from None
-    family = family_of(config)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"config: no {model_type} can be built from it ({reason})") from None
     if family.task == "seq2seq" and tokenizer is not None and "decoder_start_token_id" not in settings:
         config.decoder_start_token_id = tokenizer.eos_token_id
     return config

@@ -62,10 +62,11 @@ class Inputs:
         """The stock configuration of a model, built or not; one that no stock model can have is refused."""
         if name not in self._configs:
             artifact = self.model(name)
-            with self._located(name), torch.device("meta"):
+            with self._located(name):
                 config = artifact.config() if artifact else new_config(self._settings(name), self._tokenizer(name))
-                build(config)
-                self._configs[name] = config
+                with torch.device("meta"):
+                    build(config)
+            self._configs[name] = config
         return self._configs[name]
 
     def shape(self, name: str) -> Shape:

@@ -21,6 +21,7 @@ from compress.pipeline.keys import packages
 from compress.pipeline.measuring import measure
 from compress.pipeline.plan import make_plan
 from compress.pipeline.workdir import Slot, locked, shown_path, write_json, write_text
+from compress.progress import duration
 from compress.recipe import Recipe, read_recipe
 from compress.recipe.document import write_document
 from compress.recipe.references import Link
@@ -189,13 +190,3 @@ def _coverage(step: Step) -> str:
 def megabytes(count: int) -> str:
     """Bytes as MB of 2^20."""
     return f"{count / 2**20:,.2f} MB"
-
-
-def duration(seconds: float) -> str:
-    """A time as people read it: ``4.2 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

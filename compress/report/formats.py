@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from compress import progress
 from compress.report.numbers import MB
 from compress.report.read import Percentiles
 
@@ -65,14 +66,7 @@ def percentiles(value: Percentiles | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """A time span in the largest two units that matter: ``1 h 04 min``."""
-    if seconds is None:
-        return ""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return "" if seconds is None else progress.duration(seconds)
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from compress.models.bitsandbytes import Scheme, bitsandbytes_products, load_bit
 from compress.models.loading import build
 from compress.models.structure import stock_tensors
 from compress.stages.stage import Context, Result, Shape, Stage
-from compress.surgery.coverage import Coverage
+from compress.surgery.coverage import Coverage, owners
 
 
 class BitsAndBytes(Stage):
@@ -52,7 +52,7 @@ def _coverage(model: Any, source: Artifact) -> Coverage:
     }
     return Coverage(
         modules_touched=len(touched),
-        modules_total=sum(1 for module in stock.modules() if next(module.parameters(recurse=False), None) is not None),
+        modules_total=len(owners(stock)),
         parameters_touched=sum(module.in_features * module.out_features for module in touched),
         parameters_total=sum(parameter.numel() for parameter in stock.parameters()),
         bytes_before=sum(4 * tensor.numel() for tensor in stock_tensors(stock)),

@@ -17,7 +17,7 @@ from compress.models.structure import stock_tensors
 from compress.onnx.activations import require_activation
 from compress.onnx.export import Packed, export
 from compress.stages.stage import Context, Result, Shape, Stage
-from compress.surgery.coverage import Coverage
+from compress.surgery.coverage import Coverage, owners
 from compress.surgery.quantize import QuantizationSpec
 
 
@@ -49,7 +49,7 @@ class ExportOnnx(Stage):
         _write_tokenizer_file(source, out)
         parity = export(model, out, packed=packed, graph=self.graph, seed=context.seed)
         (out / "details.json").write_text(json.dumps({"parity": parity}))
-        modules = sum(1 for module in model.modules() if next(module.parameters(recurse=False), None) is not None)
+        modules = len(owners(model))
         numbers = sum(tensor.numel() for tensor in stock_tensors(model))
         coverage = Coverage(
             modules_touched=modules,

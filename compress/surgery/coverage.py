@@ -8,6 +8,11 @@ from compress.errors import NothingDoneError
 from compress.schema import Strict
 
 
+def owners(model: nn.Module) -> list[nn.Module]:
+    """The modules with parameters of their own."""
+    return [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
+
+
 class Coverage(Strict):
     """Modules with own parameters, distinct parameters (shared ones once), and bytes of parameters and buffers."""
 
@@ -27,13 +32,12 @@ class Coverage(Strict):
     @classmethod
     def of_training(cls, model: nn.Module) -> Coverage:
         """What training could change: modules and parameters that require a gradient."""
-        modules = [list(module.parameters(recurse=False)) for module in model.modules()]
-        owners = [parameters for parameters in modules if parameters]
+        owning = [list(module.parameters(recurse=False)) for module in owners(model)]
         distinct = list(model.parameters())
         size = sum(tensor.numel() * tensor.element_size() for tensor in [*distinct, *model.buffers()])
         return cls(
-            modules_touched=sum(any(parameter.requires_grad for parameter in owner) for owner in owners),
-            modules_total=len(owners),
+            modules_touched=sum(any(parameter.requires_grad for parameter in own) for own in owning),
+            modules_total=len(owning),
             parameters_touched=sum(parameter.numel() for parameter in distinct if parameter.requires_grad),
             parameters_total=sum(parameter.numel() for parameter in distinct),
             bytes_before=size,

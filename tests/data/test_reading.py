@@ -62,6 +62,19 @@ def test_other_tables_hold_the_same_rows(folder: Path, ending: str) -> None:
     assert read_pairs(found, folder, "d") == [TextPair("x\n", ("1",)), TextPair("y\n", ("2",))]
 
 
+def test_a_byte_order_mark_and_windows_lines_are_no_text(folder: Path) -> None:
+    (folder / "w.csv").write_bytes(b"\xef\xbb\xbfq,a\r\nx,1\r\n")
+    (folder / "w.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert read_pairs(source(csv="w.csv", prompt="q", response="a"), folder, "d") == [TextPair("x\n", ("1",))]
+    assert read_text(source(text="w.txt"), folder, "d") == ["one", "two"]
+
+
+@pytest.mark.parametrize("template", ["{question:d}", "{question!z}", "{question"])
+def test_a_template_that_fits_no_text_is_told(folder: Path, template: str) -> None:
+    with pytest.raises(DataError, match="d: '{question"):
+        read_pairs(source(csv="rows.csv", prompt=template, response="answer"), folder, "d")
+
+
 def test_parallel_files(folder: Path) -> None:
     (folder / "a.en.gz").write_bytes(gzip.compress(b"one\ntwo\nthree\n"))
     (folder / "a.de").write_text("eins\nzwei\ndrei\n")
@@ -89,6 +102,8 @@ def test_token_rows(folder: Path) -> None:
         ({"json": "lines.txt"}, "cannot read .*lines.txt as json: "),
         ({"csv": "ragged.csv"}, "cannot read .*ragged.csv as csv: row 1 has 1 cells, the header 2"),
         ({"parquet": "lines.txt"}, "cannot read .*lines.txt as parquet: "),
+        ({"csv": "latin.csv"}, "cannot read .*latin.csv as csv: 'utf-8' codec can't decode byte 0xe9"),
+        ({"text": "latin.csv"}, "cannot read .*latin.csv as text: 'utf-8' codec can't decode byte 0xe9"),
         ({"text": "lines.txt", "skip": 9}, "no rows are left of 4 with skip: 9"),
         ({"hub": "nobody/nothing", "split": "train"}, "cannot load 'nobody/nothing' from the hub: .*use a local copy"),
     ],
@@ -100,6 +115,7 @@ def test_mistakes_are_told_in_one_line(
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     (folder / "empty.txt").touch()
     (folder / "ragged.csv").write_text("a,b\n1,2\n3\n")
+    (folder / "latin.csv").write_text("a\ncaf\xe9\n", encoding="latin-1")
     with pytest.raises(DataError, match=message) as caught:
         read_text(source(**written), folder, "data.test")
     assert "\n" not in str(caught.value)

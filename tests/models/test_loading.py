@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress.errors import ModelError
-from compress.models.loading import build, load_config, load_stock
+from compress.models.loading import build, load_config, load_stock, load_tokenizer
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bart"])
@@ -73,3 +73,10 @@ def test_a_config_of_another_family_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "version https://git-lfs"])
+def test_a_tokenizer_that_is_no_json_is_refused(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelError, match="no readable tokenizer"):
+        load_tokenizer(tmp_path)

@@ -64,7 +64,7 @@ def test_a_decoder_starts_with_the_end_token() -> None:
     ("settings", "text"),
     [
         ({"n_layer": 1}, "config has no model_type"),
-        ({"model_type": "nothing"}, "config"),
+        ({"model_type": "nothing"}, "model_type 'nothing' is not supported; supported: gpt2, bart"),
         ({"model_type": "llama"}, "model_type 'llama' is not supported"),
         ({"model_type": "gpt2", "layers": 1}, "config.layers is no setting of gpt2"),
         ({"model_type": "gpt2", "vocab_size": 10}, "config.vocab_size is 10, but the tokenizer has 280 tokens"),

@@ -299,6 +299,16 @@ def test_a_kind_without_masks_is_not_passed_over(base: Any, masked: Any, run_sta
     assert len(list(STAGES.read(config).problems(shape_of(source, masked=("ffn", "hidden")), None))) == 1
 
 
+def test_scores_have_nothing_to_fold(base: Any, masked: Any, shape_of: Any) -> None:
+    told = {
+        scored: list(
+            STAGES.read(prune(keep="1/2", fold=True)).problems(shape_of(base(), masked=KINDS, scored=scored), None)
+        )
+        for scored in (True, False)
+    }
+    assert told == {True: ["fold: 'base' holds scores, and masks that are 1 change nothing; allowed: false"], False: []}
+
+
 @pytest.mark.parametrize("config", [prune(keep=1), prune(keep={}), prune(parameters=1), prune(parameters=10**9)])
 def test_a_cut_that_removes_nothing_is_refused(
     config: Any, base: Any, masked: Any, run_stage: Any, shape_of: Any

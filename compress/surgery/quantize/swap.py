@@ -9,7 +9,7 @@ from torch import nn
 
 from compress.models.layout import is_embedding, is_product, weight_of
 from compress.models.structure import ModelFamily, stock_tensors
-from compress.surgery.coverage import Coverage
+from compress.surgery.coverage import Coverage, owners
 from compress.surgery.quantize.modules import FakeQuantWeight, Product, StoredWeight, Table
 from compress.surgery.quantize.spec import (
     ActivationName,
@@ -103,7 +103,7 @@ def _coverage(model: nn.Module, spec: QuantizationSpec) -> Coverage:
     elements = sum(tensor.numel() for tensor in stock_tensors(model))
     return Coverage(
         modules_touched=len(spec.matrices),
-        modules_total=sum(1 for module in model.modules() if next(module.parameters(recurse=False), None) is not None),
+        modules_total=len(owners(model)),
         parameters_touched=sum(math.prod(matrix.shape) for matrix in spec.stored),
         parameters_total=sum(parameter.numel() for parameter in model.parameters()),
         bytes_before=4 * elements,

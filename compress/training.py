@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import defaultdict
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from compress.checkpoint import Checkpoints, Progress
 from compress.data import Split
 from compress.errors import DataError, DivergedError, NothingDoneError
+from compress.history import History
 from compress.interrupt import Interrupt
 from compress.objective import IGNORE, Objective, nll
 from compress.progress import Meter
@@ -308,18 +308,3 @@ class _Loop:
         self.objective.eval()
         metrics = {} if self.progress.best_nll is None else {"eval_nll": self.progress.best_nll}
         return Trained(self.total, self.progress.best_step, self.progress.best_nll, metrics)
-
-
-class History:
-    """Training curves as JSON lines; those past ``keep_until``, the checkpoint resumed from, are dropped."""
-
-    def __init__(self, path: Path, keep_until: int) -> None:
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a run that was killed may leave half of one
-        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= keep_until))
-        self.path = path
-
-    def write(self, **values: Any) -> None:
-        """Append one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(values) + "\n")

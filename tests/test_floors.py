@@ -25,6 +25,7 @@ FLOORS = {
     "objective": 4,
     "checkpoint": 4,
     "progress": 4,
+    "history": 4,
     "interrupt": 4,
     "terms": 5,
     "training": 5,

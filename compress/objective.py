@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compress.functional.chunked import chunked_means
-from compress.models.structure import Attention, ModelFamily, Projection
+from compress.models.structure import IGNORE, Attention, ModelFamily, Projection
 from compress.schema import Strict
 from compress.surgery.quantize import operands
 
@@ -28,8 +28,6 @@ Batch = Mapping[str, Tensor]
 """LongTensors ``input_ids``, ``attention_mask``, ``labels`` (and ``decoder_*`` for sequence-to-sequence models).
 
 ``labels[b, t]`` is the token that position t must predict (already aligned); -100 is not scored."""
-
-IGNORE = -100
 
 
 class LossTerm(Strict):

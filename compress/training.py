@@ -21,7 +21,8 @@ from compress.data import Split
 from compress.errors import DataError, DivergedError, NothingDoneError
 from compress.history import History
 from compress.interrupt import Interrupt
-from compress.objective import IGNORE, Objective, nll
+from compress.models.structure import IGNORE
+from compress.objective import Objective, nll
 from compress.progress import Meter
 from compress.registry import suggest
 from compress.schema import Strict

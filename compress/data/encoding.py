@@ -13,8 +13,9 @@ from datasets import Dataset
 from compress.data.interface import ModelInterface
 from compress.data.reading import TextPair, TokenRow, read_pairs, read_text, read_tokens
 from compress.data.spec import DataSpec, Source
-from compress.data.split import IGNORE, Example, Split
+from compress.data.split import Example, Split
 from compress.errors import DataError
+from compress.models.structure import IGNORE
 
 _FITS = {"causal": ("text", "prompt", "tokens"), "seq2seq": ("pair", "tokens")}
 _SPELLED = {"text": "running text", "prompt": "prompt and response", "pair": "source and target", "tokens": "input_ids"}

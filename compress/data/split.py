@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from compress.data.interface import ModelInterface
 from compress.errors import DataError
+from compress.models.structure import IGNORE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,7 +26,6 @@ Batch = dict[str, Tensor]
 ``attention_mask`` [B, S], ``decoder_input_ids``, ``decoder_attention_mask``, ``labels`` [B, T]. ``labels[b, t]`` is the
 token that position t must predict (already aligned); -100 is not scored. Padding is on the right."""
 
-IGNORE = -100
 
 _WINDOW = 32  # batches whose rows are sorted by length together: little padding, and still many different batches
 

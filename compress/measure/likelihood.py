@@ -13,7 +13,7 @@ from compress.data import Batch, Split
 from compress.errors import CompressError, RecipeError
 from compress.functional.divergence import forward_kl
 from compress.measure.subject import Subject
-from compress.objective import IGNORE
+from compress.models.structure import IGNORE
 
 Record = dict[str, Any]
 

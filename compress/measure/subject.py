@@ -17,7 +17,8 @@ from compress.artifact import Artifact
 from compress.data import Batch
 from compress.errors import ModelError
 from compress.measure.decoding import Decoding, generation_settings, padded, until_end
-from compress.objective import IGNORE, Side, nll, run_body
+from compress.models.structure import IGNORE
+from compress.objective import Side, nll, run_body
 from compress.onnx.runtime import Runtime
 
 

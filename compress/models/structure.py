@@ -21,6 +21,9 @@ from compress.models.layout import slot_dims
 AxisKind = Literal["hidden", "heads", "ffn"]
 Task = Literal["causal", "seq2seq"]
 
+IGNORE = -100
+"""The label of a position that is not scored, as the stock losses have it."""
+
 MASKS = "compress_masks"
 """Submodule that holds the masks attached to a model; not a part of the stock model."""
 

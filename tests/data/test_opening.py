@@ -9,8 +9,8 @@ import pytest
 from transformers import BartConfig, GPT2Config
 
 from compress.data import Data, DataSpec, ModelInterface, Split, open_data
-from compress.data.split import IGNORE
 from compress.errors import DataError
+from compress.models.structure import IGNORE
 
 from .conftest import LINES
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.data.interface import ModelInterface
-from compress.data.split import IGNORE, BatchRange, Order, Split, collate
+from compress.data.split import BatchRange, Order, Split, collate
 from compress.errors import DataError
+from compress.models.structure import IGNORE
 
 CAUSAL = ModelInterface("causal", 64, 100, pad=9)
 SEQ2SEQ = ModelInterface("seq2seq", 64, 100, pad=9, eos=2, decoder_start=2)

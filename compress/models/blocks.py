@@ -6,9 +6,10 @@ in what the residual stream carries on, the sum (pre) or the normalized sum (pos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -37,14 +38,30 @@ class FeedForward:
     activation: str
 
 
-Block = AttentionBlock | FeedForward
+@dataclass(frozen=True)
+class CrossAttention:
+    """Attention of a decoder over the states of an encoder."""
+
+    norm: str
+    query: str
+    key: str
+    value: str
+    out: str
+    heads: int
+    head_size: int
+    scale: float
+
+
+Block = AttentionBlock | CrossAttention | FeedForward
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Embeddings, a chain of blocks, a last normalization, and the head.
+    """Embeddings, a chain of blocks, a last normalization, and the head (none for an encoder).
 
-    A block's ``norm`` names the normalization that its input goes through.
+    A block's ``norm`` names the normalization that its input goes through. ``token_scale`` multiplies the rows of
+    ``tokens``; position p reads row p + ``position_offset`` of ``positions``; the buffer ``logits_bias`` is added to the
+    logits.
     """
 
     tokens: str
@@ -53,9 +70,30 @@ class Stack:
     norm: str
     head: str
     pre_norm: bool
+    token_scale: float = 1.0
+    position_offset: int = 0
+    logits_bias: str = ""
+
+    @property
+    def attentions(self) -> list[AttentionBlock]:
+        """The self-attentions, in order."""
+        return [block for block in self.blocks if isinstance(block, AttentionBlock)]
+
+    @property
+    def crossings(self) -> list[CrossAttention]:
+        """The cross-attentions, in order."""
+        return [block for block in self.blocks if isinstance(block, CrossAttention)]
 
 
-def _gpt2(model: nn.Module) -> Stack:
+@dataclass(frozen=True)
+class Description:
+    """The stacks of a model; ``encoder`` is None where there is a decoder alone."""
+
+    decoder: Stack
+    encoder: Stack | None = None
+
+
+def _gpt2(model: nn.Module) -> Description:
     config: Any = model.config
     blocks: list[Block] = []
     for index in range(config.n_layer):
@@ -69,7 +107,7 @@ def _gpt2(model: nn.Module) -> Stack:
         blocks.append(AttentionBlock(f"{layer}.ln_1", qkv, out, heads, size, scale))
         up, down = f"{layer}.mlp.c_fc", f"{layer}.mlp.c_proj"
         blocks.append(FeedForward(f"{layer}.ln_2", up, down, config.activation_function))
-    return Stack(
+    decoder = Stack(
         tokens="transformer.wte",
         positions="transformer.wpe",
         blocks=tuple(blocks),
@@ -77,22 +115,59 @@ def _gpt2(model: nn.Module) -> Stack:
         head="lm_head",
         pre_norm=True,
     )
+    return Description(decoder)
 
 
-_DECODERS: dict[str, Callable[[nn.Module], Stack]] = {"gpt2": _gpt2}
+def _bart(model: nn.Module) -> Description:
+    return Description(decoder=_bart_stack(model, "decoder"), encoder=_bart_stack(model, "encoder"))
 
 
-def decoder(model: nn.Module) -> Stack:
-    """The decoder of a causal model; ModelError for a family that has no such description."""
+def _bart_stack(model: nn.Module, side: Literal["encoder", "decoder"]) -> Stack:
+    config: Any = model.config
+    stack: Any = model.get_submodule(f"model.{side}")
+    norm = f"model.{side}.layernorm_embedding"
+    blocks: list[Block] = []
+    for index, layer in enumerate(stack.layers):
+        name = f"model.{side}.layers.{index}"
+        for attention in ("self_attn", "encoder_attn") if side == "decoder" else ("self_attn",):
+            module: Any = getattr(layer, attention)
+            query, key, value, out = (f"{name}.{attention}.{part}_proj" for part in ("q", "k", "v", "out"))
+            sizes = module.num_heads, module.head_dim, module.head_dim**-0.5
+            if attention == "self_attn":
+                blocks.append(AttentionBlock(norm, (query, key, value), out, *sizes))
+            else:
+                blocks.append(CrossAttention(norm, query, key, value, out, *sizes))
+            norm = f"{name}.{attention}_layer_norm"
+        blocks.append(FeedForward(norm, f"{name}.fc1", f"{name}.fc2", config.activation_function))
+        norm = f"{name}.final_layer_norm"
+    tokens: Any = stack.embed_tokens
+    return Stack(
+        tokens=f"model.{side}.embed_tokens",
+        positions=f"model.{side}.embed_positions",
+        blocks=tuple(blocks),
+        norm=norm,
+        head="lm_head" if side == "decoder" else "",
+        pre_norm=False,
+        token_scale=math.sqrt(tokens.weight.shape[1]) if config.scale_embedding else 1.0,
+        position_offset=stack.embed_positions.offset,
+        logits_bias="final_logits_bias" if side == "decoder" else "",
+    )
+
+
+_DESCRIPTIONS: dict[str, Callable[[nn.Module], Description]] = {"gpt2": _gpt2, "bart": _bart}
+
+
+def describe(model: nn.Module) -> Description:
+    """The stacks of a model; ModelError for a family that has no such description."""
     config: Any = model.config
     require_described(config)
-    return _DECODERS[config.model_type](model)
+    return _DESCRIPTIONS[config.model_type](model)
 
 
 def require_described(config: Any) -> None:
     """Raise ModelError for a model type without a description."""
-    if config.model_type not in _DECODERS:
-        raise ModelError(f"model_type {config.model_type!r} has no decoding graph; allowed: {', '.join(_DECODERS)}")
+    if config.model_type not in _DESCRIPTIONS:
+        raise ModelError(f"model_type {config.model_type!r} has no decoding graph; allowed: {', '.join(_DESCRIPTIONS)}")
 
 
 def activation_name(config: Any) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx
 
-from compress.models.blocks import AttentionBlock, Stack
+from compress.models.blocks import AttentionBlock, Block, FeedForward, Stack
 from compress.onnx.graph import FLOAT, INT64, Graph
-from compress.onnx.layers import HEAD_SIZE_MULTIPLE, Lengths, feed_forward, lengths, self_attention, skip_norm
-from compress.onnx.names import GROWING, IN_PLACE, cache_names
+from compress.onnx.layers import HEAD_SIZE_MULTIPLE, chain, feed_forward, lengths, self_attention, tokens
+from compress.onnx.names import GROWING, IN_PLACE, both_caches, cache_names
 from compress.onnx.weights import Weights
 
 BATCH, NEW, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
@@ -21,7 +21,7 @@ def decoding_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
     Any S >= 1 and T >= S. Where the head size allows GroupQueryAttention, S > 1 on a past takes B = 1, and a past and
     its present may be one buffer longer than T.
     """
-    attentions = [block for block in stack.blocks if isinstance(block, AttentionBlock)]
+    attentions = stack.attentions
     in_place = all(block.head_size % HEAD_SIZE_MULTIPLE == 0 for block in attentions)
     graph = Graph(IN_PLACE if in_place else GROWING)
     ids = graph.input("input_ids", INT64, [BATCH, NEW])
@@ -30,28 +30,20 @@ def decoding_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
     for index, block in enumerate(attentions):
         for name in cache_names("past_key_values", index):
             graph.input(name, FLOAT, [BATCH, block.heads, PAST, block.head_size])
-    residual = weights.rows(graph, stack.tokens, ids)
-    added = weights.rows(graph, stack.positions, positions)
-    states = _chain(graph, weights, stack, (added, residual), lengths(graph, ids, mask))
+    start = weights.rows(graph, stack.positions, positions), tokens(graph, weights, stack, ids)
+    at = lengths(graph, ids, mask)
+    layer = {block: index for index, block in enumerate(attentions)}
+
+    def block_output(block: Block, x: str) -> str:
+        if isinstance(block, FeedForward):
+            return feed_forward(graph, weights, block, x)
+        assert isinstance(block, AttentionBlock)
+        return self_attention(graph, weights, block, x, both_caches(layer[block]), at)
+
+    states = chain(graph, weights, stack, start, block_output)
     weights.product(graph, stack.head, states, "logits")
     graph.output("logits", FLOAT, [BATCH, NEW, weights.matrices[stack.head].outputs])
     for index, block in enumerate(attentions):
         for name in cache_names("present", index):
             graph.output(name, FLOAT, [BATCH, block.heads, TOTAL, block.head_size])
     return graph.model()
-
-
-def _chain(graph: Graph, weights: Weights, stack: Stack, start: tuple[str, str], at: Lengths) -> str:
-    """The blocks and the last normalization; ``start`` is what is added to the residual stream, and the stream."""
-    added, residual = start
-    attentions = 0
-    for block in stack.blocks:
-        normed, total = skip_norm(graph, weights, block.norm, added, residual)
-        residual = total if stack.pre_norm else normed
-        if isinstance(block, AttentionBlock):
-            past, present = (list(cache_names(prefix, attentions)) for prefix in ("past_key_values", "present"))
-            added = self_attention(graph, weights, block, normed, (past, present), at)
-            attentions += 1
-        else:
-            added = feed_forward(graph, weights, block, normed)
-    return skip_norm(graph, weights, stack.norm, added, residual)[0]

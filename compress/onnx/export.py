@@ -9,13 +9,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from compress.models.blocks import decoder
+from compress.models.blocks import describe
 from compress.onnx.decoding_graph import decoding_graph
-from compress.onnx.graph import EXTERNAL_OVER, save
-from compress.onnx.names import MODEL_FILE
+from compress.onnx.graph import EXTERNAL_OVER, save, save_pair
+from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE, SHARED_FILE
 from compress.onnx.parity import check_parity
 from compress.onnx.plain import plain_graph
 from compress.onnx.reading import read_weights
+from compress.onnx.seq2seq_graphs import decoder_graph, encoder_graph
 from compress.surgery.quantize import QuantizationSpec
 
 GraphKind = Literal["decoding", "plain"]
@@ -55,12 +56,14 @@ def export(
         ParityError: the graph does not compute what the model computes.
         ModelError: the model has a part with no ONNX form.
     """
-    stack = decoder(model)
-    if graph == "plain":
-        built = plain_graph(model, stack)
-    elif packed is None:
-        built = decoding_graph(stack, read_weights(model))
-    else:
-        built = decoding_graph(stack, read_weights(model, packed.spec, packed.tensors))
+    stacks = describe(model)
+    spec = packed.spec if packed else None
+    weights = read_weights(model, spec, packed.tensors if packed else None)
+    if stacks.encoder is not None:
+        graphs = encoder_graph(stacks.encoder, weights), decoder_graph(stacks.decoder, weights)
+        files = out / ENCODER_FILE, out / DECODER_FILE
+        save_pair(*graphs, files, out / SHARED_FILE, external_over=external_over)
+        return check_parity(model, out, spec, seed=seed)
+    built = plain_graph(model, stacks.decoder) if graph == "plain" else decoding_graph(stacks.decoder, weights)
     save(built, out / MODEL_FILE, external_over=external_over)
-    return check_parity(model, out, packed.spec if packed else None, seed=seed)
+    return check_parity(model, out, spec, seed=seed)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 OPSET = 21
 CONTRIB = "com.microsoft"
@@ -17,6 +18,10 @@ CONTRIB = "com.microsoft"
 IR_VERSION = 10
 EXTERNAL_OVER = 2**31 - 2**20
 """Above this many bytes of weights they go to a second file: a protobuf message holds less than 2 GB."""
+SHARED_OVER = 4096
+"""Weights of two graphs that have at least this many bytes are stored once for both."""
+ALIGNMENT = 64
+"""Offsets in a file of weights are multiples of this many bytes."""
 
 FLOAT = TensorProto.FLOAT
 INT32 = TensorProto.INT32
@@ -136,3 +141,23 @@ def save(model: onnx.ModelProto, path: Path, *, external_over: int = EXTERNAL_OV
     data = path.with_name(path.name + "_data")
     data.unlink(missing_ok=True)
     onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name)
+
+
+def save_pair(first: onnx.ModelProto, second: onnx.ModelProto, paths: tuple[Path, Path], shared: Path, **options: Any) -> None:
+    """Write two graphs; large weights that both hold go once into ``shared``, which lies beside them.
+
+    ``options`` are those of :func:`save`.
+    """
+    stored = {tensor.name: tensor for tensor in first.graph.initializer}
+    written = bytearray()
+    for tensor in second.graph.initializer:
+        twin = stored.get(tensor.name)
+        if twin is not None and len(tensor.raw_data) >= SHARED_OVER and twin.raw_data == tensor.raw_data:
+            data = tensor.raw_data
+            for each in (twin, tensor):
+                set_external_data(each, shared.name, offset=len(written), length=len(data))
+                each.ClearField("raw_data")
+            written += data + bytes(-len(data) % ALIGNMENT)
+    shared.write_bytes(written)
+    for graph, path in zip((first, second), paths, strict=True):
+        save(graph, path, **options)

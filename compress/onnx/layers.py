@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from compress.models.blocks import AttentionBlock, FeedForward
+from compress.models.blocks import AttentionBlock, Block, CrossAttention, FeedForward, Stack
 from compress.onnx.activations import activation
 from compress.onnx.graph import CONTRIB, INT32, Graph
 from compress.onnx.weights import Weights
@@ -28,21 +29,45 @@ class Lengths:
     total: str
 
 
+def tokens(graph: Graph, weights: Weights, stack: Stack, ids: str) -> str:
+    """Token embeddings [B, S, D]."""
+    rows = weights.rows(graph, stack.tokens, ids)
+    return rows if stack.token_scale == 1 else graph.node("Mul", [rows, graph.scalar(stack.token_scale)])
+
+
+def counted_positions(graph: Graph, weights: Weights, stack: Stack, ids: str, past: str = "") -> str:
+    """Position embeddings [S, D] of tokens [B, S] that follow ``past`` (a vector of one number) others."""
+    start = graph.integers(stack.position_offset)
+    if past:
+        start = graph.node("Add", [past, start])
+    end = graph.node("Add", [start, graph.node("Shape", [ids], start=1, end=2)])
+    return weights.slice(graph, stack.positions, start, end)
+
+
+def counted_lengths(graph: Graph, ids: str, past: str) -> Lengths:
+    """Lengths of rows without padding: ``past`` (a vector of one number) positions and those of ``ids`` [B, S]."""
+    total = graph.node("Add", [past, graph.node("Shape", [ids], start=1, end=2)])
+    return _lengths(graph, ids, graph.node("Cast", [total], to=INT32), padding="")
+
+
 def lengths(graph: Graph, ids: str, mask: str) -> Lengths:
     """Derive them from ``attention_mask`` [B, T], once a graph.
 
     Every row counts as T positions long, and what the mask hides gets a score of -1e9: padding may be on either side.
     """
-    batch = graph.node("Shape", [ids], end=1)
     new = graph.node("Shape", [ids], start=1, end=2)
     length = graph.node("Cast", [graph.node("Shape", [mask], start=1, end=2)], to=INT32)
-    total = graph.node("Squeeze", [length])
-    last = graph.node("Expand", [graph.node("Sub", [length, graph.int32(1)]), batch])
     hidden = graph.node("Equal", [mask, graph.integers(0)])
     bias = graph.node("Where", [hidden, graph.scalar(MASKED), graph.scalar(0.0)])
     spread = graph.node("Concat", [graph.integers(1, 1), new, graph.integers(1)], axis=0)
     padding = graph.node("Expand", [graph.node("Unsqueeze", [bias, graph.integers(1, 2)]), spread])
-    return Lengths(padding, last, total)
+    return _lengths(graph, ids, length, padding)
+
+
+def _lengths(graph: Graph, ids: str, length: str, padding: str) -> Lengths:
+    last = graph.node("Sub", [length, graph.int32(1)])
+    rows = graph.node("Expand", [last, graph.node("Shape", [ids], end=1)])
+    return Lengths(padding, rows, graph.node("Squeeze", [length]))
 
 
 def skip_norm(graph: Graph, weights: Weights, norm: str, x: str, residual: str) -> tuple[str, str]:
@@ -60,6 +85,22 @@ def skip_norm(graph: Graph, weights: Weights, norm: str, x: str, residual: str) 
     return outputs[0], outputs[3]
 
 
+def chain(
+    graph: Graph, weights: Weights, stack: Stack, start: tuple[str, str], output: Callable[[Block, str], str]
+) -> str:
+    """The blocks and the last normalization, [B, S, D].
+
+    ``start`` is what is added to the residual stream first, and the stream; ``output`` adds a block that reads the
+    named value and returns what is added next.
+    """
+    added, residual = start
+    for block in stack.blocks:
+        normed, total = skip_norm(graph, weights, block.norm, added, residual)
+        residual = total if stack.pre_norm else normed
+        added = output(block, normed)
+    return skip_norm(graph, weights, stack.norm, added, residual)[0]
+
+
 def self_attention(
     graph: Graph, weights: Weights, block: AttentionBlock, x: str, cache: tuple[list[str], list[str]], at: Lengths
 ) -> str:
@@ -69,9 +110,9 @@ def self_attention(
     which copies the cache.
     """
     past, present = cache
-    projected = [weights.product(graph, module, x) for module in block.qkv]
+    projected = weights.product(graph, block.qkv, x)
     if block.head_size % HEAD_SIZE_MULTIPLE == 0:
-        inputs = [*projected, *[""] * (3 - len(projected)), *past, at.last, at.total, "", "", "", at.padding]
+        inputs = [projected, "", "", *past, at.last, at.total, *(["", "", "", at.padding] if at.padding else [])]
         attended = f"{block.out}.input"
         graph.nodes(
             "GroupQueryAttention",
@@ -88,15 +129,12 @@ def self_attention(
 
 
 def _copying_attention(
-    graph: Graph, block: AttentionBlock, projected: list[str], past: list[str], present: list[str], at: Lengths
+    graph: Graph, block: AttentionBlock, projected: str, past: list[str], present: list[str], at: Lengths
 ) -> str:
-    if len(projected) == 1:
-        parts = [f"{block.out}.{part}" for part in ("query", "key", "value")]
-        projected = graph.nodes("Split", projected, parts, name=f"{block.out}.split", axis=-1, num_outputs=3)
     attended = f"{block.out}.input"
     graph.nodes(
         "MultiHeadAttention",
-        [*projected, "", "", at.padding, *past],
+        [*_parts(graph, block, projected), "", "", at.padding, *past],
         [attended, *present],
         name=attended,
         domain=CONTRIB,
@@ -105,6 +143,48 @@ def _copying_attention(
         scale=block.scale,
     )
     return attended
+
+
+def _parts(graph: Graph, block: AttentionBlock, projected: str) -> list[str]:
+    parts = [f"{block.out}.{part}" for part in ("query", "key", "value")]
+    return graph.nodes("Split", [projected], parts, name=f"{block.out}.split", axis=-1, num_outputs=3)
+
+
+def encoder_attention(graph: Graph, weights: Weights, block: AttentionBlock, x: str, mask: str) -> str:
+    """Attention of every position to every position that ``mask`` [B, S] int32 leaves."""
+    parts = _parts(graph, block, weights.product(graph, block.qkv, x))
+    return weights.product(graph, block.out, _masked_attention(graph, block, parts, mask))
+
+
+def cross_attention(
+    graph: Graph, weights: Weights, block: CrossAttention, x: str, states: str, cache: tuple[list[str], list[str]], mask: str
+) -> str:
+    """Attention of a decoder to the states of an encoder; ``cache`` names the past and the present key and value.
+
+    ``states`` [B, R, E] are those whose keys and values the past does not hold yet: all in the first step, none later.
+    """
+    past, present = cache
+    query = weights.product(graph, block.query, x)
+    projected = weights.product(graph, (block.key, block.value), states)
+    heads = graph.node("Reshape", [projected, graph.integers(0, 0, 2 * block.heads, block.head_size)])
+    new = [f"{block.out}.{part}" for part in ("key", "value")]
+    turned = graph.node("Transpose", [heads], perm=[0, 2, 1, 3])
+    graph.nodes("Split", [turned], new, name=f"{block.out}.split", axis=1, num_outputs=2)
+    for before, added, after in zip(past, new, present, strict=True):
+        graph.node("Concat", [before, added], after, axis=2)
+    return weights.product(graph, block.out, _masked_attention(graph, block, [query, *present], mask))
+
+
+def _masked_attention(graph: Graph, block: AttentionBlock | CrossAttention, parts: list[str], mask: str) -> str:
+    return graph.node(
+        "MultiHeadAttention",
+        [*parts, "", mask],
+        f"{block.out}.input",
+        domain=CONTRIB,
+        num_heads=block.heads,
+        scale=block.scale,
+        mask_filter_value=MASKED,
+    )
 
 
 def feed_forward(graph: Graph, weights: Weights, block: FeedForward, x: str) -> str:

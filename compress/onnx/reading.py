@@ -34,6 +34,9 @@ def read_weights(
         for part, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 1:
                 vectors[f"{name}.{part}"] = parameter.detach().cpu().numpy()
+    for name, buffer in model.named_buffers():
+        if buffer.ndim == 2 and len(buffer) == 1:  # a bias of logits, stored as a row
+            vectors[name] = buffer.detach().cpu().numpy()[0]
     if spec is not None and tensors is not None:
         matrices |= {matrix.module: _packed(matrix, tensors) for matrix in spec.matrices}
     return Weights(matrices, vectors, epsilons)

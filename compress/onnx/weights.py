@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,11 +15,21 @@ Array = np.ndarray[Any, Any]
 
 
 class Matrix(Protocol):
-    """A weight [N, K]: N outputs (or tokens), K inputs (or channels). ``name`` is where the graph stores it."""
+    """A weight [N, K]: N outputs (or tokens), K inputs (or channels)."""
+
+    @property
+    def name(self) -> str:
+        """Where the graph stores it."""
+        ...
 
     @property
     def outputs(self) -> int:
         """N."""
+        ...
+
+    @property
+    def columns(self) -> int:
+        """K."""
         ...
 
     def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
@@ -41,6 +51,10 @@ class FloatMatrix:
     @property
     def outputs(self) -> int:
         return int(self.values.shape[0])
+
+    @property
+    def columns(self) -> int:
+        return int(self.values.shape[1])
 
     def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
         weight = graph.weight(self.name, self.values)
@@ -111,6 +125,42 @@ class PackedMatrix:
 
 
 @dataclass(frozen=True)
+class FusedMatrix(PackedMatrix):
+    """Packed matrices with the same input, one below the other; each part keeps its own scales."""
+
+    parts: tuple[PackedMatrix, ...] = ()
+
+    def _scales(self, graph: Graph) -> str:
+        return graph.node("Concat", [part._scales(graph) for part in self.parts], axis=0)
+
+
+JOIN = "+"
+"""Between the modules in the name of a product that computes them at once."""
+
+
+def fused(matrices: Sequence[Matrix]) -> Matrix:
+    """One matrix of several that multiply the same input, their outputs in order.
+
+    Packed ones have to agree in bits, block and columns; float ones in columns.
+    """
+    name = JOIN.join(matrix.name for matrix in matrices)
+    packed = [matrix for matrix in matrices if isinstance(matrix, PackedMatrix)]
+    if not packed:
+        floats = [matrix.values for matrix in matrices if isinstance(matrix, FloatMatrix)]
+        return FloatMatrix(name, np.concatenate(floats))
+    first = packed[0]
+    return FusedMatrix(
+        name=name,
+        codes=np.concatenate([matrix.codes for matrix in packed]),
+        scales=np.zeros(0),
+        bits=first.bits,
+        block=first.block,
+        columns=first.columns,
+        parts=tuple(packed),
+    )
+
+
+@dataclass(frozen=True)
 class Weights:
     """Matrices by module, vectors (biases, normalizations) by parameter, epsilons of normalizations by module."""
 
@@ -118,15 +168,32 @@ class Weights:
     vectors: Mapping[str, Array]
     epsilons: Mapping[str, float]
 
-    def product(self, graph: Graph, module: str, x: str, output: str = "") -> str:
-        """Multiply by a module's weight and add its bias, if it has one."""
-        bias = f"{module}.bias"
-        stored = self.vector(graph, bias) if bias in self.vectors else ""
-        return self.matrices[module].product(graph, module, x, stored, output)
+    def product(self, graph: Graph, module: str | Sequence[str], x: str, output: str = "") -> str:
+        """Multiply by a module's weight and add its bias, if it has one; several modules give their outputs in order."""
+        modules = (module,) if isinstance(module, str) else tuple(module)
+        matrices = [self.matrices[each] for each in modules]
+        matrix = matrices[0] if len(matrices) == 1 else fused(matrices)
+        return matrix.product(graph, JOIN.join(modules), x, self._bias(graph, modules), output)
+
+    def _bias(self, graph: Graph, modules: Sequence[str]) -> str:
+        names = [f"{module}.bias" for module in modules]
+        if not any(name in self.vectors for name in names):
+            return ""
+        parts = [
+            self.vectors.get(name, np.zeros(self.matrices[module].outputs, np.float32))
+            for name, module in zip(names, modules, strict=True)
+        ]
+        return graph.weight(JOIN.join(names), np.concatenate(parts))
 
     def rows(self, graph: Graph, module: str, ids: str) -> str:
         """Look rows up in a module's weight."""
         return self.matrices[module].rows(graph, ids)
+
+    def slice(self, graph: Graph, module: str, start: str, end: str) -> str:
+        """Neighbouring rows of a module's float weight."""
+        matrix = self.matrices[module]
+        assert isinstance(matrix, FloatMatrix), f"{module} is packed"
+        return graph.node("Slice", [graph.weight(matrix.name, matrix.values), start, end])
 
     def vector(self, graph: Graph, name: str) -> str:
         """Store a vector."""

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import onnx
@@ -29,7 +28,7 @@ from torch import nn
 
 from compress.errors import ParityError
 from compress.onnx.graph import save
-from compress.onnx.names import MODEL_FILE
+from compress.onnx.parity_cases import Case, cases_of, graph_logits, torch_logits
 from compress.onnx.product_parity import product_errors
 from compress.onnx.runtime import Runtime
 from compress.onnx.session import Array
@@ -40,17 +39,8 @@ FLOAT_LIMIT, PACKED_LIMIT = 1e-4, 1e-3
 ROUNDING_LIMIT = 3.0
 """Largest logit error of a packed graph, in parts of the effect of quantizing the inputs of products."""
 PRODUCT_LIMIT = 1e-5
-LONGEST, STEPS, NEW_TOKENS = 32, 6, 16
-"""Tokens of the longest row, single tokens fed one after another, tokens of greedy text."""
-
-
-@dataclass(frozen=True)
-class _Case:
-    """Tokens [B, T] with a mask, fed in pieces of the given lengths."""
-
-    ids: Array
-    mask: Array
-    pieces: tuple[int, ...]
+NEW_TOKENS = 16
+"""Tokens of greedy text."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,7 @@ class _Comparison:
 def check_parity(
     model: nn.Module, directory: Path, spec: QuantizationSpec | None = None, *, seed: int = 0
 ) -> dict[str, float]:
-    """Compare ``model.onnx`` in a directory with the torch model it was made from, as that is deployed.
+    """Compare the graphs in a directory with the torch model they were made from, as that is deployed.
 
     Returns:
         ``max_logit_error``, its ``limit``, ``logit_range``, ``positions`` compared, ``greedy_tokens`` compared and
@@ -83,34 +73,34 @@ def check_parity(
     runtime = Runtime.open(directory)
     generator = np.random.default_rng(seed)
     vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
-    cases = list(_cases(vocabulary, runtime.context, generator))
+    cases = list(cases_of(runtime, vocabulary, generator))
     compared = _compare(model, runtime, cases)
     limit = FLOAT_LIMIT * compared.spread
     figures: dict[str, float] = {}
     if spec is not None:
-        figures = _products(model, directory, spec)
+        figures = _products(model, runtime, directory, spec)
         with float_activations(model), _float_twin(directory) as twin:
             floats = _compare(model, twin, cases)
         float_limit = FLOAT_LIMIT * floats.spread
-        _require("logits with float inputs of products differ", floats.error, float_limit)
+        _require(runtime, "logits with float inputs of products differ", floats.error, float_limit)
         figures |= {"max_float_logit_error": floats.error, "float_limit": float_limit}
         effect = float(np.abs(compared.reference - floats.reference).max())
         limit = max(PACKED_LIMIT * compared.spread, ROUNDING_LIMIT * effect)
-    _require("logits differ", compared.error, limit)
+    _require(runtime, "logits differ", compared.error, limit)
     figures |= {"max_logit_error": compared.error, "limit": limit, "logit_range": compared.spread}
     prompts = generator.integers(0, vocabulary, (2, min(8, runtime.context // 2)))
     return figures | {"positions": len(compared.reference)} | _greedy(model, runtime, compared.error, prompts)
 
 
-def _require(what: str, error: float, limit: float) -> None:
+def _require(runtime: Runtime, what: str, error: float, limit: float) -> None:
     if not error <= limit:
-        raise ParityError(f"{MODEL_FILE}: {what} from torch by {error:.3g}, limit {limit:.3g}")
+        raise ParityError(f"{runtime.files}: {what} from torch by {error:.3g}, limit {limit:.3g}")
 
 
-def _products(model: nn.Module, directory: Path, spec: QuantizationSpec) -> dict[str, float]:
-    errors = dict(product_errors(onnx.load(directory / MODEL_FILE), model, spec.matrices))
+def _products(model: nn.Module, runtime: Runtime, directory: Path, spec: QuantizationSpec) -> dict[str, float]:
+    errors = dict(product_errors(list(_graphs(directory).values()), model, spec.matrices))
     for module, error in errors.items():
-        _require(f"{module} differs relatively", error, PRODUCT_LIMIT)
+        _require(runtime, f"{module} differs relatively", error, PRODUCT_LIMIT)
     return {"products": len(errors), "max_product_error": max(errors.values())}
 
 
@@ -129,49 +119,31 @@ def float_activations(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _float_twin(directory: Path) -> Iterator[Runtime]:
-    """The same graph and weights, but the products compute with float32 inputs (``accuracy_level`` 1)."""
-    graph = onnx.load(directory / MODEL_FILE)
-    for node in graph.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 1
+    """The same graphs and weights, but the products compute with float32 inputs (``accuracy_level`` 1)."""
     with TemporaryDirectory() as temporary:
-        shutil.copyfile(directory / "config.json", Path(temporary) / "config.json")
-        save(graph, Path(temporary) / MODEL_FILE)
+        for settings in directory.glob("*config.json"):
+            shutil.copyfile(settings, Path(temporary) / settings.name)
+        for name, graph in _graphs(directory).items():
+            for node in graph.graph.node:
+                for attribute in node.attribute:
+                    if attribute.name == "accuracy_level":
+                        attribute.i = 1
+            save(graph, Path(temporary) / name)
         yield Runtime.open(temporary)
 
 
-def _cases(vocabulary: int, context: int, generator: np.random.Generator) -> Iterator[_Case]:
-    longest = min(LONGEST, context)
-    half, steps = longest // 2, min(STEPS, longest)
-    for lengths, pieces in (
-        ((longest,), (longest,)),
-        ((1, 1), (1,)),
-        ((half, half - 1, 1), (half,)),
-        ((longest, longest - 2, half), (half, 1, 1, longest - half - 2)),
-        ((steps,), (1,) * steps),
-        ((half + 2, half), (half, 2)),
-    ):
-        total = sum(pieces)
-        mask = (np.arange(total) >= total - np.array(lengths)[:, None]).astype(np.int64)
-        yield _Case(generator.integers(0, vocabulary, mask.shape), mask, tuple(piece for piece in pieces if piece))
+def _graphs(directory: Path) -> dict[str, onnx.ModelProto]:
+    return {path.name: onnx.load(path) for path in sorted(directory.glob("*.onnx"))}
 
 
-def _compare(model: nn.Module, runtime: Runtime, cases: Iterable[_Case]) -> _Comparison:
+def _compare(model: nn.Module, runtime: Runtime, cases: Iterable[Case]) -> _Comparison:
     errors, references = [], []
     for case in cases:
         real = case.mask == 1
-        reference = _torch_logits(model, case.ids, case.mask)[real]
+        reference = torch_logits(model, case)[real]
         references.append(reference)
-        errors.append(float(np.abs(_in_pieces(runtime, case)[real] - reference).max()))
+        errors.append(float(np.abs(graph_logits(runtime, case)[real] - reference).max()))
     return _Comparison(float(np.max(errors)), np.concatenate(references))  # which, unlike max, lets no NaN through
-
-
-def _in_pieces(runtime: Runtime, case: _Case) -> Array:
-    decoding = runtime.start(*case.ids.shape)
-    starts = np.cumsum((0, *case.pieces))[:-1]
-    pieces = [slice(start, start + length) for start, length in zip(starts, case.pieces, strict=True)]
-    return np.concatenate([decoding.feed(case.ids[:, at], case.mask[:, at]).copy() for at in pieces], axis=1)
 
 
 def _greedy(model: nn.Module, runtime: Runtime, error: float, prompts: Array) -> dict[str, float]:
@@ -179,21 +151,17 @@ def _greedy(model: nn.Module, runtime: Runtime, error: float, prompts: Array) ->
 
     One pass of torch over the finished text says what it would have chosen at each place.
     """
-    length = prompts.shape[1]
-    text = runtime.generate(prompts, max_new_tokens=min(NEW_TOKENS, runtime.context - length), eos_token_id=-1)
+    asked = prompts.shape[1]
+    text = runtime.generate(prompts, max_new_tokens=min(NEW_TOKENS, runtime.context - asked), **PLAIN_TEXT)
+    source = prompts if runtime.reads_sources else None
+    length = 1 if runtime.reads_sources else asked
     written, read = text[:, length:], text[:, :-1]
-    reference = _torch_logits(model, read, np.ones_like(read))[:, length - 1 :]
+    whole = None if source is None else np.ones_like(source)
+    case = Case(read, np.ones_like(read), (), source, whole)
+    reference = torch_logits(model, case)[:, length - 1 :]
     second, first = np.moveaxis(np.partition(reference, -2)[..., -2:], -1, 0)
     clear = first - second > 2 * error
     wrong = (clear & (reference.argmax(-1) != written)).any(axis=0)
     if wrong.any():
-        raise ParityError(f"{MODEL_FILE}: greedy text differs from torch at new token {wrong.argmax() + 1}")
+        raise ParityError(f"{runtime.files}: greedy text differs from torch at new token {wrong.argmax() + 1}")
     return {"greedy_tokens": written.size, "greedy_undecided": int((~clear).sum())}
-
-
-def _torch_logits(model: nn.Module, ids: Array, mask: Array) -> Array:
-    positions = (mask.cumsum(-1) - 1).clip(min=0)
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    with torch.no_grad():
-        logits: Array = model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.numpy()
-    return logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 
 from compress.errors import ParityError
 from compress.onnx.graph import FLOAT
-from compress.onnx.names import MODEL_FILE
+from compress.onnx.weights import JOIN
 from compress.surgery.quantize import MatrixSpec, Table
 
 ROWS = 4
@@ -23,26 +23,40 @@ OUTLIER = 50.0
 
 
 def product_errors(
-    graph: onnx.ModelProto, model: nn.Module, matrices: Iterable[MatrixSpec]
+    graphs: Sequence[onnx.ModelProto], model: nn.Module, matrices: Sequence[MatrixSpec]
 ) -> Iterator[tuple[str, float]]:
     """The module and max |y - y_torch| / max |y_torch| of every packed product, for inputs with an outlier channel.
 
     Raises:
-        ParityError: the graph holds no packed product for one of the matrices.
+        ParityError: the graphs hold no packed product for one of the matrices.
     """
     generator = np.random.default_rng(0)
-    nodes = {node.name: node for node in graph.graph.node if node.op_type == "MatMulNBits"}
+    places = {module: place for graph in graphs for module, place in _places(graph, matrices)}
     for matrix in matrices:
         module = model.get_submodule(matrix.module)
         if isinstance(module, Table):
             continue
-        if matrix.module not in nodes:
-            raise ParityError(f"{MODEL_FILE}: holds no packed product for {matrix.module}")
+        if matrix.module not in places:
+            raise ParityError(f"the graph holds no packed product for {matrix.module}")
+        graph, node, outputs = places[matrix.module]
         x = product_inputs(matrix.shape[1], matrix.block, generator)
         with torch.no_grad():
             expected = module(torch.from_numpy(x)).numpy()
-        error = np.abs(_run_alone(graph, nodes[matrix.module], x) - expected).max()
+        error = np.abs(_run_alone(graph, node, x)[:, outputs] - expected).max()
         yield matrix.module, float(error / np.abs(expected).max())
+
+
+def _places(
+    graph: onnx.ModelProto, matrices: Sequence[MatrixSpec]
+) -> Iterator[tuple[str, tuple[onnx.ModelProto, onnx.NodeProto, slice]]]:
+    """Where a graph computes a module's product: the node, and which of its outputs are the module's."""
+    rows = {matrix.module: matrix.shape[0] for matrix in matrices}
+    for node in graph.graph.node:
+        if node.op_type == "MatMulNBits":
+            start = 0
+            for module in node.name.split(JOIN):
+                yield module, (graph, node, slice(start, start + rows[module]))
+                start += rows[module]
 
 
 def product_inputs(columns: int, block: int, generator: np.random.Generator) -> np.ndarray[Any, Any]:

@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, V tokens of the vocabulary. Prompts of unequal length 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from compress.errors import ModelError, UserError
-from compress.onnx.names import MODEL_FILE
+from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE
 from compress.onnx.sampling import Options, choose
+from compress.onnx.seq2seq_session import Seq2SeqDecoding
 from compress.onnx.session import Array, Decoding
 
 _LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.NoSuchFile)
 
 
 class Runtime:
-    """A causal model opened for decoding."""
+    """An exported model opened for decoding: a decoder alone, or an encoder and a decoder that answers its sources."""
 
-    def __init__(self, session: ort.InferenceSession, settings: dict[str, Any]) -> None:
-        self._session = session
+    def __init__(self, sessions: Mapping[str, ort.InferenceSession], settings: dict[str, Any]) -> None:
+        self._sessions = sessions
+        self._start: int | None = settings.get("decoder_start_token_id")
         self._context: int = settings["context"]
         end = settings.get("eos_token_id")
         self._ends: list[int] = end if isinstance(end, list) else [] if end is None else [end]
@@ -43,11 +45,18 @@ class Runtime:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
-        try:
-            session = ort.InferenceSession(path / MODEL_FILE, options, providers=["CPUExecutionProvider"])
-        except _LOAD_ERRORS as error:
-            raise ModelError(f"{path / MODEL_FILE}: cannot be opened ({str(error).splitlines()[0]})") from None
-        return cls(session, _settings(path))
+        files = (ENCODER_FILE, DECODER_FILE) if (path / ENCODER_FILE).exists() else (MODEL_FILE,)
+        return cls({file: _session(path / file, options) for file in files}, _settings(path))
+
+    @property
+    def files(self) -> str:
+        """The graphs that were opened, for messages."""
+        return ", ".join(self._sessions)
+
+    @property
+    def reads_sources(self) -> bool:
+        """The model is an encoder and a decoder: what it is given is a source to answer, not a text to continue."""
+        return ENCODER_FILE in self._sessions
 
     @property
     def context(self) -> int:
@@ -57,11 +66,16 @@ class Runtime:
     def logits(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
         """Logits of whole sequences, [B, T] -> [B, T, V]."""
         self._check_length(input_ids.shape[1], 0)
-        return Decoding(self._session, *input_ids.shape).feed(input_ids, attention_mask)
+        return self.start(*input_ids.shape).feed(input_ids, attention_mask)
 
     def start(self, batch: int, capacity: int | None = None) -> Decoding:
         """Begin to decode a batch by hand: ``feed`` takes a prompt, then one token at a time, or several."""
-        return Decoding(self._session, batch, self._context if capacity is None else capacity)
+        return Decoding(self._sessions[MODEL_FILE], batch, self._context if capacity is None else capacity)
+
+    def answer(self, input_ids: Array, attention_mask: Array | None = None) -> Seq2SeqDecoding:
+        """Begin to answer sources [B, R] by hand: ``feed`` takes the tokens of the answers."""
+        self._check_length(input_ids.shape[1], 0)
+        return Seq2SeqDecoding(self._sessions[ENCODER_FILE], self._sessions[DECODER_FILE], input_ids, attention_mask)
 
     def generate(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Array:
         """Continue prompts: [B, T] -> [B, T + new] int64; ``options`` are those of :class:`Options`.
@@ -96,6 +110,13 @@ class Runtime:
         if length + new > self._context:
             asked = f"{length} tokens of prompt and {new} new ones" if new else f"{length} tokens"
             raise UserError(f"input_ids: {asked} exceed the context of {self._context}")
+
+
+def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"{path}: cannot be opened ({str(error).splitlines()[0]})") from None
 
 
 def _check_prompts(input_ids: Array, attention_mask: Array | None) -> None:

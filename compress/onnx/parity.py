@@ -152,7 +152,7 @@ def _greedy(model: nn.Module, runtime: Runtime, error: float, prompts: Array) ->
     One pass of torch over the finished text says what it would have chosen at each place.
     """
     asked = prompts.shape[1]
-    text = runtime.generate(prompts, max_new_tokens=min(NEW_TOKENS, runtime.context - asked), **PLAIN_TEXT)
+    text = runtime.generate(prompts, max_new_tokens=min(NEW_TOKENS, runtime.context - asked), eos_token_id=-1)
     source = prompts if runtime.reads_sources else None
     length = 1 if runtime.reads_sources else asked
     written, read = text[:, length:], text[:, :-1]

@@ -84,20 +84,16 @@ class Runtime:
         that is empty, ends in padding, or leaves too little of the context.
         """
         tokens = list(self.stream(input_ids, attention_mask, **options))
-        return np.concatenate([input_ids, np.stack(tokens, axis=1)], axis=1)
+        return np.concatenate([self._given(input_ids), np.stack(tokens, axis=1)], axis=1)
 
     def stream(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Iterator[Array]:
         """Continue prompts, yielding the next token of every row, [B], as soon as it is known."""
         chosen = Options(**options)
-        _check_prompts(input_ids, attention_mask)
-        batch, length = input_ids.shape
-        self._check_length(length, chosen.max_new_tokens)
+        decoding, logits = self._begin(input_ids, attention_mask, chosen.max_new_tokens)
         ends = self._ends if chosen.eos_token_id is None else [chosen.eos_token_id]
         pad = self._pad if self._pad is not None else next(iter(ends), 0)
         generator = np.random.default_rng(chosen.seed)
-        decoding = self.start(batch, length + chosen.max_new_tokens)
-        ended = np.zeros(batch, dtype=bool)
-        logits = decoding.feed(input_ids, attention_mask)
+        ended = np.zeros(len(input_ids), dtype=bool)
         for produced in range(1, chosen.max_new_tokens + 1):
             tokens = np.where(ended, pad, choose(logits[:, -1], chosen, generator))
             ended |= np.isin(tokens, ends)
@@ -105,6 +101,23 @@ class Runtime:
             if ended.all() or produced == chosen.max_new_tokens:
                 return
             logits = decoding.feed(tokens[:, None])
+
+    def _begin(self, input_ids: Array, mask: Array | None, new: int) -> tuple[Decoding | Seq2SeqDecoding, Array]:
+        """Read prompts or sources; return what goes on decoding and the logits that choose the first new token."""
+        _check_shape(input_ids)
+        if self.reads_sources:
+            self._check_length(new, 0)
+            answer = self.answer(input_ids, mask)
+            return answer, answer.feed(self._given(input_ids))
+        _check_ends(mask)
+        batch, length = input_ids.shape
+        self._check_length(length, new)
+        decoding = self.start(batch, length + new)
+        return decoding, decoding.feed(input_ids, mask)
+
+    def _given(self, input_ids: Array) -> Array:
+        """The tokens that new ones follow: the prompts, or for sources the token that begins an answer."""
+        return np.full((len(input_ids), 1), self._start) if self.reads_sources else input_ids
 
     def _check_length(self, length: int, new: int) -> None:
         if length + new > self._context:
@@ -119,9 +132,12 @@ def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
         raise ModelError(f"{path}: cannot be opened ({str(error).splitlines()[0]})") from None
 
 
-def _check_prompts(input_ids: Array, attention_mask: Array | None) -> None:
+def _check_shape(input_ids: Array) -> None:
     if input_ids.ndim != 2 or not input_ids.size:
         raise UserError(f"input_ids: the shape {input_ids.shape} is not [rows, tokens] with at least one of each")
+
+
+def _check_ends(attention_mask: Array | None) -> None:
     if attention_mask is not None and not attention_mask[:, -1].all():
         raise UserError("attention_mask: a prompt ends in padding; pad on the left")
 

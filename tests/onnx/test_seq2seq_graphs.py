@@ -1,0 +1,186 @@
+"""The graphs of an encoder and its decoder: interface, nodes, bytes, and every shape of the stock model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from compress.errors import ParityError
+from compress.models import family_of
+from compress.models.structure import stock_tensors
+from compress.onnx.names import DECODER_FILE, ENCODER_FILE, SHARED_FILE
+from compress.onnx.parity import check_parity
+from compress.onnx.runtime import Runtime
+from compress.surgery.cut import cut
+from compress.surgery.quantize import packed_bytes
+
+from .test_decoding_graph import BATCH_1_STEP, shape_of
+
+GRAPHS_BYTES = 40_000
+"""Upper bound for what the nodes of two tiny graphs take."""
+
+
+@pytest.fixture
+def bart(exported: Callable[..., Any], tiny_bart: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that exports a random BART: bits (0: float), embedding bits, options of ``tiny_bart``."""
+
+    def make(bits: int = 0, *, embedding: int | None = None, model: Any = None, **options: Any) -> Any:
+        return exported(bits, embedding=embedding, model=model or tiny_bart(**options))
+
+    return make
+
+
+def graph_of(found: Any, file: str) -> onnx.GraphProto:
+    return onnx.load(found.directory / file).graph
+
+
+def optimized(path: Path) -> Counter[str]:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(path.with_suffix(".optimized"))
+    options.log_severity_level = 3
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(path.with_suffix(".optimized")).graph.node)
+
+
+def test_interface_follows_optimum(bart: Callable[..., Any]) -> None:
+    found = bart(decoder_heads=2)
+    encoder, decoder = graph_of(found, ENCODER_FILE), graph_of(found, DECODER_FILE)
+    assert [value.name for value in encoder.input] == ["input_ids", "attention_mask"]
+    assert [value.name for value in encoder.output] == ["last_hidden_state"]
+    caches = [f"{layer}.{side}.{part}" for layer in (0, 1) for side in ("decoder", "encoder") for part in ("key", "value")]
+    named = ["encoder_attention_mask", "input_ids", "encoder_hidden_states"]
+    assert [value.name for value in decoder.input] == named + [f"past_key_values.{cache}" for cache in caches]
+    assert [value.name for value in decoder.output] == ["logits"] + [f"present.{cache}" for cache in caches]
+    assert all(shape_of(value)[1::2] == [2, 16] for value in (*decoder.input[3:], *decoder.output[1:]))
+
+
+@pytest.mark.parametrize("bits", [0, 2])
+def test_a_step_runs_fused_nodes_only(bart: Callable[..., Any], bits: int) -> None:
+    found = bart(bits)
+    counts = optimized(found.directory / DECODER_FILE)
+    assert not (BATCH_1_STEP - {"Transpose"}) & set(counts)
+    assert counts["GroupQueryAttention"] == counts["MultiHeadAttention"] == 2
+    assert counts["SkipLayerNormalization"] == 7
+    product = "MatMulNBits" if bits else "FusedMatMul"
+    assert counts[product] == 2 * (1 + 1 + 1 + 1 + 1 + 2) + 1  # qkv, out, query, key and value, out, FFN; head
+    assert counts["Transpose"] == counts["Reshape"] == 2  # of keys and values not seen before
+    assert counts["If"] == 0
+
+
+@pytest.mark.parametrize("bits", [0, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": 1, "heads": 1},
+        {"heads": 4, "decoder_heads": 2},
+        {"heads": 2, "decoder_heads": 4},
+        {"hidden": 36, "heads": 3},  # head size 12, which GroupQueryAttention refuses
+        {"scale_embedding": True},
+        {"tie": False},
+    ],
+    ids=str,
+)
+def test_every_shape_passes_the_gate(bart: Callable[..., Any], bits: int, options: dict[str, Any]) -> None:
+    figures = bart(bits, **options).figures
+    assert figures["max_logit_error"] <= figures["limit"]
+    assert figures["positions"] > 100
+    if bits:
+        layers = options.get("layers", 2)
+        assert figures["products"] == layers * (4 + 2) + layers * (8 + 2) + 1
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_other_widths(bart: Callable[..., Any], bits: int) -> None:
+    figures = bart(bits, hidden=48)
+    assert figures.figures["max_product_error"] <= 1e-5
+
+
+def test_unequal_heads_and_ffn_export(bart: Callable[..., Any], tiny_bart: Callable[..., Any]) -> None:
+    model = tiny_bart()
+    keep = {"encoder.layer.0.heads": [1, 3], "decoder.layer.1.cross_heads": [2], "decoder.layer.0.ffn": [1, 4, 5]}
+    cut(model, family_of(model.config), {axis: torch.tensor(units) for axis, units in keep.items()})
+    decoder = graph_of(bart(model=model), DECODER_FILE)
+    assert [shape_of(value)[1] for value in decoder.input[3::2]] == [4, 4, 4, 1]
+
+
+@pytest.mark.parametrize(("bits", "tie"), [(0, True), (0, False), (2, True), (2, False)])
+def test_weights_are_stored_once(bart: Callable[..., Any], tiny_bart: Callable[..., Any], bits: int, tie: bool) -> None:
+    model = tiny_bart(tie=tie, vocab=1000)
+    with torch.no_grad():
+        model.final_logits_bias.zero_()
+    numbers = sum(tensor.numel() for tensor in stock_tensors(model)) - 1000
+    found = bart(bits, model=model)
+    size = sum(file.stat().st_size for file in found.directory.glob("*.onnx*"))
+    expected = packed_bytes(found.packed.spec, numbers) if bits else 4 * numbers
+    assert expected - 4 * 1000 <= size <= expected + GRAPHS_BYTES
+    embedding = 1000 * 32 // 4 + 4 * 1000 if bits else 4 * 1000 * 32
+    assert embedding <= (found.directory / SHARED_FILE).stat().st_size <= embedding + 128
+
+
+def test_padding_of_the_source_changes_nothing(bart: Callable[..., Any]) -> None:
+    runtime = Runtime.open(bart().directory)
+    ids = np.random.default_rng(0).integers(3, 67, (1, 6))
+    padded = np.concatenate([ids, np.full((1, 4), 9)], axis=1)
+    mask = np.array([[1] * 6 + [0] * 4])
+    target = np.array([[2, 5, 7]])
+    np.testing.assert_allclose(runtime.answer(padded, mask).feed(target), runtime.answer(ids).feed(target), atol=1e-5)
+
+
+def test_later_steps_read_the_cache_alone(bart: Callable[..., Any]) -> None:
+    """Once keys and values of the source are in the cache, the encoder's states are not looked at."""
+    runtime = Runtime.open(bart().directory)
+    ids = np.random.default_rng(0).integers(3, 67, (2, 6))
+    honest, blind = runtime.answer(ids), runtime.answer(ids)
+    for decoding in (honest, blind):
+        decoding.feed(np.array([[2], [2]]))
+    blind._states[:] = np.nan
+    step = np.array([[5], [8]])
+    assert np.array_equal(honest.feed(step), blind.feed(step))
+
+
+def test_rows_can_be_reordered(bart: Callable[..., Any]) -> None:
+    runtime = Runtime.open(bart().directory)
+    ids = np.random.default_rng(0).integers(3, 67, (2, 6))
+    rows = np.array([1, 1, 0])
+    moved, straight = runtime.answer(ids), runtime.answer(ids[rows])
+    first = np.array([[2, 4], [2, 9]])
+    moved.feed(first)
+    moved.reorder(rows)
+    straight.feed(first[rows])
+    step = np.array([[5], [8], [6]])
+    np.testing.assert_allclose(moved.feed(step), straight.feed(step), atol=1e-5)
+
+
+def swap_norms(graph: onnx.GraphProto, found: Any) -> None:
+    nodes = {node.name: node for node in graph.node}
+    first, second = (nodes[f"model.decoder.layers.0.{name}"] for name in ("self_attn_layer_norm", "final_layer_norm"))
+    first.input[2], second.input[2] = second.input[2], first.input[2]
+
+
+def forget_mask(graph: onnx.GraphProto, found: Any) -> None:
+    for node in graph.node:
+        if node.op_type == "MultiHeadAttention":
+            del node.input[4:]
+
+
+def reuse_key_as_value(graph: onnx.GraphProto, found: Any) -> None:
+    node = next(each for each in graph.node if each.op_type == "MultiHeadAttention")
+    node.input[2] = node.input[1]
+
+
+@pytest.mark.parametrize("mutate", [swap_norms, forget_mask, reuse_key_as_value])
+def test_a_wrong_decoder_fails(bart: Callable[..., Any], mutate: Callable[..., None]) -> None:
+    found = bart()
+    model = onnx.load(found.directory / DECODER_FILE)
+    mutate(model.graph, found)
+    onnx.save(model, found.directory / DECODER_FILE)
+    with pytest.raises(ParityError, match=rf"{ENCODER_FILE}, {DECODER_FILE}: logits differ from torch"):
+        check_parity(found.model, found.directory)

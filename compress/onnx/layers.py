@@ -12,6 +12,7 @@ from compress.onnx.weights import Weights
 
 MASKED = -1e9
 """Added to the scores of padding; exact in float32, as exp(score - 1e9) is 0."""
+TO_THE_END = 2**63 - 1
 HEAD_SIZE_MULTIPLE = 8
 """GroupQueryAttention refuses a head size that this does not divide."""
 
@@ -156,26 +157,73 @@ def encoder_attention(graph: Graph, weights: Weights, block: AttentionBlock, x: 
     return weights.product(graph, block.out, _masked_attention(graph, block, parts, mask))
 
 
+@dataclass(frozen=True)
+class Source:
+    """What cross-attention reads besides queries and its cache.
+
+    ``states`` [B, U, E] are the encoder's states whose keys and values the cache does not hold yet: all R in the first
+    step, none later. ``lengths`` are the two numbers R - U and U, ``padding`` [B, 1, 1, R] is added to the scores.
+    """
+
+    states: str
+    lengths: str
+    padding: str
+
+
+def source(graph: Graph, states: str, mask: str, past: str) -> Source:
+    """Derive it from all states [B, R, E], their mask [B, R], and a cache [B, heads, R - U, head size]."""
+    read = graph.node("Shape", [past], start=2, end=3)
+    unread = graph.node("Sub", [graph.node("Shape", [states], start=1, end=2), read])
+    hidden = graph.node("Equal", [mask, graph.integers(0)])
+    bias = graph.node("Where", [hidden, graph.scalar(MASKED), graph.scalar(0.0)])
+    return Source(
+        states=graph.node("Slice", [states, read, graph.integers(TO_THE_END), graph.integers(1)]),
+        lengths=graph.node("Concat", [read, unread], axis=0),
+        padding=graph.node("Unsqueeze", [bias, graph.integers(1, 2)]),
+    )
+
+
 def cross_attention(
-    graph: Graph, weights: Weights, block: CrossAttention, x: str, states: str, cache: tuple[list[str], list[str]], mask: str
+    graph: Graph, weights: Weights, block: CrossAttention, x: str, at: Source, cache: tuple[list[str], list[str]]
 ) -> str:
     """Attention of a decoder to the states of an encoder; ``cache`` names the past and the present key and value.
 
-    ``states`` [B, R, E] are those whose keys and values the past does not hold yet: all in the first step, none later.
+    softmax(q [K_past, K_new]^T) [V_past; V_new], computed part by part, so that a step reads the cache where it lies: a
+    concatenated copy, which takes longer than the attention, is made for the present alone.
     """
     past, present = cache
-    query = weights.product(graph, block.query, x)
-    projected = weights.product(graph, (block.key, block.value), states)
-    heads = graph.node("Reshape", [projected, graph.integers(0, 0, 2 * block.heads, block.head_size)])
-    new = [f"{block.out}.{part}" for part in ("key", "value")]
-    turned = graph.node("Transpose", [heads], perm=[0, 2, 1, 3])
-    graph.nodes("Split", [turned], new, name=f"{block.out}.split", axis=1, num_outputs=2)
+    split_heads = graph.integers(0, 0, -1, block.head_size)
+    query = graph.node("Reshape", [weights.product(graph, block.query, x), split_heads])
+    query = graph.node("Transpose", [query], perm=[0, 2, 1, 3])
+    projected = weights.product(graph, (block.key, block.value), at.states)
+    turned = graph.node(
+        "Transpose",
+        [graph.node("Reshape", [projected, graph.integers(0, 0, 2 * block.heads, block.head_size)])],
+        perm=[0, 2, 1, 3],
+    )
+    parts = [f"{block.out}.{part}" for part in ("key", "value")]
+    new = graph.nodes("Split", [turned], parts, name=f"{block.out}.split", axis=1, num_outputs=2)
+    scores = [
+        graph.node("FusedMatMul", [query, keys], domain=CONTRIB, transB=1, alpha=block.scale) for keys in (past[0], new[0])
+    ]
+    biased = graph.node("Add", [graph.node("Concat", scores, axis=3), at.padding])
+    weighed = [f"{block.out}.{part}" for part in ("past", "new")]
+    graph.nodes(
+        "Split",
+        [graph.node("Softmax", [biased], axis=-1), at.lengths],
+        weighed,
+        name=f"{block.out}.weights",
+        axis=3,
+    )
+    sums = [graph.node("MatMul", pair) for pair in zip(weighed, (past[1], new[1]), strict=True)]
+    attended = graph.node("Transpose", [graph.node("Add", sums)], perm=[0, 2, 1, 3])
     for before, added, after in zip(past, new, present, strict=True):
         graph.node("Concat", [before, added], after, axis=2)
-    return weights.product(graph, block.out, _masked_attention(graph, block, [query, *present], mask))
+    merged = graph.node("Reshape", [attended, graph.integers(0, 0, block.heads * block.head_size)], f"{block.out}.input")
+    return weights.product(graph, block.out, merged)
 
 
-def _masked_attention(graph: Graph, block: AttentionBlock | CrossAttention, parts: list[str], mask: str) -> str:
+def _masked_attention(graph: Graph, block: AttentionBlock, parts: list[str], mask: str) -> str:
     return graph.node(
         "MultiHeadAttention",
         [*parts, "", mask],

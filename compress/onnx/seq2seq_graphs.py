@@ -14,6 +14,7 @@ from compress.onnx.layers import (
     encoder_attention,
     feed_forward,
     self_attention,
+    source,
     tokens,
 )
 from compress.onnx.names import GROWING, both_caches, cache_names
@@ -21,7 +22,6 @@ from compress.onnx.weights import Weights
 
 BATCH, SOURCE, NEW = "batch_size", "encoder_sequence_length", "decoder_sequence_length"
 PAST, TOTAL, READ = "past_decoder_sequence_length", "total_decoder_sequence_length", "past_encoder_sequence_length"
-TO_THE_END = 2**63 - 1
 
 
 def encoder_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
@@ -52,7 +52,7 @@ def decoder_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
     all of them while it is empty, none afterwards.
     """
     graph = Graph(GROWING)
-    mask = graph.node("Cast", [graph.input("encoder_attention_mask", INT64, [BATCH, SOURCE])], to=INT32)
+    mask = graph.input("encoder_attention_mask", INT64, [BATCH, SOURCE])
     ids = graph.input("input_ids", INT64, [BATCH, NEW])
     width = weights.matrices[stack.crossings[0].key].columns
     states = graph.input("encoder_hidden_states", FLOAT, [BATCH, SOURCE, width])
@@ -61,11 +61,9 @@ def decoder_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
         for side, block, length in (("decoder", own, PAST), ("encoder", crossing, READ)):
             for name in cache_names("past_key_values", index, side):
                 graph.input(name, FLOAT, [BATCH, block.heads, length, block.head_size])
-    past, read = (
-        graph.node("Shape", [cache_names("past_key_values", 0, side)[0]], start=2, end=3)
-        for side in ("decoder", "encoder")
-    )
-    unread = graph.node("Slice", [states, read, graph.integers(TO_THE_END), graph.integers(1)])
+    own_cache, cross_cache = (cache_names("past_key_values", 0, side)[0] for side in ("decoder", "encoder"))
+    past = graph.node("Shape", [own_cache], start=2, end=3)
+    asked = source(graph, states, mask, cross_cache)
     at = counted_lengths(graph, ids, past)
     layer = {block: index for index, pair in enumerate(pairs) for block in pair}
 
@@ -73,7 +71,7 @@ def decoder_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
         if isinstance(block, FeedForward):
             return feed_forward(graph, weights, block, x)
         if isinstance(block, CrossAttention):
-            return cross_attention(graph, weights, block, x, unread, both_caches(layer[block], "encoder"), mask)
+            return cross_attention(graph, weights, block, x, asked, both_caches(layer[block], "encoder"))
         return self_attention(graph, weights, block, x, both_caches(layer[block], "decoder"), at)
 
     start = tokens(graph, weights, stack, ids), counted_positions(graph, weights, stack, ids, past)

@@ -39,6 +39,8 @@ class Seq2SeqDecoding:
             for each in pasts
         }
         self._length = 0
+        self._options = ort.RunOptions()
+        self._options.only_execute_path_to_fetches = True  # later steps make no copy of what does not change
         self._sources = np.arange(len(input_ids))
 
     def feed(self, input_ids: Array) -> Array:
@@ -62,7 +64,7 @@ class Seq2SeqDecoding:
             binding.bind_output(self._presents[name], "cpu")
         logits = np.empty((*input_ids.shape, self._vocabulary), np.float32)
         bind_output(binding, "logits", logits)
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, self._options)
         self._cache |= dict(zip(renewed, binding.get_outputs(), strict=False))
         self._length += input_ids.shape[1]
         return logits

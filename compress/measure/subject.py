@@ -89,7 +89,6 @@ class OnnxSubject:
             raise ModelError(
                 f"{artifact.path}: the quality of an exported {artifact.manifest.task} model is not measured"
             )
-        self.path = artifact.path
         self.model = Runtime.open(artifact.path)
         self.settings = generation_settings(artifact.config(), artifact.tokenizer(), Decoding())
 
@@ -103,11 +102,7 @@ class OnnxSubject:
         return torch.from_numpy(np.asarray(found, dtype=np.float32))
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[list[int]]:
-        if decoding.beams > 1:
-            raise ModelError(f"{self.path}: beams is {decoding.beams}, but an exported model decodes with 1")
         ids, mask = padded(prompts, self.settings.pad_token_id, left=True)
-        options = decoding.model_dump(include={"max_new_tokens", "do_sample", "temperature", "top_k", "top_p"})
-        found = self.model.generate(
-            ids.numpy(), mask.numpy(), seed=seed, eos_token_id=self.settings.eos_token_id, **options
-        )
-        return [until_end(row, self.settings.eos_token_id) for row in found[:, ids.shape[1] :].tolist()]
+        end = self.settings.eos_token_id
+        found = self.model.generate(ids.numpy(), mask.numpy(), seed=seed, eos_token_id=end, **decoding.options())
+        return [until_end(row, end) for row in found[:, ids.shape[1] :].tolist()]

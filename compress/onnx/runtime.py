@@ -1,7 +1,7 @@
 """Text generation from an exported directory. A deployed process needs numpy and onnxruntime for it, nothing else.
 
     runtime = Runtime.open("model-onnx", threads=2)
-    tokens = runtime.generate(np.array([[464, 3290]]), max_new_tokens=16)
+    tokens = runtime.generate(np.array([[464, 3290]]), max_new_tokens=16, num_beams=4)
 
 Shapes: B rows, T tokens, V tokens of the vocabulary. Prompts of unequal length are padded on the left, with 0 there in
 ``attention_mask``.
@@ -19,7 +19,9 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from compress.errors import ModelError, UserError
+from compress.onnx.beams import beam_search
 from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE
+from compress.onnx.rules import Rules, as_tokens
 from compress.onnx.sampling import Options, choose
 from compress.onnx.seq2seq_session import Seq2SeqDecoding
 from compress.onnx.session import Array, Decoding
@@ -34,9 +36,10 @@ class Runtime:
         self._sessions = sessions
         self._start: int | None = settings.get("decoder_start_token_id")
         self._context: int = settings["context"]
-        end = settings.get("eos_token_id")
-        self._ends: list[int] = end if isinstance(end, list) else [] if end is None else [end]
+        self._ends = as_tokens(settings.get("eos_token_id"))
         self._pad: int | None = settings.get("pad_token_id")
+        decoder = sessions[DECODER_FILE if self.reads_sources else MODEL_FILE]
+        self._vocabulary: int = decoder.get_outputs()[0].shape[-1]
 
     @classmethod
     def open(cls, directory: str | Path, threads: int | None = None) -> Runtime:
@@ -80,44 +83,75 @@ class Runtime:
     def generate(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Array:
         """Continue prompts: [B, T] -> [B, T + new] int64; ``options`` are those of :class:`Options`.
 
-        Stops when every row has ended; a row that ended earlier is filled with padding. Raises UserError for a prompt
-        that is empty, ends in padding, or leaves too little of the context.
+        Stops when every row has ended; a row that ended earlier is filled with padding. Raises UserError for an option
+        that is out of range, and for a prompt that is empty, ends in padding, or leaves too little of the context.
         """
-        tokens = list(self.stream(input_ids, attention_mask, **options))
-        return np.concatenate([self._given(input_ids), np.stack(tokens, axis=1)], axis=1)
+        chosen, rules = self._begin(input_ids, attention_mask, options)
+        given = self._given(input_ids)
+        if chosen.num_beams == 1:
+            tokens = list(self._tokens(input_ids, attention_mask, chosen, rules))
+            return np.concatenate([given, np.stack(tokens, axis=1)], axis=1)
+        decoding, logits = self._read(input_ids, attention_mask, rules)
+        found = beam_search(decoding, logits, given, chosen, rules)
+        padded = np.full((len(found), max(map(len, found))), self._padding(rules))
+        for row, text in zip(padded, found, strict=True):
+            row[: len(text)] = text
+        return padded
 
     def stream(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Iterator[Array]:
-        """Continue prompts, yielding the next token of every row, [B], as soon as it is known."""
-        chosen = Options(**options)
-        decoding, logits = self._begin(input_ids, attention_mask, chosen.max_new_tokens)
-        ends = self._ends if chosen.eos_token_id is None else [chosen.eos_token_id]
-        pad = self._pad if self._pad is not None else next(iter(ends), 0)
-        generator = np.random.default_rng(chosen.seed)
-        ended = np.zeros(len(input_ids), dtype=bool)
-        for produced in range(1, chosen.max_new_tokens + 1):
-            tokens = np.where(ended, pad, choose(logits[:, -1], chosen, generator))
-            ended |= np.isin(tokens, ends)
-            yield tokens
-            if ended.all() or produced == chosen.max_new_tokens:
-                return
-            logits = decoding.feed(tokens[:, None])
+        """Continue prompts, yielding the next token of every row, [B], as soon as it is known.
 
-    def _begin(self, input_ids: Array, mask: Array | None, new: int) -> tuple[Decoding | Seq2SeqDecoding, Array]:
-        """Read prompts or sources; return what goes on decoding and the logits that choose the first new token."""
+        Raises UserError as ``generate`` does, and for beam search, which knows no token before the last.
+        """
+        chosen, rules = self._begin(input_ids, attention_mask, options)
+        if chosen.num_beams > 1:
+            raise UserError(f"num_beams: {chosen.num_beams} beams know no token before the last; stream with 1")
+        return self._tokens(input_ids, attention_mask, chosen, rules)
+
+    def _begin(self, input_ids: Array, attention_mask: Array | None, options: dict[str, Any]) -> tuple[Options, Rules]:
+        chosen = Options(**options)
         _check_shape(input_ids)
+        if not self.reads_sources:
+            _check_ends(attention_mask)
+        start = self._given(input_ids).shape[1]
+        self._check_length(0 if self.reads_sources else start, chosen.max_new_tokens)
+        ends = self._ends if chosen.eos_token_id is None else as_tokens(chosen.eos_token_id)
+        return chosen, Rules.of(chosen, start, ends, self._vocabulary)
+
+    def _read(self, input_ids: Array, mask: Array | None, rules: Rules) -> tuple[Decoding | Seq2SeqDecoding, Array]:
+        """Read prompts or sources; return what goes on decoding, and the logits [B, V] that choose the first new token."""
+        given = self._given(input_ids)
         if self.reads_sources:
-            self._check_length(new, 0)
             answer = self.answer(input_ids, mask)
-            return answer, answer.feed(self._given(input_ids))
-        _check_ends(mask)
-        batch, length = input_ids.shape
-        self._check_length(length, new)
-        decoding = self.start(batch, length + new)
-        return decoding, decoding.feed(input_ids, mask)
+            return answer, answer.feed(given)[:, -1]
+        decoding = self.start(len(given), rules.longest)
+        return decoding, decoding.feed(given, mask)[:, -1]
 
     def _given(self, input_ids: Array) -> Array:
         """The tokens that new ones follow: the prompts, or for sources the token that begins an answer."""
         return np.full((len(input_ids), 1), self._start) if self.reads_sources else input_ids
+
+    def _tokens(
+        self, input_ids: Array, attention_mask: Array | None, options: Options, rules: Rules
+    ) -> Iterator[Array]:
+        generator = np.random.default_rng(options.seed)
+        given = self._given(input_ids)
+        text = np.empty((len(given), rules.longest), np.int64)
+        text[:, : rules.start] = given
+        ended = np.zeros(len(given), dtype=bool)
+        decoding, logits = self._read(input_ids, attention_mask, rules)
+        for length in range(rules.start, rules.longest):
+            rules.apply(logits, text[:, :length])
+            tokens = np.where(ended, self._padding(rules), choose(logits, options, generator))
+            text[:, length] = tokens
+            ended |= rules.ended(tokens)
+            yield tokens
+            if ended.all() or length + 1 == rules.longest:
+                return
+            logits = decoding.feed(tokens[:, None])[:, -1]
+
+    def _padding(self, rules: Rules) -> int:
+        return self._pad if self._pad is not None else int(next(iter(rules.ends), 0))
 
     def _check_length(self, length: int, new: int) -> None:
         if length + new > self._context:

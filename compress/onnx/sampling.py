@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral
+from typing import Any, Literal
 
 import numpy as np
 
 from compress.errors import UserError
 
 Array = np.ndarray[Any, Any]
+MOST_PENALTY = 50
+"""Beyond it, lengths to this power leave the range of float64."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of generation. The defaults are greedy decoding; ``do_sample`` draws from the distribution that
-    ``temperature``, then ``top_k`` (0: off), then ``top_p`` (1: off) leave, with a generator started at ``seed``.
+    """Options of generation; they mean what they mean to ``generate`` of transformers. The defaults decode greedily.
 
-    ``eos_token_id`` ends a row; None takes the model's own, and a negative number never ends one.
+    ``do_sample`` draws from the distribution that ``temperature``, then ``top_k`` (0: off), then ``top_p`` (1: off)
+    leave, with a generator started at ``seed``. ``num_beams`` above 1 is beam search, which ``length_penalty`` and
+    ``early_stopping`` steer (see :mod:`compress.onnx.beams`).
+
+    ``eos_token_id``, one or several, ends a row; None takes the model's own, and a negative number never ends one.
+    ``min_length`` counts the prompt, ``min_new_tokens``, which goes first, does not.
     """
 
     max_new_tokens: int = 20
@@ -26,17 +34,31 @@ class Options:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    eos_token_id: int | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    no_repeat_ngram_size: int = 0
+    min_length: int = 0
+    min_new_tokens: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        for name, valid, allowed in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-        ):
-            if not valid:
-                raise UserError(f"{name}: {getattr(self, name)} is not {allowed}")
+        least = {"max_new_tokens": 1, "top_k": 0, "num_beams": 1, "no_repeat_ngram_size": 0, "min_length": 0}
+        for name, bound in least.items() | ({"min_new_tokens": 0}.items() if self.min_new_tokens is not None else ()):
+            value = getattr(self, name)
+            self._require(name, isinstance(value, Integral) and value >= bound, f"a whole number of at least {bound}")
+        self._require("temperature", self.temperature > 0, "above 0")
+        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+        self._require("length_penalty", abs(self.length_penalty) <= MOST_PENALTY, f"between ±{MOST_PENALTY}")
+        known = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
+        self._require("early_stopping", known, "True, False or 'never'")
+        self._require("num_beams", self.num_beams == 1 or not self.do_sample, "1, which do_sample goes with")
+
+    def _require(self, name: str, valid: bool, allowed: str) -> None:
+        if not valid:
+            raise UserError(f"{name}: {getattr(self, name)!r} is not {allowed}")
 
 
 def choose(logits: Array, options: Options, generator: np.random.Generator) -> Array:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from compress.artifact import Artifact, adopt
 from compress.data import Data
-from compress.errors import DataError, ModelError, RecipeError
+from compress.errors import DataError, RecipeError
 from compress.functional.divergence import forward_kl
 from compress.measure.decoding import padded, until_end
 from compress.measure.quality import Quality
@@ -166,11 +166,18 @@ def test_what_cannot_be_measured_is_told(
         measured(Quality.model_validate(written), {"base": gpt2}, opened)
 
 
-def test_beams_of_an_exported_model_are_refused(gpt2_onnx: Artifact, folder: Path) -> None:
-    data = data_of(gpt2_onnx, folder, test=PROMPTS)
-    quality = Quality.model_validate({"metric": "bleu", "decoding": {"beams": 2, "max_new_tokens": 4}})
-    with pytest.raises(ModelError, match="beams is 2, but an exported model decodes with 1"):
-        measured(quality, {"onnx": gpt2_onnx}, data)
+def test_beams_of_an_exported_model_give_torch_s_text(gpt2: Artifact, gpt2_onnx: Artifact, folder: Path) -> None:
+    data = data_of(gpt2, folder, test=PROMPTS)
+    texts = []
+    for beams, penalty in ((1, 1.0), (3, 1.0), (3, -2.0)):
+        decoding = {"beams": beams, "length_penalty": penalty, "max_new_tokens": 12}
+        quality = Quality.model_validate({"metric": "bleu", "decoding": decoding})
+        found = measured(quality, {"base": gpt2, "onnx": gpt2_onnx}, data)
+        samples = [found[name]["quality"]["samples"] for name in ("base", "onnx")]
+        assert samples[0] == samples[1]
+        texts.append(samples[1])
+    assert texts[0] != texts[1]
+    assert texts[1] != texts[2]
 
 
 def test_references_must_exist_and_share_the_vocabulary(gpt2: Artifact, bart: Artifact, folder: Path) -> None:

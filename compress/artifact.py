@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.errors import ModelError
+from compress.files import publish, sha256
 from compress.models import family_of
 from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve, save_config
 from compress.models.structure import ModelFamily
@@ -178,7 +178,7 @@ def seal(
     kept: Mapping[str, Sequence[int]],
     quantization: QuantizationSpec | None = None,
 ) -> Artifact:
-    """Hash every file of ``directory``, write the manifest last, and rename the directory to ``final``."""
+    """Hash every file of ``directory``, write the manifest last, and give the directory its name ``final``."""
     files = _hashes(directory)
     manifest = Manifest(
         family=parent.manifest.family,
@@ -192,10 +192,8 @@ def seal(
         files=files,
         digest=_digest(directory, files),
     )
-    _write(directory / MANIFEST, manifest.model_dump_json(indent=2))
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(directory, final)
+    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+    publish(directory, final)
     return Artifact(final, manifest)
 
 
@@ -257,7 +255,7 @@ def _opened(path: Path) -> Artifact:
     for name, digest in manifest.files.items():
         if not (path / name).exists():
             raise ModelError(f"{path}: {name} is missing; the artifact is not whole")
-        if _sha256(path / name) != digest:
+        if sha256(path / name) != digest:
             raise ModelError(f"{path}: {name} is not the file that was sealed")
     return Artifact(path, manifest)
 
@@ -275,15 +273,10 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def _hashes(directory: Path) -> dict[str, str]:
     files = {path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()}
     return {
-        name.as_posix(): _sha256(path)
+        name.as_posix(): sha256(path)
         for name, path in files.items()
         if name.name != MANIFEST and ".cache" not in name.parts
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(directory: Path, files: Mapping[str, str]) -> str:
@@ -293,10 +286,3 @@ def _digest(directory: Path, files: Mapping[str, str]) -> str:
         config.pop(volatile, None)
     content["config.json"] = json.dumps(config, sort_keys=True)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

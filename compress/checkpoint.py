@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from compress.files import publish
+
+_MODEL, _OPTIMIZER, _RANDOM = "model.safetensors", "optimizer.safetensors", "random.safetensors"
+_PROGRESS, _BEST = "progress.json", "best.safetensors"
 
 
 @dataclass
@@ -28,51 +35,87 @@ class Checkpoints:
     directory: Path
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Write a checkpoint under a temporary name, rename it, then drop older ones."""
+        """Write a checkpoint whole or not at all, then drop the others; where this step has one, it is the same."""
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary, final = self.directory / "partial", self.directory / f"step-{progress.step:08d}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_file(unique_state(model), temporary / "model.safetensors")
-        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
-        random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state()
-        save_file(random, temporary / "random.safetensors")
-        (temporary / "progress.json").write_text(json.dumps(asdict(progress)))
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        for older in sorted(self.directory.glob("step-*"))[:-1]:
-            shutil.rmtree(older)
+        if not final.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            save_file(unique_state(model), temporary / _MODEL)
+            save_file(_optimizer_tensors(optimizer), temporary / _OPTIMIZER)
+            random = {"cpu": torch.get_rng_state()}
+            if torch.cuda.is_available():
+                random["cuda"] = torch.cuda.get_rng_state()
+            save_file(random, temporary / _RANDOM)
+            (temporary / _PROGRESS).write_text(json.dumps(asdict(progress)))
+            publish(temporary, final)
+        for other in self.directory.glob("step-*"):
+            if other != final:
+                shutil.rmtree(other)
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint."""
+        """The newest checkpoint."""
         return max(self.directory.glob("step-*"), default=None)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-        """Load the newest checkpoint into model, optimizer and the random state; None when there is none."""
-        path = self.latest()
-        if path is None:
-            return None
-        _load_state(model, load_file(path / "model.safetensors"))
-        _load_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
-        random = load_file(path / "random.safetensors")
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random["cuda"])
-        return Progress(**json.loads((path / "progress.json").read_text()))
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        best: bool = False,
+        tell: Callable[[str], None] | None = None,
+    ) -> Progress | None:
+        """Load the newest whole checkpoint into model, optimizer and the random state; None when there is none.
+
+        One that cannot be read is told and removed. ``best``: the best weights will be asked for, so a checkpoint that
+        speaks of them is not whole without them.
+        """
+        for path in sorted(self.directory.glob("step-*"), reverse=True):
+            try:
+                progress = self._whole(path, best)
+            except _TornError as error:
+                if tell:
+                    tell(f"{path} cannot be read ({error})")
+                shutil.rmtree(path)
+                continue
+            _load_state(model, load_file(path / _MODEL))
+            _load_optimizer(optimizer, load_file(path / _OPTIMIZER))
+            random = load_file(path / _RANDOM)
+            torch.set_rng_state(random["cpu"])
+            if "cuda" in random and torch.cuda.is_available():
+                torch.cuda.set_rng_state(random["cuda"])
+            return progress
+        return None
 
     def keep_best(self, model: nn.Module) -> None:
         """Keep these weights as the best so far."""
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = self.directory / "best.partial"
         save_file(unique_state(model), temporary)
-        temporary.rename(self.directory / "best.safetensors")
+        publish(temporary, self.directory / _BEST)
 
     def restore_best(self, model: nn.Module) -> None:
         """Load the best weights back."""
-        _load_state(model, load_file(self.directory / "best.safetensors"))
+        _load_state(model, load_file(self.directory / _BEST))
+
+    def _whole(self, path: Path, best: bool) -> Progress:
+        """The progress of a checkpoint, once every file that goes with it was found whole."""
+        file = path / _PROGRESS
+        try:
+            progress = Progress(**json.loads(file.read_text()))
+            files = [path / name for name in (_MODEL, _OPTIMIZER, _RANDOM)]
+            if best and progress.best_step is not None:
+                files.append(self.directory / _BEST)
+            for file in files:
+                with safe_open(file, framework="pt"):
+                    """Opening compares the length with what the header says."""
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            raise _TornError(f"{file.name}: {' '.join(str(error).split())}") from None
+        return progress
+
+
+class _TornError(Exception):
+    """A file of a checkpoint is missing or not whole."""
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:

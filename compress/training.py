@@ -186,7 +186,10 @@ class _Loop:
         torch.manual_seed(self.place.seed)
         if self.config.trackers:
             self.accelerator.init_trackers(self.place.name)
-        self.progress = self.checkpoints.restore(self.objective, self.adam) or Progress()
+        torn: list[str] = []
+        best = self.config.keep == "best"
+        found = self.checkpoints.restore(self.objective, self.adam, best=best, tell=torn.append)
+        self.progress = found or Progress()
         self.history = History(self.place.out / "history.jsonl", keep_until=self.progress.step)
         self.meter = Meter(
             self.place.name,
@@ -194,6 +197,8 @@ class _Loop:
             self.progress.step,
             shown=self.place.bar and self.accelerator.is_main_process,
         )
+        for text in torn:
+            self.meter.warn(f"{text}; training goes on from step {self.progress.step}")
         batches = self._batches()
         with Interrupt() as interrupt, self.meter:
             while self.progress.step < self.total:

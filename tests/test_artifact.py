@@ -194,11 +194,33 @@ def test_sealing_that_fails_leaves_no_result(tmp_path: Path, base: Artifact, mon
 def test_the_manifest_is_written_last(tmp_path: Path, base: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever copies the directory while it is sealed sees no manifest before every file is there."""
     seen: list[set[str]] = []
-    fsync = os.fsync
+    write_text = Path.write_text
     directory = tmp_path / ".partial-made"
-    monkeypatch.setattr(os, "fsync", lambda f: (seen.append({p.name for p in directory.iterdir()}), fsync(f)))
-    sealed(base, base.model(), tmp_path / "made")
-    assert seen[-1] >= {"config.json", "model.safetensors", MANIFEST}
+
+    def written(path: Path, *arguments: Any, **options: Any) -> int:
+        seen.append({each.name for each in directory.iterdir()} | {path.name})
+        return write_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", written)
+    final = sealed(base, base.model(), tmp_path / "made").path
+    assert seen[-1] == {path.name for path in final.iterdir()} >= {"config.json", "model.safetensors", MANIFEST}
+    assert not any(MANIFEST in names for names in seen[:-1])
+
+
+def test_an_artifact_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, base: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    fsync, replace, final = os.fsync, os.replace, tmp_path / "made"
+    monkeypatch.setattr(os, "fsync", lambda f: (synced.add(Path(os.readlink(f"/proc/self/fd/{f}")).name), fsync(f)))
+
+    def renamed(source: Path, target: Path) -> None:
+        assert synced == {source.name, *(path.name for path in source.iterdir())}
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    sealed(base, base.model(), final)
+    assert tmp_path.name in synced and adopt(final)
 
 
 def test_a_stale_result_is_replaced(tmp_path: Path, base: Artifact) -> None:

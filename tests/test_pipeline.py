@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import compress
-from compress.artifact import Artifact, adopt, save_model
+from compress.artifact import MANIFEST, Artifact, adopt, save_model
 from compress.data import Data
 from compress.errors import ModelError, NothingDoneError, RecipeError, UserError
 from compress.measure.measurement import Measurement
@@ -269,6 +269,46 @@ def test_a_damaged_result_is_told_and_not_reused(recipe: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ModelError, match=r"01-one-\w+: model.safetensors is not the file that was sealed"):
         run(recipe)
+
+
+def test_a_result_without_its_manifest_is_made_again(recipe: Path) -> None:
+    first = run(recipe)
+    path = first.artifacts["one"].path
+    (path / MANIFEST).unlink()
+    (path / "left.txt").write_text("of what was there")
+    assert states(recipe)["one"] == "runs"
+    CALLS.clear()
+    console = Console(record=True, width=200)
+    second = compress.run(read_recipe(recipe), recipe.parent / "work", console=console)
+    assert CALLS == ["one"]
+    assert second.artifacts["one"].digest == first.artifacts["one"].digest
+    assert not (path / "left.txt").exists()
+    assert f"{path.name} has no artifact.json, so it is not whole; one runs again" in console.export_text()
+    run(recipe)
+    assert CALLS == []
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1, "fam', b"\x00" * 64], ids=["empty", "cut", "zeros"])
+def test_a_torn_manifest_is_one_line_that_says_what_to_do(recipe: Path, content: bytes) -> None:
+    path = run(recipe).artifacts["two"].path
+    (path / MANIFEST).write_bytes(content)
+    for attempt in (run, states):
+        with pytest.raises(
+            ModelError, match=r"two-\w+/artifact\.json: Invalid JSON.*; delete 02-two-\w+ to have it"
+        ) as e:
+            attempt(recipe)
+        assert "\n" not in str(e.value)
+    shutil.rmtree(path)
+    run(recipe)
+    assert CALLS == ["two"]
+
+
+def test_a_torn_record_of_numbers_is_measured_again(recipe: Path) -> None:
+    first = run(recipe)
+    record = next((first.workdir / "measured").iterdir())
+    record.write_text(record.read_text()[:-9])
+    assert run(recipe).records == first.records
+    assert CALLS == ["count"]
 
 
 def test_a_model_from_a_config_is_seeded_and_stock(recipe: Path) -> None:

@@ -155,6 +155,35 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("torn", ["\x00" * 40 + "\n", '{"step": 2, "lo\n', "[]\n", "3\n", "\udcff\n"])
+def test_a_line_that_power_loss_tore_is_dropped(torn, tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(('{"step": 1}\n' + torn + '{"step": 3}\n').encode(errors="surrogateescape"))
+    History(path, keep_until=3).write(step=4, loss=1.0)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "best.safetensors"])
+def test_a_torn_checkpoint_ends_where_a_straight_run_ends(name, tiny_gpt2, data, tmp_path, monkeypatch, capsys):
+    straight = _objective(tiny_gpt2)
+    _run(straight, data, tmp_path / "straight", _config())
+    monkeypatch.setattr(Checkpoints, "keep_best", _crash_after(Checkpoints.keep_best, 3))
+    with pytest.raises(OSError, match="disk"):
+        _run(_objective(tiny_gpt2), data, tmp_path / "torn", _config())
+    monkeypatch.undo()
+    path = next((tmp_path / "torn" / "checkpoints").rglob(name))
+    path.write_bytes(path.read_bytes()[:100])
+    fresh = _objective(tiny_gpt2)
+    groups = {"weights": list(fresh.student.parameters())}
+    capsys.readouterr()
+    train(fresh, groups, data.train, data.eval, _config(), Place(tmp_path / "torn", seed=3, name="tuned"))
+    (warning, *_) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("tuned: ") and f"step-00000006 cannot be read ({name}: " in warning
+    assert warning.endswith("; training goes on from step 0")
+    for a, b in zip(straight.state_dict().values(), fresh.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_schedule():
     config = _config(warmup=0.25, schedule="linear")
     factors = [lr_factor(step, 16, config) for step in range(16)]

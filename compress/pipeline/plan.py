@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from compress.artifact import adopt
 from compress.errors import RecipeError
 from compress.models import family_of
 from compress.models.loading import build
@@ -109,8 +108,8 @@ def _stage_rows(inputs: Inputs, links: tuple[Link, ...], shapes: Mapping[str, Sh
         state = "runs"
         if {item.source, item.teacher or item.source} <= known.keys():
             slot = inputs.stage_slot(item, known)
-            if slot.found:
-                known[item.name], state = adopt(slot.found), "reused"
+            if artifact := inputs.finished(slot):
+                known[item.name], state = artifact, "reused"
             elif slot.partial.exists():
                 state = "continued"
         yield Row(

@@ -13,14 +13,15 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from compress.artifact import Artifact, Step, adopt, seal
+from compress.artifact import MANIFEST, Artifact, Step, seal
 from compress.errors import UserError
+from compress.files import write_text
 from compress.pipeline.environment import environment
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.keys import packages
 from compress.pipeline.measuring import measure
 from compress.pipeline.plan import make_plan
-from compress.pipeline.workdir import Slot, locked, shown_path, write_json, write_text
+from compress.pipeline.workdir import Slot, locked, shown_path, write_json
 from compress.progress import duration
 from compress.recipe import Recipe, read_recipe
 from compress.recipe.document import write_document
@@ -97,8 +98,8 @@ class _Running:
 
     def _stage(self, item: Link) -> None:
         slot = self.inputs.stage_slot(item, self.artifacts)
-        found = slot.found
-        artifact = adopt(found) if found else self._made(item, slot)
+        found = self.inputs.finished(slot)
+        artifact = found or self._made(item, slot)
         step = artifact.manifest.lineage[-1]
         self.artifacts[item.name] = artifact
         self.stages.append(
@@ -117,6 +118,9 @@ class _Running:
         continued = out.exists()
         out.mkdir(parents=True, exist_ok=True)
         if self.console:
+            if slot.unproven:
+                text = f"{slot.unproven.name} has no {MANIFEST}, so it is not whole; {item.name} runs again"
+                self.console.print(f"[yellow]  {text}[/yellow]", highlight=False, soft_wrap=True)
             verb = "continues" if continued else "starts"
             self.console.print(
                 f"[dim]  {item.name} ({item.stage.type}) {verb} from {item.source}[/dim]", highlight=False

@@ -195,9 +195,12 @@ def read(workdir: Path) -> Run:
 
 def _stage(entry: StageRun, workdir: Path) -> Stage:
     directory = workdir / entry.path
+    manifest = directory / "artifact.json"
+    if not manifest.is_file():
+        raise UserError(f"{manifest}: is not there, so nothing is known of {entry.name}; run the recipe again")
     return Stage(
         entry=entry,
-        manifest=_view(Manifest, directory / "artifact.json"),
+        manifest=_view(Manifest, manifest),
         history=_lines(directory / "history.jsonl"),
         details=_json(directory / "details.json"),
     )

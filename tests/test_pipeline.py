@@ -15,13 +15,18 @@ from compress.artifact import MANIFEST, Artifact, adopt, save_model
 from compress.data import Data
 from compress.errors import ModelError, NothingDoneError, RecipeError, UserError
 from compress.measure.measurement import Measurement
+from compress.measure.quality import Quality
+from compress.measure.speed import Speed
 from compress.models.loading import load_stock, load_tokenizer
 from compress.pipeline import Inputs, Run, make_plan
 from compress.pipeline.keys import identity, key, packages, stage_key
+from compress.pipeline.records import difference, join
 from compress.pipeline.running import choose_device
 from compress.pipeline.workdir import locked
 from compress.recipe import read_recipe
 from compress.registry import MEASUREMENTS, STAGES
+from compress.report import build
+from compress.report.formats import number
 from compress.stages.stage import Context, Result, Stage
 from compress.surgery.coverage import Coverage
 
@@ -349,6 +354,61 @@ def test_measurements_join_and_are_reused_one_by_one(recipe: Path) -> None:
     records = {record["name"]: record["quality"] for record in done.records}
     assert set(records["one"]) == {"base10", "base2"}
     assert set(records["two"]) == {"base10"}
+
+
+def test_two_splits_of_one_artifact_are_both_kept_and_shown(recipe: Path) -> None:
+    (recipe.parent / "test.txt").write_text("the mat ran to the dog\n" * 4)
+    start, _ = RECIPE.replace("eval: {text", "test: {text: test.txt}, eval: {text").split("  - count")
+    recipe.write_text(start + "  - {type: quality, split: eval, batch: 2, of: [one]}\n")
+    alone = next(record for record in run(recipe).records if record["name"] == "one")["quality"]
+    recipe.write_text(
+        start + "  - {type: quality, of: [one, two]}\n  - {type: quality, split: eval, batch: 2, of: [one]}\n"
+    )
+    done = run(recipe)
+    records = {record["name"]: record for record in done.records}
+    found, conditions = records["one"]["quality"], records["one"]["conditions"]
+    assert found["perplexity (split eval, batch 2)"] == alone["perplexity"] != found["perplexity"]
+    assert (conditions["quality"]["split"], conditions["quality"]["batch"]) == ("data.test", 8)
+    again = conditions["quality (split eval, batch 2)"]
+    assert (again["split"], again["batch"]) == ("data.eval", 2)
+    assert "(" not in "".join([*records["two"]["quality"], *records["two"]["conditions"]])
+    build([done.workdir], done.workdir)
+    report = {record["name"]: record for record in json_of(done.workdir / "report.json")["artifacts"]}
+    assert report["one"]["quality"] == found and report["one"]["conditions"] == conditions
+    text = (done.workdir / "report.md").read_text()
+    assert "| perplexity (split eval, batch 2) |" in text
+    assert all(f"| {number(value)} |" in text for value in (found["perplexity"], alone["perplexity"]))
+    assert "quality (split eval, batch 2).split: data.eval" in text
+
+
+def test_a_later_measurement_stands_beside_the_first() -> None:
+    first = Quality()
+    later = Quality.model_validate({"metric": ["perplexity", "bleu"], "split": "eval", "decoding": {"beams": 4}})
+    record: dict[str, Any] = {"name": "one"}
+    join(record, {"quality": {"perplexity": 9.0}, "conditions": {"quality": {"split": "data.test"}}}, first, first)
+    join(
+        record,
+        {"quality": {"perplexity": 8.0, "bleu": 3.0}, "conditions": {"quality": {"split": "data.eval"}}},
+        first,
+        later,
+    )
+    assert record == {
+        "name": "one",
+        "quality": {"perplexity": 9.0, "perplexity (split eval, beams 4)": 8.0, "bleu": 3.0},
+        "conditions": {
+            "quality": {"split": "data.test"},
+            "quality (metric perplexity bleu, split eval, beams 4)": {"split": "data.eval"},
+        },
+    }
+
+
+def test_what_two_measurements_do_otherwise() -> None:
+    assert difference(Quality(), Quality(of=("one",))) == ""
+    metric = Quality.model_validate({"metric": "bleu"})
+    assert difference(Quality(), metric) == "metric bleu"
+    assert difference(Quality(), metric, without=Quality.names) == ""
+    slow, fast = Speed(prompt=8, threads=2), Speed(prompt=8, new_tokens=4)
+    assert difference(slow, fast) == "new_tokens 4, threads default"
 
 
 def test_numbers_are_taken_again_on_another_machine(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ class Measurement(Strict):
 
     needs_data: ClassVar[bool] = False
     """The measurement reads ``data.test``, or ``data.eval`` where there is none."""
+    names: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say what is measured; the others say how."""
     version: ClassVar[int] = 1
     """Part of the key under which results are reused; raise it when numbers change."""
 

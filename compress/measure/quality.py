@@ -53,6 +53,8 @@ class Quality(Measurement):
     """How text is generated."""
 
     needs_data: ClassVar[bool] = True
+    names: ClassVar[frozenset[str]] = frozenset({"metric"})
+    version: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _reference_for_agreement(self) -> Self:

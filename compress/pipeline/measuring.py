@@ -13,6 +13,7 @@ from compress.measure.measurement import Measurement
 from compress.pipeline.environment import environment
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.keys import identity, key
+from compress.pipeline.records import join
 from compress.pipeline.workdir import read_json, shown_path, write_json
 from compress.recipe.references import Link
 
@@ -29,11 +30,12 @@ def measure(
     workdir, machine = inputs.workdir, environment(device)
     roots = {name: name for name in inputs.recipe.models} | {item.name: item.root for item in links}
     records: Records = {name: _record(artifact, name, workdir) for name, artifact in artifacts.items()}
+    first: dict[tuple[str, str], Measurement] = {}
     for measurement in inputs.recipe.measure:
         for part in _parts(measurement, inputs, artifacts, roots):
             measured = _measured(part, inputs, artifacts, roots, machine, console)
             for name, numbers in measured.items():
-                _join(records[name], numbers)
+                join(records[name], numbers, first.setdefault((name, measurement.type), measurement), measurement)
     result = {
         "artifacts": list(records.values()),
         "environment": machine,
@@ -94,12 +96,3 @@ def _record(artifact: Artifact, name: str, workdir: Path) -> dict[str, Any]:
     if artifact.manifest.lineage and artifact.manifest.lineage[-1].coverage:
         record["coverage"] = artifact.manifest.lineage[-1].coverage
     return record
-
-
-def _join(record: dict[str, Any], numbers: Mapping[str, Any]) -> None:
-    """Merge ``numbers`` into ``record``, level by level."""
-    for name, value in numbers.items():
-        if isinstance(value, dict) and isinstance(record.get(name), dict):
-            _join(record[name], value)
-        else:
-            record[name] = value

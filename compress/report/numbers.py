@@ -35,6 +35,12 @@ NOT_METRICS = frozenset(
 """Numbers a quality record carries that say how it was measured, not how good the model is."""
 
 
+def name_and_way(metric: str) -> tuple[str, str]:
+    """What was measured, and how where that is not how it was measured first: ``perplexity (split eval)``."""
+    name, _, way = metric.partition(" (")
+    return name, way.removesuffix(")")
+
+
 @dataclass(frozen=True)
 class Row:
     """One measured artifact."""
@@ -65,10 +71,12 @@ class Row:
         found = {
             name: float(value)
             for name, value in self.record.quality.items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and name not in NOT_METRICS
+            if isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and name_and_way(name)[0] not in NOT_METRICS
         }
         order = {name: at for at, name in enumerate(METRICS)}
-        return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(METRICS))))
+        return dict(sorted(found.items(), key=lambda item: order.get(name_and_way(item[0])[0], len(METRICS))))
 
     @property
     def megabytes(self) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from compress.report.canvas import ACCENT, COLOURS, INK, Mark, drawing, label, scale
-from compress.report.numbers import LOWER_IS_BETTER, Row, Value, front, metrics_of
+from compress.report.numbers import LOWER_IS_BETTER, Row, Value, front, metrics_of, name_and_way
 from compress.report.read import Stage
 from compress.report.words import name_of
 
@@ -32,7 +32,7 @@ def _trade_off(rows: Sequence[Row], cost: Value, cost_label: str, name: str) -> 
     if metric is None or len(shown) < 2:
         return None
     marks = [_mark(row, cost(row) or 0.0, row.quality[metric]) for row in shown]
-    lower = metric in LOWER_IS_BETTER
+    lower = name_and_way(metric)[0] in LOWER_IS_BETTER
     with drawing(name, width=4.6, height=3.5) as canvas:
         axes = canvas.figure.add_subplot()
         scale(axes, "x", [mark.x for mark in marks])

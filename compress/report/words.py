@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from compress.report.formats import flat, megabytes, number, percent, ratio
-from compress.report.numbers import Row, change, original, quality, reference, smallest, speedup, unquantized
+from compress.report.numbers import (
+    Row,
+    change,
+    name_and_way,
+    original,
+    quality,
+    reference,
+    smallest,
+    speedup,
+    unquantized,
+)
 from compress.report.read import Run
 
 SMALL_MODEL = 5_000_000
@@ -60,7 +70,9 @@ def _quality(rows: Sequence[Row], row: Row) -> str:
 def name_of(metric: str) -> str:
     """A metric's name in running text."""
     known = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-    return known.get(metric, "ROUGE-Lsum" if metric == "rougeLsum" else metric.replace("_", " "))
+    name, way = name_and_way(metric)
+    text = known.get(name, "ROUGE-Lsum" if name == "rougeLsum" else name.replace("_", " "))
+    return f"{text} ({way})" if way else text
 
 
 def _device(row: Row) -> str:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.report import numbers, words
+from compress.report import numbers, sections, words
 from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun
 
 POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
@@ -74,6 +74,22 @@ def test_front_is_what_no_point_beats(points, lower):
 
     assert set(best) == {point for point in points if not beaten(point)}
     assert best == sorted(best)
+
+
+def test_a_metric_measured_in_two_ways_is_two_columns():
+    quality = {
+        "bleu": 3.5, "perplexity": 50.0, "tokens": 900, "perplexity (split eval)": 60.0, "tokens (split eval)": 700,
+        "samples": [{"input": "a", "output": "b"}], "samples (beams 4)": [{"input": "a", "output": "c"}],
+    }  # fmt: skip
+    run = Run("run", RunFile(), Measurements(artifacts=(Record(name="base", quality=quality),)), ())
+    rows = numbers.rows_of([run])
+    assert list(rows[0].quality) == ["perplexity", "perplexity (split eval)", "bleu"]
+    table = sections.measured(rows)
+    assert table.titles[1:] == [("perplexity", ""), ("perplexity", "split eval"), ("BLEU", "")]
+    assert table.lines[0][1:] == ["50.00", "60.00", "3.50"]
+    assert sections.conditions(rows) == [("quality.tokens", "900"), ("quality.tokens (split eval)", "700")]
+    assert sections.samples(rows) == [{"input": "a", "base": "b", "base (beams 4)": "c"}]
+    assert words.name_of("rougeL (beams 4)") == "ROUGE-L (beams 4)"
 
 
 def test_headline_says_slower_when_it_is():

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pydantic
 import torch
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -159,8 +159,11 @@ def adopt(source: str | Path) -> Artifact:
     config = load_config(path)
     family = family_of(config)
     files = _hashes(path)
-    if not any(name.endswith(".safetensors") for name in files):
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if not weights:
         raise ModelError(f"{source}: holds no .safetensors file, and weights are read from nothing else")
+    for name in weights:
+        _require_whole(path, name)
     digest = _digest(path, files)
     sizes = {axis.name: axis.size for axis in family.axes(config)}
     return Artifact(
@@ -258,6 +261,14 @@ def _opened(path: Path) -> Artifact:
         if sha256(path / name) != digest:
             raise ModelError(f"{path}: {name} is not the file that was sealed")
     return Artifact(path, manifest)
+
+
+def _require_whole(path: Path, name: str) -> None:
+    try:
+        with safe_open(path / name, framework="pt"):
+            """Opening compares the length with what the header says."""
+    except SafetensorError as error:
+        raise ModelError(f"{path}: no readable {name} ({error})") from None
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -119,7 +119,7 @@ def test_nothing_there_and_no_model_there(tmp_path: Path) -> None:
 def test_weights_that_are_no_weights_are_refused(base: Artifact) -> None:
     (base.path / "model.safetensors").write_bytes(b"not a tensor file")
     with pytest.raises(ModelError, match=r"no readable model\.safetensors"):
-        adopt(base.path).model()
+        adopt(base.path)
 
 
 # -- digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Annotated, Literal, NoReturn, Optional
 import typer
 from rich.console import Console
 from rich.markup import escape
-from safetensors import SafetensorError
 from typer.exceptions import TyperException
 
-from compress.errors import CompressError, UserError
+from compress.cli.failure import explained
+from compress.errors import UserError
 
 Device = Literal["cpu", "cuda"]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
@@ -28,10 +27,6 @@ Workdir = Annotated[Optional[Path], typer.Option(help="Where results go (default
 OnDevice = Annotated[Optional[Device], typer.Option(help="Default: cuda where there is one.")]  # noqa: UP045
 
 _STOPPED = 128 + signal.SIGINT
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_WRONG_PATH = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG
-}  # fmt: skip
 
 app = typer.Typer(
     name="compress-lm",
@@ -50,25 +45,15 @@ def main() -> NoReturn:
 def _exit_code() -> int:
     try:
         code = app(standalone_mode=False) or 0
-    except CompressError as error:
-        return _told(str(error), error.exit_code)
     except TyperException as error:
         return _told(getattr(error, "format_message", error.__str__)(), UserError.exit_code)
-    except (OSError, SafetensorError) as error:
-        return _told_of_files(error)
+    except Exception as error:
+        if (failure := explained(error)) is None:
+            raise
+        return _told(*failure)
     if code == _STOPPED:
         _told("stopped; the same command continues where it was", code)
     return int(code)
-
-
-def _told_of_files(error: OSError | SafetensorError) -> int:
-    """Tell a full disk, or a path that cannot be used; anything else goes on as it came."""
-    full = error.errno in _DISK_FULL if isinstance(error, OSError) else "No space left on device" in str(error)
-    if full:
-        return _told("no space left on the disk; what is finished stays, and the same command continues", 1)
-    if isinstance(error, OSError) and error.errno in _WRONG_PATH:
-        return _told(f"{error.filename}: {error.strerror}", UserError.exit_code)
-    raise error
 
 
 def _told(text: str, code: int) -> int:

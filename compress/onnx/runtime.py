@@ -106,13 +106,19 @@ def _check_prompts(input_ids: Array, attention_mask: Array | None) -> None:
 
 def decoding_settings(path: Path) -> dict[str, Any]:
     """What decoding needs of ``config.json`` and ``generation_config.json``; the latter goes first."""
-    try:
-        settings: dict[str, Any] = json.loads((path / "config.json").read_text())
-        generation = path / "generation_config.json"
-        given = json.loads(generation.read_text()) if generation.exists() else {}
-    except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: no readable config.json ({error})") from None
+    generation = path / "generation_config.json"
+    settings, given = _json_object(path / "config.json"), _json_object(generation) if generation.exists() else {}
     contexts = [settings[name] for name in ("n_positions", "max_position_embeddings") if name in settings]
     if not contexts:
         raise ModelError(f"{path / 'config.json'}: names no number of positions")
     return settings | {name: value for name, value in given.items() if value is not None} | {"context": contexts[0]}
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.parent}: no readable {path.name} ({error})") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path.parent}: {path.name} holds no JSON object")
+    return value

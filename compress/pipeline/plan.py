@@ -13,6 +13,7 @@ from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import count_parameters
 from compress.pipeline.inputs import Inputs
+from compress.pipeline.workdir import require_no_file
 from compress.recipe import Recipe
 from compress.recipe.references import Link, link, static_problems
 from compress.stages.stage import Shape, Stage
@@ -45,6 +46,7 @@ class Plan:
 def make_plan(inputs: Inputs) -> Plan:
     """Check all of a recipe that needs no training; raise :class:`RecipeError` at the first mistake."""
     recipe = inputs.recipe
+    require_no_file(inputs.workdir)
     shapes = {name: inputs.shape(name) for name in recipe.models}
     traits = {name: shape.traits for name, shape in shapes.items()}
     if problem := next(static_problems(traits, recipe.stages, recipe.measure), None):

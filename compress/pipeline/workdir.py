@@ -52,12 +52,19 @@ class Slot:
         return [path for path in sorted(self.workdir.glob(f"[0-9]*-{self.key}")) if path.is_dir()]
 
 
+def require_no_file(workdir: Path) -> None:
+    """Refuse a file where the work directory is or will be."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir}: is a file, not a directory")
+
+
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Create ``workdir`` and hold it against a second run."""
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir}: is a file, not a directory")
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # where no directory can be made, or the current one is gone
+        raise UserError(f"--workdir {workdir}: {error.strerror}") from None
     with (workdir / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

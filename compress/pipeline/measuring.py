@@ -16,6 +16,7 @@ from compress.pipeline.keys import identity, key
 from compress.pipeline.workdir import read_json, shown_path, write_json
 from compress.recipe.references import Link
 
+MEASUREMENTS = "measurements.json"
 Records = dict[str, dict[str, Any]]
 
 
@@ -39,7 +40,7 @@ def measure(
         "environment": machine,
         "conditions": [measurement.model_dump(mode="json") for measurement in inputs.recipe.measure],
     }
-    write_json(workdir / "measurements.json", result)
+    write_json(workdir / MEASUREMENTS, result)
     return list(records.values())
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress import processes
 from compress.errors import UserError
 
 _PARTIAL = ".partial"
@@ -44,7 +45,10 @@ class Slot:
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Create ``workdir`` and hold it against a second run."""
+    """Create ``workdir`` and hold it against a second run; the main process does so for all of this one."""
+    if not processes.is_main():
+        yield
+        return
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file, not a directory")
     workdir.mkdir(parents=True, exist_ok=True)

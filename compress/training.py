@@ -98,8 +98,8 @@ class _Loop:
             mixed_precision="no",  # the recipe says it, not the launcher
             log_with=list(config.trackers) or None,
             project_dir=place.out.parent / "trackers" if config.trackers else None,
-            # terms may leave parameters unused, and what buffers hold is the same on every process
-            kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True, broadcast_buffers=False)],
+            # every update runs the same graph, in which terms may leave parameters unused
+            kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
         )
         self.adam = torch.optim.AdamW(built, betas=config.betas, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(self.objective, self.adam)

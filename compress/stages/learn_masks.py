@@ -159,11 +159,11 @@ class _Scores(nn.Module):
         for axis, mask in masks.items():
             buffer = axis.replace(".", "/")
             self.register_buffer(buffer, torch.zeros_like(mask))
-            mask.register_hook(self._adding(buffer, mask.detach(), score))
+            mask.register_hook(self._adding(buffer, mask, score))
 
     def _adding(self, buffer: str, mask: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], None]:
         def add(grad: Tensor) -> None:
-            getattr(self, buffer).add_(score(mask, collective.mean(grad)))
+            getattr(self, buffer).add_(score(mask.detach(), collective.mean(grad)))
 
         return add
 

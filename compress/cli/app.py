@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.exceptions import TyperException
 
+from compress import processes
 from compress.cli.failure import explained
 from compress.errors import UserError
 
@@ -46,14 +47,19 @@ def _exit_code() -> int:
     try:
         code = app(standalone_mode=False) or 0
     except TyperException as error:
-        return _told(getattr(error, "format_message", error.__str__)(), UserError.exit_code)
+        return _told_once(getattr(error, "format_message", error.__str__)(), UserError.exit_code)
     except Exception as error:
         if (failure := explained(error)) is None:
             raise
-        return _told(*failure)
+        return _told_once(*failure)
     if code == _STOPPED:
-        _told("stopped; the same command continues where it was", code)
+        _told_once("stopped; the same command continues where it was", code)
     return int(code)
+
+
+def _told_once(text: str, code: int) -> int:
+    """Tell what every process of a run meets, once a machine."""
+    return code if processes.local_rank() else _told(text, code)
 
 
 def _told(text: str, code: int) -> int:
@@ -99,15 +105,18 @@ def check(recipe: RecipeFile, workdir: Workdir = None, settings: Settings = None
 def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, settings: Settings = None) -> None:
     """Run a recipe; what is finished is reused, and what was interrupted continues."""
     from compress.cli.tables import records_table
+    from compress.collective import leave
     from compress.pipeline import run as run_recipe
     from compress.recipe import read_recipe
     from compress.report import build
 
     screen = console()
     done = run_recipe(read_recipe(recipe, settings or ()), workdir, device=device, console=screen)
-    build([done.workdir], done.workdir)
-    screen.print(records_table(done.records))
-    _say_report(screen, done.workdir)
+    leave()
+    if processes.is_main():
+        build([done.workdir], done.workdir)
+        screen.print(records_table(done.records))
+        _say_report(screen, done.workdir)
 
 
 @app.command()

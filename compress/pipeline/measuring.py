@@ -17,6 +17,7 @@ from compress.pipeline.records import join
 from compress.pipeline.workdir import read_json, shown_path, write_json
 from compress.recipe.references import Link
 
+MEASUREMENTS = "measurements.json"
 Records = dict[str, dict[str, Any]]
 
 
@@ -41,7 +42,7 @@ def measure(
         "environment": machine,
         "conditions": [measurement.model_dump(mode="json") for measurement in inputs.recipe.measure],
     }
-    write_json(workdir / "measurements.json", result)
+    write_json(workdir / MEASUREMENTS, result)
     return list(records.values())
 
 

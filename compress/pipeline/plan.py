@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from compress import processes
 from compress.errors import RecipeError
 from compress.models import family_of
 from compress.models.loading import build
@@ -81,6 +82,21 @@ def _check_data(inputs: Inputs, links: tuple[Link, ...]) -> None:
             raise recipe.error(("measure", index), text)
     for name in recipe.models:
         inputs.data(name)
+    for item in links:
+        if trains(item.stage):
+            _check_share(inputs, item)
+
+
+def _check_share(inputs: Inputs, item: Link) -> None:
+    """Every process must have a sequence of each batch."""
+    data, train = inputs.data(item.root), getattr(item.stage, "train", None)
+    if data is None or data.train is None or train is None:
+        return
+    batch = min(train.batch, len(data.train))
+    if batch < processes.count():
+        text = f"{batch} sequences cannot be shared by {processes.count()} processes; start {batch} at most"
+        where = ("stages", item.index, "train", "batch")
+        raise inputs.recipe.error(where, f"stages[{item.index}].train.batch: {text}")
 
 
 def _check_measurements(inputs: Inputs, shapes: Mapping[str, Shape]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress import processes
 from compress.artifact import MANIFEST
 from compress.errors import UserError
 from compress.files import PARTIAL, write_text
@@ -60,7 +61,10 @@ def require_no_file(workdir: Path) -> None:
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Create ``workdir`` and hold it against a second run."""
+    """Create ``workdir`` and hold it against a second run; the main process does so for all of this one."""
+    if not processes.is_main():
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # where no directory can be made, or the current one is gone

@@ -17,7 +17,8 @@ from compress.objective import LossTerm, Objective, Side
 from compress.registry import TERMS
 from compress.stages.stage import Context, Result, Shape
 from compress.surgery.coverage import Coverage
-from compress.training import Group, Place, TrainConfig, Trained, train
+from compress.train_config import Group, TrainConfig
+from compress.training import Place, Trained, train
 
 
 def _some(config: TrainConfig) -> TrainConfig:

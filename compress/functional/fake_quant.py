@@ -212,10 +212,11 @@ def _wide(x: Tensor) -> Tensor:
 
 def _round_blocks(x: Tensor, block: int) -> Tensor:
     size = x.shape[-1]
-    blocks = torch.nn.functional.pad(x, (0, -size % block)).reshape(*x.shape[:-1], -1, block)
+    whole = torch.nn.functional.pad(x, (0, -size % block)) if size % block else x
+    blocks = whole.reshape(*x.shape[:-1], -1, block)
     largest = blocks.abs().amax(-1, keepdim=True)
-    codes = (blocks * (127.0 / largest.masked_fill(largest == 0, 1.0))).round()
-    return (codes * (largest / 127.0)).flatten(-2)[..., :size]
+    codes = (blocks * (127.0 / largest.masked_fill(largest == 0, 1.0))).round_()
+    return codes.mul_(largest / 127.0).flatten(-2)[..., :size]
 
 
 def _search_gamma(size: Tensor, n: int) -> Tensor:

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.functional import fake_quant as fq
 
@@ -282,6 +284,30 @@ def test_activation_block(seed: int, size: int, block: int, spread: float) -> No
     upstream = torch.rand_like(x)
     (gradient,) = torch.autograd.grad(quantized, x, upstream)
     assert torch.equal(gradient, upstream)
+
+
+class Copies(TorchDispatchMode):
+    """Names the operators that only copy a tensor of this many numbers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.seen = size, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("clone", "copy_", "_to_copy", "constant_pad_nd"):
+            self.seen += [str(func)] if out.numel() >= self.size else []
+        return out
+
+
+@pytest.mark.parametrize("quantize", [partial(fq.activation_block, block=8), fq.activation_asymmetric])
+def test_quantizing_float32_activations_copies_none_of_them(quantize: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(3, 16, requires_grad=True)
+    with Copies(x.numel()) as copies:
+        quantized = quantize(x)
+    quantized.sum().backward()
+    assert copies.seen == []
+    assert x.grad is not None and torch.equal(x.grad, torch.ones_like(x))
 
 
 def test_activation_block_golden_and_edges() -> None:

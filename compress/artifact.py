@@ -31,6 +31,12 @@ from compress.surgery.quantize import QuantizationSpec, restore
 MANIFEST = "artifact.json"
 MASKS = "masks.safetensors"
 QUANTIZED = "quantized.safetensors"
+SETTINGS = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "spiece.model", "chat_template.jinja"),
+)
+"""Files of a stock directory that a result takes over: configs and tokenizer, and nothing else that lies there."""
+_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file")
 NOTES = ("history.jsonl", "details.json")
 """Files a stage may add that tell how it went; hashed, but not part of the digest."""
 
@@ -214,15 +220,21 @@ def save_masks(values: Mapping[str, Tensor], out: Path, *, scores: bool) -> None
 
 
 def copy_settings(source: Artifact, out: Path) -> None:
-    """Copy what is neither weights nor notes: configs and tokenizer files."""
+    """Copy the configs and tokenizer files of a stock directory, without the paths that some tools leave in them."""
     out.mkdir(parents=True, exist_ok=True)
     for file in source.path.iterdir():
-        if (
-            file.suffix in {".json", ".txt", ".model", ".jinja"}
-            and file.name not in {MANIFEST, *NOTES}
-            and "index" not in file.name
-        ):
-            shutil.copyfile(file, out / file.name)
+        if file.name not in SETTINGS:
+            continue
+        shutil.copyfile(file, out / file.name)
+        if file.name.endswith("config.json"):
+            _forget_paths(out / file.name)
+
+
+def _forget_paths(file: Path) -> None:
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in settings.items() if name not in _PATHS}
+    if kept != settings:
+        file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def stock_state(model: Any) -> dict[str, Tensor]:
@@ -282,12 +294,8 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    files = {path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()}
-    return {
-        name.as_posix(): sha256(path)
-        for name, path in files.items()
-        if name.name != MANIFEST and ".cache" not in name.parts
-    }
+    """Of the files in the directory itself: what lies deeper, such as runs that were started there, is no part."""
+    return {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.is_file() and path.name != MANIFEST}
 
 
 def _digest(directory: Path, files: Mapping[str, str]) -> str:

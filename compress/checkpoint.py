@@ -25,11 +25,12 @@ _PROGRESS, _BEST = "progress.json", "best.safetensors"
 
 @dataclass
 class Progress:
-    """How far a run has come, and its best evaluation so far."""
+    """How far a run has come, and its best and its last evaluation so far."""
 
     step: int = 0
     best_nll: float | None = None
     best_step: int | None = None
+    last_nll: float | None = None
 
 
 @dataclass(frozen=True)

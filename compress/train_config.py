@@ -36,7 +36,8 @@ class TrainConfig(Strict):
     """Share of the steps over which the learning rate rises linearly from zero."""
     clip: float | None = Field(1.0, gt=0)
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Of matrix products under autocast; parameters, losses and evaluation stay float32."""
+    """Of matrix products, in training and in the evaluations that choose a checkpoint; parameters and losses are
+    float32, and so is everything that a recipe's ``measure`` does."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Of the student while it trains; without it, what its config says."""
     eval_every: int | None = Field(None, ge=1)

@@ -148,7 +148,8 @@ class _Loop:
         began = time.perf_counter()
         means, tokens = self._gradients(batches)
         if self.config.clip is not None:
-            self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+            norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+            self._require_finite("gradient norm", float(norm or 0.0))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
@@ -156,28 +157,28 @@ class _Loop:
 
     def _gradients(self, batches: Iterator[Batch]) -> tuple[dict[str, float], int]:
         """Form the gradient of one update; return the means of ``loss`` and of each term, and the tokens scored."""
-        parts = self.config.accumulate
         means: dict[str, float] = defaultdict(float)
-        tokens = 0
+        parts = [next(batches) for _ in range(self.config.accumulate)]
+        scored = sum(int((part["labels"] != IGNORE).sum()) for part in parts)
+        if not scored:
+            raise DataError(f"{self.place.name}: the batch of step {self.progress.step + 1} has no token to score")
         self.model.train()
-        for _ in range(parts):
-            whole = next(batches)
-            scored = int((whole["labels"] != IGNORE).sum())
-            batch, weight = self._share(whole, scored)
+        for part in parts:
+            batch, weight = self._share(part, scored)
             with prepared(self.objective.student, self.objective.autocast):
                 total, terms = self.model(batch)
                 values = _means({"loss": total, **terms}, weight)
                 self._finite(values)
-                self.accelerator.backward(total * weight / parts)
-            tokens += scored
+                self.accelerator.backward(total * weight)
             for name, value in values.items():
-                means[name] += value / parts
-        return means, tokens
+                means[name] += value
+        return means, scored
 
     def _share(self, batch: Batch, scored: int) -> tuple[dict[str, Tensor], float]:
         """This process's rows of a batch, and what their mean loss weighs in the mean over processes.
 
-        The weight makes it the mean over the batch's ``scored`` tokens, however these are spread over its rows.
+        The weights of an update's batches and processes make the sum the mean over its ``scored`` tokens, however these
+        are spread over rows.
         """
         mine = processes.share(len(batch["labels"]))
         rows = {name: tensor[mine].to(self.accelerator.device) for name, tensor in batch.items()}
@@ -195,6 +196,8 @@ class _Loop:
         step, last = self.progress.step, self.progress.step == self.total
         if self.evaluate is not None and (step % self.eval_every == 0 or last):
             value = self._evaluated()
+            self._require_finite("loss on data.eval", value, self.progress.step)
+            self.progress.last_nll = value
             self.history.write(step=step, eval_nll=value)
             self.meter.evaluated(value)
             if self.progress.best_nll is None or value < self.progress.best_nll:
@@ -225,19 +228,23 @@ class _Loop:
         return total / tokens
 
     def _finite(self, values: Mapping[str, float]) -> None:
-        loss = values["loss"]
-        if math.isfinite(loss):
-            return
         terms = (name for name, value in values.items() if name != "loss" and not math.isfinite(value))
-        broken = next(terms, "the sum")
+        self._require_finite("loss", values["loss"], term=next(terms, "the sum"))
+
+    def _require_finite(self, what: str, value: float, step: int | None = None, *, term: str = "") -> None:
+        """Stop before a step that cannot be taken back is kept; ``step`` is the one that is being taken by default."""
+        if math.isfinite(value):
+            return
         last = self.checkpoints.latest()
         where = f"the last good checkpoint is {last}" if last else "no checkpoint was written before"
         raise DivergedError(
-            f"{self.place.name}: loss is {loss} at step {self.progress.step + 1} (term {broken}); {where}; "
-            f"try a lower lr than {self.config.lr:g}"
+            f"{self.place.name}: {what} is {value} at step {step or self.progress.step + 1}"
+            f"{f' (term {term})' if term else ''}; {where}; try a lower lr than {self.config.lr:g}"
         )
 
     def _save(self) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters):
+            self._require_finite("a parameter", math.nan, self.progress.step)
         self.checkpoints.save(self.objective, self.adam, self.progress)
 
     def _finish(self) -> Trained:
@@ -246,8 +253,10 @@ class _Loop:
         if self.config.keep == "best" and self.progress.best_step is not None:
             self.checkpoints.restore_best(self.objective)
         self.objective.eval()
-        metrics = {} if self.progress.best_nll is None else {"eval_nll": self.progress.best_nll}
-        return Trained(self.total, self.progress.best_step, self.progress.best_nll, metrics)
+        progress = self.progress
+        handed_on = progress.best_nll if self.config.keep == "best" else progress.last_nll
+        metrics = {} if handed_on is None else {"eval_nll": handed_on}
+        return Trained(self.total, progress.best_step, progress.best_nll, metrics)
 
 
 def _mean(values: Sequence[float]) -> list[float]:

@@ -372,3 +372,22 @@ def test_weights_in_several_files_open(tmp_path: Path, base: Artifact, tiny_inpu
     with safe_open(made.path / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert torch.equal(logits(made.model(), inputs), logits(model, inputs))
+
+
+def test_paths_and_strangers_stay_behind(tmp_path: Path, base: Artifact) -> None:
+    secret = "/home/someone/models/x"
+    config = json.loads((base.path / "config.json").read_text()) | {"_name_or_path": secret}
+    (base.path / "config.json").write_text(json.dumps(config))
+    (base.path / "tokenizer_config.json").write_text(json.dumps({"name_or_path": secret, "model_max_length": 9}))
+    (base.path / "notes.txt").write_text("private")
+    copy_settings(base, tmp_path / "out")
+    texts = {file.name: file.read_text() for file in (tmp_path / "out").iterdir()}
+    assert "notes.txt" not in texts
+    assert json.loads(texts["tokenizer_config.json"]) == {"model_max_length": 9}
+    assert not any("someone" in text for text in texts.values())
+
+
+def test_what_lies_in_directories_below_is_no_part_of_a_model(tmp_path: Path, base: Artifact) -> None:
+    (base.path / "runs").mkdir()
+    (base.path / "runs" / "other.safetensors").write_bytes(b"x" * 100)
+    assert adopt(base.path).manifest == base.manifest

@@ -29,6 +29,7 @@ from compress.report import build
 from compress.report.formats import number
 from compress.stages.stage import Context, Result, Stage
 from compress.surgery.coverage import Coverage
+from compress.surgery.quantize import QuantizationSpec
 
 CALLS: list[str] = []
 
@@ -489,3 +490,20 @@ def test_a_base_without_weights_is_told_before_any_work(recipe: Path, tmp_path: 
     (base / "model.safetensors").unlink()
     with pytest.raises(RecipeError, match=r"models\.base: .*given: holds no \.safetensors file"):
         states(recipe, "model={path: given}")
+
+
+def test_identity_covers_how_a_model_computes_and_what_was_cut(tmp_path: Path, tiny_gpt2: Any) -> None:
+    """The same codes with other activations, or the same tensors cut from other units, are another model."""
+    tiny_gpt2(layers=1).save_pretrained(tmp_path / "base")
+    artifact = adopt(tmp_path / "base")
+    changes: list[dict[str, Any]] = [{"kept": {"hidden": [0, 1]}}, {"kept": {"hidden": [0, 2]}}]
+    for activations in ("block", "none"):
+        spec = {
+            "module": "lm_head", "shape": (4, 32), "bits": 2, "granularity": "tensor", "block": 32,
+            "method": "dynamic_scaling", "activations": activations,
+        }  # fmt: skip
+        changes.append({"quantization": QuantizationSpec.model_validate({"matrices": [spec]})})
+    found = [
+        identity(Artifact(artifact.path, artifact.manifest.model_copy(update=change))) for change in ({}, *changes)
+    ]
+    assert len(set(found)) == 5

@@ -14,6 +14,7 @@ from compress.data import DataSpec, ModelInterface, open_data
 from compress.errors import DivergedError, NothingDoneError
 from compress.history import History
 from compress.models import family_of
+from compress.models.dropout import set_dropout
 from compress.objective import Objective, Side
 from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
@@ -191,3 +192,48 @@ def test_nothing_to_train_raises(tiny_gpt2, data, tmp_path):
     objective = Objective(Side(model, family_of(model.config)), [CrossEntropy()])
     with pytest.raises(NothingDoneError, match="frozen"):
         _run(objective, data, tmp_path / "out", _config())
+
+
+def _ragged(tmp_path):
+    """Rows whose numbers of scored tokens differ a lot."""
+    rows = [{"ids": list(range(3, 12)), "labels": [-100] * (9 - n) + list(range(3, 3 + n))} for n in (1, 8, 2, 7)]
+    (tmp_path / "ragged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"json": "ragged.jsonl", "input_ids": "ids", "labels": "labels"}
+    spec = DataSpec.model_validate({"train": source})
+    return open_data(spec, tokenizer=None, model=ModelInterface("causal", 64, 67), base=tmp_path)
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(1, 4), (2, 2)])
+def test_accumulating_is_a_larger_batch(batch, accumulate, tiny_gpt2, tmp_path, monkeypatch):
+    data, gradients = _ragged(tmp_path), []
+
+    def capture(optimizer, *_):
+        gradients.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", capture)
+    for at, sizes in enumerate(({"batch": 4}, {"batch": batch, "accumulate": accumulate})):
+        torch.manual_seed(0)
+        model = tiny_gpt2(seed=0)
+        set_dropout(model, 0.0)
+        objective = Objective(Side(model, family_of(model.config)), [CrossEntropy()])
+        _run(objective, data, tmp_path / str(at), _config(steps=1, eval_every=None, clip=None, **sizes))
+    for one, several in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, several, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_weights_that_broke_are_never_a_checkpoint(steps, tiny_gpt2, data, tmp_path):
+    objective = _objective(tiny_gpt2)
+    with pytest.raises(DivergedError, match=r"(loss on data\.eval|loss|gradient norm) is .* at step 1"):
+        _run(objective, data, tmp_path, _config(steps=steps, lr=1e38, warmup=0, eval_every=1))
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_what_is_handed_on_is_what_was_evaluated(tiny_gpt2, data, tmp_path):
+    """With ``keep: last`` the metric is that of the last weights, though earlier ones were better."""
+    objective = _objective(tiny_gpt2)
+    trained = _run(objective, data, tmp_path, _config(lr=0.3, warmup=0, schedule="constant", keep="last"))
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    evaluations = [row["eval_nll"] for row in rows if "eval_nll" in row]
+    assert evaluations[-1] > min(evaluations)
+    assert trained.metrics == {"eval_nll": evaluations[-1]}

@@ -28,6 +28,11 @@ class Measurement(Strict):
     version: ClassVar[int] = 1
     """Part of the key under which results are reused; raise it when numbers change."""
 
+    @property
+    def compared_with(self) -> tuple[str, ...]:
+        """Names, besides ``of``, on which the numbers depend."""
+        return ()
+
     def run(
         self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None
     ) -> dict[str, dict[str, Any]]:

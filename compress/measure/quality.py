@@ -62,6 +62,10 @@ class Quality(Measurement):
             raise ValueError("agreement and reference belong together: a metric, and the model it compares with")
         return self
 
+    @property
+    def compared_with(self) -> tuple[str, ...]:
+        return (self.reference,) if self.reference else ()
+
     def run(
         self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None
     ) -> dict[str, dict[str, Any]]:

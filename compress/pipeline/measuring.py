@@ -76,6 +76,7 @@ def _measured(
         measurement.version,
         [identity(next(iter(artifacts.values())))],
         {name: identity(artifact) for name, artifact in chosen.items()},
+        [identity(artifacts[name]) for name in measurement.compared_with],
         data.digest if data else "",
         dict(machine),
     ]

@@ -214,9 +214,9 @@ def test_accumulating_is_a_larger_batch(batch, accumulate, tiny_gpt2, tmp_path, 
     for at, sizes in enumerate(({"batch": 4}, {"batch": batch, "accumulate": accumulate})):
         torch.manual_seed(0)
         model = tiny_gpt2(seed=0)
-        set_dropout(model, 0.0)
         objective = Objective(Side(model, family_of(model.config)), [CrossEntropy()])
-        _run(objective, data, tmp_path / str(at), _config(steps=1, eval_every=None, clip=None, **sizes))
+        with set_dropout(model, 0.0):
+            _run(objective, data, tmp_path / str(at), _config(steps=1, eval_every=None, clip=None, **sizes))
     for one, several in zip(*gradients, strict=True):
         torch.testing.assert_close(one, several, rtol=1e-4, atol=1e-5)
 

@@ -58,14 +58,13 @@ class Encoder:
         return self._checked(split), rows
 
     def text(self, pieces: Sequence[str]) -> Split:
-        """One stream of stripped lines joined by newlines, in blocks; every token but the first is scored once."""
-        lines = [line.strip() for piece in pieces for line in piece.removesuffix("\n").split("\n")]
-        text = "\n".join(lines)
+        """One stream of lines joined by newlines, in blocks; every token but the first is scored once."""
+        text = "\n".join(pieces)
         ids = self._encode([text], special=False)[0]
         if len(ids) < 2:
             raise DataError(f"{self.where}: the text has {len(ids)} tokens; nothing is left to predict")
         rows = [TokenRow(ids[at : at + self.block + 1], None) for at in range(0, len(ids) - 1, self.block)]
-        return replace(self._causal(rows), text=text, lines=len(lines))
+        return replace(self._causal(rows), text=text, lines=text.count("\n") + 1)
 
     def prompts(self, pairs: Sequence[TextPair]) -> Split:
         """A prompt, its first response and the end token a row; the prompt is not scored."""

@@ -36,9 +36,12 @@ class TokenRow(NamedTuple):
 
 
 def read_text(source: Source, base: Path, where: str) -> list[str]:
-    """Return running text, a piece per line of a file or per row of a table."""
+    """Return running text, a piece per line of a file or per row of a table, without the newline that ends it."""
     column = "text" if source.text is not None else source.column or "text"
-    return _texts(_table(source, base, where), column, where)
+    pieces = [piece.removesuffix("\n") for piece in _texts(_table(source, base, where), column, where)]
+    if not source.strip:
+        return pieces
+    return ["\n".join(line.strip() for line in piece.split("\n")) for piece in pieces]
 
 
 def read_pairs(source: Source, base: Path, where: str) -> list[TextPair]:

@@ -77,6 +77,8 @@ class Source(Strict):
     """Column of ready token ids."""
     labels: str | None = None
     """Column of ready labels, not shifted, -100 where nothing is scored; without it, a causal row's own ids."""
+    strip: bool = False
+    """Take the spaces off both ends of every line of running text; otherwise the text is scored as it is written."""
     skip: int = Field(default=0, ge=0)
     """Rows to leave out at the start."""
     limit: int | None = Field(default=None, ge=1)
@@ -121,6 +123,8 @@ class Source(Strict):
                 raise ValueError(f"{pair[0]} and {pair[1]} belong together; got only {self._given(pair)[0]}")
         if self.labels and not self.input_ids:
             raise ValueError("labels needs input_ids beside it")
+        if self.strip and self.layout != "text":
+            raise ValueError("strip belongs to running text")
         if self.hub is None and (extra := self._given(("config", "split"))):
             raise ValueError(f"{extra[0]} belongs to hub")
         if self.hub is not None and self.split is None:

@@ -22,6 +22,7 @@ from compress.pipeline.running import choose_device
 from compress.pipeline.workdir import locked
 from compress.recipe import read_recipe
 from compress.registry import MEASUREMENTS, STAGES
+from compress.report import build
 from compress.stages.stage import Context, Result, Stage
 from compress.surgery.coverage import Coverage
 
@@ -181,6 +182,29 @@ def test_an_output_that_comes_out_the_same_reruns_nothing_after_it(recipe: Path)
         run(recipe, "stages.one.stop=interrupt")
     run(recipe, "stages.one.stop=interrupt")
     assert CALLS == ["one"]
+
+
+def test_a_report_shows_no_numbers_of_other_artifacts_or_other_data(recipe: Path) -> None:
+    def measured() -> dict[str, bool]:
+        build([work], work)
+        report = json_of(work / "report.json")
+        shown = {record["name"]: bool(record.get("quality")) for record in report["artifacts"]}
+        late = [line for line in report["not_measured"] if "run the recipe to its end" in line]
+        assert bool(late) == (not all(shown.values()))
+        assert all(name in " ".join(late) for name, found in shown.items() if not found and len(set(shown.values())) > 1)
+        return shown
+
+    work = run(recipe).workdir
+    assert measured() == {"base": True, "one": True, "two": True, "three": True}
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, "stages.two.by=9", "stages.three.stop=interrupt")
+    assert measured() == {"base": True, "one": True, "two": False}
+    run(recipe)
+    assert measured() == {"base": True, "one": True, "two": True, "three": True}
+    (recipe.parent / "eval.txt").write_text("the cat\n" * 4)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, "stages.two.stop=interrupt")
+    assert measured() == {"base": False, "one": False}
 
 
 def test_names_are_no_part_of_a_key(recipe: Path) -> None:

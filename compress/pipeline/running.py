@@ -18,7 +18,7 @@ from compress.errors import UserError
 from compress.pipeline.environment import environment
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.keys import packages
-from compress.pipeline.measuring import measure
+from compress.pipeline.measuring import measure, measured_keys
 from compress.pipeline.plan import make_plan
 from compress.pipeline.workdir import Slot, locked, shown_path, write_json, write_text
 from compress.progress import duration
@@ -159,6 +159,7 @@ class _Running:
             "seed": self.recipe.seed,
             "stages": self.stages,
             "models": {name: shown_path(artifact.path, self.workdir) for name, artifact in self.artifacts.items()},
+            "keys": measured_keys(self.inputs, self.links, self.artifacts),
             "environment": environment(self.device),
         }
         write_json(self.workdir / "run.json", record)

@@ -402,7 +402,7 @@ def test_cuda_is_refused_where_there_is_none(recipe: Path, monkeypatch: pytest.M
     assert not (recipe.parent / "work").exists()
 
 
-@pytest.mark.parametrize("setting", ["n_head=3", "n_embd=-4", "vocab_size=many", "activation_function=softly"])
+@pytest.mark.parametrize("setting", ["n_head=3", "n_embd=0.5", "vocab_size=many", "activation_function=softly"])
 def test_a_config_of_no_model_is_told(recipe: Path, setting: str) -> None:
     with pytest.raises(RecipeError, match=r"models\.base\.config: no gpt2 can be built from it"):
         states(recipe, f"model.config.{setting}")

@@ -61,7 +61,7 @@ def _check_sizes(settings: Mapping[str, Any], stock: Any) -> None:
     """Refuse a size below 1: what is a whole number in the stock configuration, or where it holds none, and no id."""
     for name, value in settings.items():
         usual = getattr(stock, name)
-        counts = type(usual) is int and usual > 0 or usual is None and isinstance(value, int)
+        counts = (type(usual) is int and usual > 0) or (usual is None and isinstance(value, int))
         if counts and "token_id" not in name and isinstance(value, int) and (value < 1 or value is True):
             raise ModelError(f"config.{name} is {value}; allowed: whole numbers from 1")
 

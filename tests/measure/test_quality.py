@@ -1,6 +1,6 @@
 import math
-import re
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

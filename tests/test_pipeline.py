@@ -18,6 +18,7 @@ from compress.measure.measurement import Measurement
 from compress.measure.quality import Quality
 from compress.measure.speed import Speed
 from compress.models.loading import load_stock, load_tokenizer
+from compress.models.scratch import train_bpe
 from compress.pipeline import Inputs, Run, make_plan
 from compress.pipeline.keys import identity, key, packages, stage_key
 from compress.pipeline.records import difference, join
@@ -187,6 +188,31 @@ def test_an_output_that_comes_out_the_same_reruns_nothing_after_it(recipe: Path)
         run(recipe, "stages.one.stop=interrupt")
     run(recipe, "stages.one.stop=interrupt")
     assert CALLS == ["one"]
+
+
+def test_a_report_shows_no_numbers_of_other_artifacts_or_other_data(recipe: Path) -> None:
+    def measured() -> dict[str, bool]:
+        build([work], work)
+        report = json_of(work / "report.json")
+        shown = {record["name"]: bool(record.get("quality")) for record in report["artifacts"]}
+        late = [line for line in report["not_measured"] if "run the recipe to its end" in line]
+        assert bool(late) == (not all(shown.values()))
+        assert all(
+            name in " ".join(late) for name, found in shown.items() if not found and len(set(shown.values())) > 1
+        )
+        return shown
+
+    work = run(recipe).workdir
+    assert measured() == {"base": True, "one": True, "two": True, "three": True}
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, "stages.two.by=9", "stages.three.stop=interrupt")
+    assert measured() == {"base": True, "one": True, "two": False}
+    run(recipe)
+    assert measured() == {"base": True, "one": True, "two": True, "three": True}
+    (recipe.parent / "eval.txt").write_text("the cat\n" * 4)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, "stages.two.stop=interrupt")
+    assert measured() == {"base": False, "one": False}
 
 
 def test_names_are_no_part_of_a_key(recipe: Path) -> None:
@@ -479,10 +505,36 @@ def test_cuda_is_refused_where_there_is_none(recipe: Path, monkeypatch: pytest.M
     assert not (recipe.parent / "work").exists()
 
 
-@pytest.mark.parametrize("setting", ["n_head=3", "n_embd=-4", "vocab_size=many", "activation_function=softly"])
+@pytest.mark.parametrize("setting", ["n_head=3", "n_embd=0.5", "vocab_size=many", "activation_function=softly"])
 def test_a_config_of_no_model_is_told(recipe: Path, setting: str) -> None:
     with pytest.raises(RecipeError, match=r"models\.base\.config: no gpt2 can be built from it"):
         states(recipe, f"model.config.{setting}")
+
+
+def test_a_teacher_with_another_vocabulary_is_told(recipe: Path) -> None:
+    def models(words: str, size: int) -> str:
+        train_bpe([words * 9], size, "causal").save_pretrained(recipe.parent / "tokenizer")
+        base = RECIPE.splitlines()[3].removeprefix("model: ")
+        big = base.replace("n_layer", "vocab_size: 262, n_layer").replace("{train_bpe: 262}", "tokenizer")
+        return f"models:\n  base: {base}\n  big: {big}\n{rest}"
+
+    rest = "data: {train: {text: train.txt}, block: 8}\nstages: [{type: distill, teacher: big, train: {steps: 1}}]\n"
+    head = "version: 1\nname: tiny\n"
+    recipe.write_text(head + models("zzz yyy xxx ", 262))
+    with pytest.raises(RecipeError, match=r"stages\[0\]\.teacher 'big' has another vocabulary than the student 'base'"):
+        states(recipe)
+    recipe.write_text(head + models((recipe.parent / "train.txt").read_text(), 260))
+    assert states(recipe)["distill"] == "runs"  # two tokens fewer, and no token with another meaning
+
+
+def test_a_base_that_was_not_copied_whole_is_told_before_any_work(recipe: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(run(recipe).artifacts["base"].path, tmp_path / "given")
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(
+        RecipeError, match=r"models\.base: .*given/model.safetensors: is damaged or was not copied whole"
+    ):
+        states(recipe, "model={path: given}")
 
 
 def test_a_base_without_weights_is_told_before_any_work(recipe: Path, tmp_path: Path) -> None:

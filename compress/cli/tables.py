@@ -62,7 +62,7 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
         }
     for name, value in record.get("quality", {}).items():
         if isinstance(value, float) and not name.startswith("bits_"):
-            cells[name.replace("_", " ")] = f"{value:,.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+            cells[name.replace("_", " ")] = f"{value:,.2f}" if 0.1 <= abs(value) < 1e9 else f"{value:.2g}"
     speed = record.get("speed")
     if speed:
         cells |= {

@@ -20,7 +20,7 @@ from compress.data.opening import tokenizer_digest
 from compress.errors import DataError, ModelError
 from compress.files import publish
 from compress.models import family_of
-from compress.models.loading import build, load_tokenizer
+from compress.models.loading import build, check_weights, load_tokenizer
 from compress.models.scratch import new_config, train_bpe
 from compress.pipeline.keys import digest, identity, installed, key, stage_key
 from compress.pipeline.workdir import Slot
@@ -46,8 +46,15 @@ class Inputs:
         if name not in self._models:
             spec = self.recipe.models[name]
             with self._located(name):
+<<<<<<< HEAD
                 given = None if spec.path is None else adopt(self._existing("path", spec.path))
                 if found := given or self.finished(self.slot(name)):
+=======
+                path = self._existing("path", spec.path) if spec.path is not None else self.slot(name).found
+                if path is not None:
+                    found = adopt(path)
+                    check_weights(found.path)
+>>>>>>> fixc
                     self._models[name] = found
         return self._models.get(name)
 
@@ -94,16 +101,21 @@ class Inputs:
 
         None where the recipe has no data.
         """
-        spec, artifact = self.recipe.data, self.model(name)
+        spec = self.recipe.data
         if spec is None:
             return None
-        tokenizer = artifact.tokenizer() if artifact else self._tokenizer(name)
+        tokenizer = self.tokenizer(name)
         interface = ModelInterface.of(self.config(name), tokenizer)
         at = digest([str(interface), tokenizer_digest(tokenizer)])
         if at not in self._data:
             with self._located(name):
                 self._data[at] = open_data(spec, tokenizer=tokenizer, model=interface, base=self.recipe.base)
         return self._data[at]
+
+    def tokenizer(self, name: str) -> Any:
+        """The tokenizer of a model, built or not; None where it has none."""
+        artifact = self.model(name)
+        return artifact.tokenizer() if artifact else self._tokenizer(name)
 
     def slot(self, name: str) -> Slot:
         """Where a model that is built from a config goes: ``00-NAME-<key>``."""

@@ -29,9 +29,14 @@ def measure(
     The key of a measurement covers its config, what it measures, the data, and the machine it runs on.
     """
     workdir, machine = inputs.workdir, environment(device)
+<<<<<<< HEAD
     roots = {name: name for name in inputs.recipe.models} | {item.name: item.root for item in links}
     records: Records = {name: _record(artifact, name, workdir) for name, artifact in artifacts.items()}
     first: dict[tuple[str, str], Measurement] = {}
+=======
+    roots, keys = _roots(inputs, links), measured_keys(inputs, links, artifacts)
+    records: Records = {name: _record(artifact, name, workdir, keys[name]) for name, artifact in artifacts.items()}
+>>>>>>> fixc
     for measurement in inputs.recipe.measure:
         for part in _parts(measurement, inputs, artifacts, roots):
             measured = _measured(part, inputs, artifacts, roots, machine, console)
@@ -44,6 +49,23 @@ def measure(
     }
     write_json(workdir / MEASUREMENTS, result)
     return list(records.values())
+
+
+def measured_keys(inputs: Inputs, links: Sequence[Link], artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    """What each artifact's numbers belong to: the artifact and the data as it reads them.
+
+    ``run.json`` and ``measurements.json`` both hold it, so that a report joins no numbers to an artifact they are not of.
+    """
+    roots = _roots(inputs, links)
+    data = {name: inputs.data(roots[name]) for name in artifacts}
+    return {
+        name: key([identity(artifact), found.digest if (found := data[name]) else ""])
+        for name, artifact in artifacts.items()
+    }
+
+
+def _roots(inputs: Inputs, links: Sequence[Link]) -> dict[str, str]:
+    return {name: name for name in inputs.recipe.models} | {item.name: item.root for item in links}
 
 
 def _parts(
@@ -93,8 +115,8 @@ def _measured(
     return numbers
 
 
-def _record(artifact: Artifact, name: str, workdir: Path) -> dict[str, Any]:
-    record: dict[str, Any] = {"name": name, "path": shown_path(artifact.path, workdir)}
+def _record(artifact: Artifact, name: str, workdir: Path, of: str) -> dict[str, Any]:
+    record: dict[str, Any] = {"name": name, "path": shown_path(artifact.path, workdir), "key": of}
     if artifact.manifest.lineage and artifact.manifest.lineage[-1].coverage:
         record["coverage"] = artifact.manifest.lineage[-1].coverage
     return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -14,7 +15,11 @@ from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import count_parameters
 from compress.pipeline.inputs import Inputs
+<<<<<<< HEAD
 from compress.pipeline.workdir import require_no_file
+=======
+from compress.pipeline.teachers import teacher_problems
+>>>>>>> fixc
 from compress.recipe import Recipe
 from compress.recipe.references import Link, link, static_problems
 from compress.stages.stage import Shape, Stage
@@ -56,7 +61,10 @@ def make_plan(inputs: Inputs) -> Plan:
     _check_data(inputs, links)
     for item in links:
         teacher = shapes[item.teacher] if item.teacher else None
-        if text := next(item.stage.problems(shapes[item.source], teacher), None):
+        found = [item.stage.problems(shapes[item.source], teacher)]
+        if teacher and trains(item.stage):
+            found.append(teacher_problems(inputs, item, shapes))
+        if text := next(chain.from_iterable(found), None):
             raise _error(recipe, item, text)
         shapes[item.name] = item.stage.shape(shapes[item.source])
     _check_measurements(inputs, shapes)

@@ -43,7 +43,7 @@ def name_and_way(metric: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Row:
-    """One measured artifact."""
+    """One artifact with what was measured of it."""
 
     label: str
     run: Run
@@ -59,6 +59,11 @@ class Row:
     def onnx(self) -> bool:
         """Whether it runs in ONNX Runtime."""
         return "onnx" in self.manifest.traits
+
+    @property
+    def late(self) -> bool:
+        """Whether the run has yet to measure it."""
+        return self.run.late(self.record)
 
     @property
     def emulated(self) -> bool:
@@ -99,8 +104,8 @@ def quality(metric: str) -> Value:
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Every measured artifact of every run; a name that several runs use is written ``run/name``."""
-    uses = Counter(record.name for run in runs for record in run.measured.artifacts)
+    """Every artifact of every run; a name that several runs use is written ``run/name``."""
+    uses = Counter(record.name for run in runs for record in run.records)
     return [
         Row(
             label=record.name if uses[record.name] == 1 else f"{run.name}/{record.name}",
@@ -109,7 +114,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
             manifest=run.manifest(record.name),
         )
         for run in runs
-        for record in run.measured.artifacts
+        for record in run.records
     ]
 
 

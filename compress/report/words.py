@@ -164,16 +164,21 @@ def kind_of(axis: str) -> str:
 
 def not_measured(rows: Sequence[Row]) -> list[str]:
     """What a reader may look for and not find, with the reason."""
+    late = [row.label for row in rows if row.late]
+    here = [row for row in rows if not row.late]
     missing = {
-        "quality": [row.label for row in rows if not row.quality],
-        "speed": [row.label for row in rows if not row.record.speed.timed],
-        "size": [row.label for row in rows if row.record.bytes is None],
+        "quality": [row.label for row in here if not row.quality],
+        "speed": [row.label for row in here if not row.record.speed.timed],
+        "size": [row.label for row in here if row.record.bytes is None],
     }
     found = [
         f"{what} of {'any artifact' if len(names) == len(rows) else _listed(names)}: the recipe does not ask for it"
         for what, names in missing.items()
         if names
     ]
+    if late:
+        what = "any artifact" if len(late) == len(rows) else _listed(late)
+        found.append(f"{what}, as it is now: the run stopped before; run the recipe to its end")
     timed = [row for row in rows if row.record.speed.timed]
     if timed and all("cpu" in device_of(row) for row in timed):
         found.append("speed on a GPU: this run used the CPU")

@@ -1,7 +1,11 @@
 import json
 import math
 import os
+<<<<<<< HEAD
 import shutil
+=======
+import re
+>>>>>>> fixc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +138,14 @@ def test_sampling_reports_mean_and_deviation_over_seeds(gpt2: Artifact, folder: 
     assert first["conditions"]["quality"]["std"]["chrf"] == pytest.approx(float(scores.std()))
     assert float(scores.std()) > 0
     assert first["conditions"]["quality"]["decoding"]["seeds"] == (1, 2, 3)
+
+
+def test_text_without_spaces_has_no_word_perplexity(gpt2: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("themouse" * 400)
+    quality = measured(Quality(), {"base": gpt2}, data_of(gpt2, tmp_path, test=TEXT, block=8))["base"]["quality"]
+    assert quality["perplexity"] > 1
+    assert "word_perplexity" not in quality
+    assert re.match(r"no word perplexity: [\d,]+ tokens a word", quality["note"])
 
 
 def test_seq2seq_models_generate_from_sources(bart: Artifact, folder: Path) -> None:

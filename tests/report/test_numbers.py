@@ -29,7 +29,8 @@ def run_of(*artifacts):
         )
         manifest = Manifest(traits=traits, quantization=extra[0] if extra else None)
         stages.append(Stage(StageRun(name=name, type="x", path=name), manifest, (), {}))
-    return Run("run", RunFile(), Measurements(artifacts=tuple(records)), tuple(stages))
+    models = {record.name: record.path for record in records}
+    return Run("run", RunFile(models=models), Measurements(artifacts=tuple(records)), tuple(stages))
 
 
 def headline(*artifacts):

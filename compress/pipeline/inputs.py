@@ -46,15 +46,9 @@ class Inputs:
         if name not in self._models:
             spec = self.recipe.models[name]
             with self._located(name):
-<<<<<<< HEAD
                 given = None if spec.path is None else adopt(self._existing("path", spec.path))
                 if found := given or self.finished(self.slot(name)):
-=======
-                path = self._existing("path", spec.path) if spec.path is not None else self.slot(name).found
-                if path is not None:
-                    found = adopt(path)
                     check_weights(found.path)
->>>>>>> fixc
                     self._models[name] = found
         return self._models.get(name)
 

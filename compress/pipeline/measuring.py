@@ -29,14 +29,9 @@ def measure(
     The key of a measurement covers its config, what it measures, the data, and the machine it runs on.
     """
     workdir, machine = inputs.workdir, environment(device)
-<<<<<<< HEAD
-    roots = {name: name for name in inputs.recipe.models} | {item.name: item.root for item in links}
-    records: Records = {name: _record(artifact, name, workdir) for name, artifact in artifacts.items()}
-    first: dict[tuple[str, str], Measurement] = {}
-=======
     roots, keys = _roots(inputs, links), measured_keys(inputs, links, artifacts)
     records: Records = {name: _record(artifact, name, workdir, keys[name]) for name, artifact in artifacts.items()}
->>>>>>> fixc
+    first: dict[tuple[str, str], Measurement] = {}
     for measurement in inputs.recipe.measure:
         for part in _parts(measurement, inputs, artifacts, roots):
             measured = _measured(part, inputs, artifacts, roots, machine, console)
@@ -54,7 +49,7 @@ def measure(
 def measured_keys(inputs: Inputs, links: Sequence[Link], artifacts: Mapping[str, Artifact]) -> dict[str, str]:
     """What each artifact's numbers belong to: the artifact and the data as it reads them.
 
-    ``run.json`` and ``measurements.json`` both hold it, so that a report joins no numbers to an artifact they are not of.
+    ``run.json`` and ``measurements.json`` both hold it, so that a report joins no numbers to a wrong artifact.
     """
     roots = _roots(inputs, links)
     data = {name: inputs.data(roots[name]) for name in artifacts}

@@ -15,11 +15,8 @@ from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import count_parameters
 from compress.pipeline.inputs import Inputs
-<<<<<<< HEAD
-from compress.pipeline.workdir import require_no_file
-=======
 from compress.pipeline.teachers import teacher_problems
->>>>>>> fixc
+from compress.pipeline.workdir import require_no_file
 from compress.recipe import Recipe
 from compress.recipe.references import Link, link, static_problems
 from compress.stages.stage import Shape, Stage

@@ -21,15 +21,9 @@ from compress.files import write_text
 from compress.pipeline.environment import environment
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.keys import packages
-<<<<<<< HEAD
-from compress.pipeline.measuring import MEASUREMENTS, measure
+from compress.pipeline.measuring import MEASUREMENTS, measure, measured_keys
 from compress.pipeline.plan import make_plan, trains
 from compress.pipeline.workdir import Slot, locked, read_json, shown_path, write_json
-=======
-from compress.pipeline.measuring import measure, measured_keys
-from compress.pipeline.plan import make_plan
-from compress.pipeline.workdir import Slot, locked, shown_path, write_json, write_text
->>>>>>> fixc
 from compress.progress import duration
 from compress.recipe import Recipe, read_recipe
 from compress.recipe.document import write_document

@@ -1,11 +1,8 @@
 import json
 import math
 import os
-<<<<<<< HEAD
-import shutil
-=======
 import re
->>>>>>> fixc
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

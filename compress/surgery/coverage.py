@@ -15,7 +15,7 @@ def owners(model: nn.Module) -> list[nn.Module]:
 
 
 class Coverage(Strict):
-    """Modules with own parameters, distinct parameters (shared ones once), and bytes of parameters and saved buffers."""
+    """Modules with own parameters, distinct parameters (shared ones once), bytes of parameters and saved buffers."""
 
     modules_touched: int
     modules_total: int

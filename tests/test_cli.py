@@ -250,6 +250,27 @@ def test_describe_tells_fields_and_schema(cli: Command, name: str) -> None:
         assert field in told.out
 
 
+def test_the_schema_takes_what_a_recipe_may_say(cli: Command) -> None:
+    schema = json.loads(cli("describe", "recipe", "--json-schema").out)
+
+    def kinds(field: Any) -> dict[str, Any]:
+        """What an item of a list may be, by its type."""
+        names, mapping = field["items"]["anyOf"]
+        assert mapping["required"] == ["type"]
+        inside = [schema["$defs"][each["$ref"].split("/")[-1]] if "$ref" in each else each for each in mapping["anyOf"]]
+        found = {each["properties"]["type"]["const"]: each["properties"] for each in inside}
+        assert list(found) == names["enum"]
+        return found
+
+    assert set(kinds(schema["properties"]["measure"])) == set(MEASUREMENTS.names())
+    stages = kinds(schema["properties"]["stages"])
+    assert set(stages) == set(STAGES.names())
+    for stage in ("quantize", "distill", "learn_masks"):
+        terms = kinds(stages[stage]["terms"])
+        assert set(terms) == set(TERMS.names())
+        assert set(terms["jensen_shannon"]) == {"type", "weight", "beta"}
+
+
 def test_describe_goes_into_what_a_field_holds(cli: Command) -> None:
     told = cli("describe", "distill")
     assert "(required)" in told.out

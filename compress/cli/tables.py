@@ -35,7 +35,7 @@ def plan_table(plan: Plan) -> Table:
             row.source,
             row.teacher,
             row.steps,
-            ", ".join(row.traits),
+            ", ".join(row.traits) + (f" ({row.note})" if row.note else ""),
             parameters,
             state,
         )

@@ -33,6 +33,8 @@ class Row:
     traits: tuple[str, ...] = ()
     parameters: int | None = None
     steps: str = ""
+    note: str = ""
+    """What to know of the result besides its traits."""
     state: str = ""
     """``given``, ``built``, ``reused``, ``continued`` or ``runs``."""
 
@@ -122,7 +124,8 @@ def _model_rows(inputs: Inputs, shapes: Mapping[str, Shape]) -> Iterator[Row]:
     for name, spec in inputs.recipe.models.items():
         state = "given" if spec.path is not None else "reused" if inputs.model(name) else "built"
         shape = shapes[name]
-        yield Row(name, "model", spec.path or "config", "", tuple(sorted(shape.traits)), _parameters(shape), "", state)
+        traits = tuple(sorted(shape.traits))
+        yield Row(name, "model", spec.path or "config", "", traits, _parameters(shape), note=shape.note, state=state)
 
 
 def _stage_rows(inputs: Inputs, links: tuple[Link, ...], shapes: Mapping[str, Shape]) -> Iterator[Row]:
@@ -143,6 +146,7 @@ def _stage_rows(inputs: Inputs, links: tuple[Link, ...], shapes: Mapping[str, Sh
             traits=tuple(sorted(item.traits)),
             parameters=_parameters(shapes[item.name]),
             steps=_steps(item.stage),
+            note=shapes[item.name].note,
             state=state,
         )
 

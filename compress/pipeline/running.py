@@ -227,7 +227,7 @@ def _coverage(step: Step) -> str:
     text = f"{coverage.modules_touched}/{coverage.modules_total} modules"
     if coverage.bytes_after != coverage.bytes_before:
         text += f"  {megabytes(coverage.bytes_before)} -> {megabytes(coverage.bytes_after)}"
-    return text
+    return f"{text}  ({coverage.note})" if coverage.note else text
 
 
 def megabytes(count: int) -> str:

@@ -52,8 +52,14 @@ class Row:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing was removed from the model and nothing rounded."""
-        return not set(self.manifest.traits) - {"onnx"}
+        """Whether nothing was removed from the model and nothing rounded, and it is no smaller student of another."""
+        return not set(self.manifest.traits) - {"onnx"} and not self._student
+
+    @property
+    def _student(self) -> bool:
+        """Whether stages made it what the run's first model is, with fewer parameters."""
+        ours, whole = self.record.parameters, self.run.records[0].parameters
+        return bool(self.manifest.lineage) and ours is not None and whole is not None and ours < whole
 
     @property
     def onnx(self) -> bool:

@@ -29,7 +29,11 @@ def headline(rows: Sequence[Row]) -> str:
     """What the run achieved, in one sentence."""
     row = smallest(rows)
     if row is None:
-        return "Nothing here was both compressed and measured, so there is no size to compare."
+        small = [other.label for other in rows if not other.plain]
+        if not small:
+            return "Nothing here is compressed, so there is nothing to compare."
+        verb = "is" if len(small) == 1 else "are"
+        return f"{_listed(small)} {verb} compressed, but no size was measured; put {{type: size}} under measure."
     return f"{row.label} {_size(rows, row)}{_speed(rows, row)}; {_quality(rows, row)}."
 
 
@@ -141,7 +145,9 @@ def _reload(runs: Sequence[Run]) -> Iterator[str]:
                 continue
             sizes = _sizes_by_kind(kept)
             if any(len(lengths) > 1 for lengths in sizes.values()):
-                yield f"{name} keeps different sizes in different layers; it reloads through compress.load only."
+                yield f"{name} keeps different sizes in different layers; it opens with compress.load only."
+            elif stage.step and stage.step.coverage and stage.step.coverage.note:
+                yield f"{name} has a shape without stock class; it {stage.step.coverage.note}."
             elif sizes.get("encoder.heads") != sizes.get("decoder.heads"):
                 yield f"{name} has unequal encoder and decoder heads; its ONNX export runs in our runtime only."
 

@@ -29,7 +29,7 @@ def _some(config: TrainConfig) -> TrainConfig:
     return config
 
 
-Terms = tuple[Annotated[SerializeAsAny[LossTerm], BeforeValidator(TERMS.read)], ...]
+Terms = tuple[Annotated[SerializeAsAny[LossTerm], BeforeValidator(TERMS.read), TERMS], ...]
 Training = Annotated[TrainConfig, AfterValidator(_some)]
 
 

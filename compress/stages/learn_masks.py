@@ -67,8 +67,6 @@ class LearnMasks(Stage):
             raise ValueError(
                 "method magnitude reads the weights as they are, so there is nothing to train; leave train out"
             )
-        if self.method == "learned" and self.train.mask_lr == 0:
-            raise ValueError("train.mask_lr is 0, so that no mask would be learned")
         if self.method != "magnitude" and self.train.steps == 0:
             raise ValueError(f"method {self.method} needs steps to train; give train: {{steps: N}}")
         if not self.axes or len(set(self.axes)) != len(self.axes):

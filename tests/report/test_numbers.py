@@ -1,11 +1,18 @@
 """References, ratios, the trade-off front, and the sentences made of them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+<<<<<<< HEAD
 from compress.report import numbers, sections, words
 from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun
+=======
+from compress.report import numbers, words
+from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun, Step
+>>>>>>> fixc
 
 POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
 
@@ -102,14 +109,23 @@ def test_headline_says_slower_when_it_is():
 @pytest.mark.parametrize(
     ("artifacts", "part"),
     [
-        ([("base", (), 400, 50.0, None)], "Nothing here was both compressed and measured"),
-        ([], "Nothing here was both compressed and measured"),
+        ([("base", (), 400, 50.0, None)], "Nothing here is compressed"),
+        ([], "Nothing here is compressed"),
+        ([("base", (), None, 50.0, None), ("s", ("pruned",), None, 51.0, None)], "s is compressed, but no size was"),
         ([("base", (), 400, None, None), ("s", ("pruned",), 40, None, None)], "its quality was not measured"),
         ([("s", ("pruned",), 40, 51.0, None)], "with nothing uncompressed to compare it to"),
     ],
 )
 def test_headline_without_all_the_numbers(artifacts, part):
     assert part in headline(*artifacts)
+
+
+def test_a_student_of_a_smaller_shape_is_compressed():
+    run = run_of(("big", (), 400, 50.0, None), ("student", (), 40, 60.0, None, None, 10))
+    made = replace(run.stages[1], manifest=Manifest(lineage=(Step(stage="student", type="distill"),)))
+    run = replace(run, stages=(run.stages[0], made))
+    assert words.headline(numbers.rows_of([run])).startswith("student is 10.0x smaller than big")
+    assert numbers.change(numbers.rows_of([run]), numbers.rows_of([run])[1], "perplexity") == pytest.approx(0.2)
 
 
 def test_headline_speaks_of_the_smallest_artifact_that_was_fully_measured():

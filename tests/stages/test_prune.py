@@ -103,6 +103,27 @@ def test_each_kind_has_its_own_fraction_and_others_stay(base: Any, masked: Any, 
     }
 
 
+@pytest.mark.parametrize(
+    ("config", "expressible"),
+    [
+        ({"keep": {"heads": "1/2"}}, False),
+        ({"keep": {"hidden": "1/2"}}, False),
+        ({"keep": {"ffn": "1/2"}}, True),
+        ({"keep": "1/2"}, True),
+        ({"keep": "0.6", "uniform": False}, False),
+    ],
+)
+def test_a_shape_without_stock_class_is_told(
+    config: Any, expressible: bool, base: Any, masked: Any, run_stage: Any, shape_of: Any
+) -> None:
+    source = masked(base())
+    made = run_stage(prune(**config), source)
+    told = "" if expressible else "opens with compress.load only"
+    assert made.manifest.lineage[-1].coverage["note"] == told
+    assert made.stock_shape() == expressible
+    assert STAGES.read(prune(**config)).shape(shape_of(source, masked=("hidden", "heads", "ffn"))).note == told
+
+
 def test_one_set_of_masks_makes_many_sizes(base: Any, masked: Any, run_stage: Any) -> None:
     source = masked(base())
     small, middle, large = (run_stage(prune(keep=f"{n}/4"), source, out=str(n)) for n in (1, 2, 3))

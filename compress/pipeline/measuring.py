@@ -49,11 +49,7 @@ def measure(
 def measured_keys(inputs: Inputs, links: Sequence[Link], artifacts: Mapping[str, Artifact]) -> dict[str, str]:
     """What each artifact's numbers belong to: the artifact and the data as it reads them.
 
-<<<<<<< HEAD
-    ``run.json`` and ``measurements.json`` both hold it, so that a report joins no numbers to a wrong artifact.
-=======
     ``run.json`` and ``measurements.json`` both hold it, so that a report joins no artifact with numbers of another.
->>>>>>> fixc
     """
     roots = _roots(inputs, links)
     data = {name: inputs.data(roots[name]) for name in artifacts}

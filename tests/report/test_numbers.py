@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-<<<<<<< HEAD
 from compress.report import numbers, sections, words
-from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun
-=======
-from compress.report import numbers, words
 from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun, Step
->>>>>>> fixc
 
 POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
 

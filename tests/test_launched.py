@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import compress
 from compress.errors import RecipeError, UserError
 from compress.pipeline import Inputs, make_plan
+from compress.pipeline.running import choose_device
 from compress.pipeline.workdir import locked
 from compress.recipe import read_recipe
 from tests.launching import ROOT, TIMEOUT, launch
@@ -117,6 +119,24 @@ def test_a_batch_that_not_every_process_gets_a_part_of_is_refused(
     message = r"stages\[0\]\.train\.batch: 5 sequences cannot be shared by 6 processes; start 5 at most"
     with pytest.raises(RecipeError, match=message):
         make_plan(Inputs(read_recipe(recipe), tmp_path / "work"))
+
+
+def test_one_process_where_several_were_asked_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, console = write_recipe(tmp_path), Console(record=True, width=140)
+    recipe.write_text(RECIPE.split("stages:")[0])
+    compress.run(recipe, tmp_path / "plain", device="cpu", console=console)
+    assert "one process" not in console.export_text()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    compress.run(recipe, tmp_path / "work", console=console)
+    assert "one process: accelerate launch --cpu starts several through mpirun only" in console.export_text()
+
+
+def test_a_launcher_that_was_told_cpu_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert choose_device(None) == "cuda"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert choose_device(None) == "cpu" and choose_device("cuda") == "cuda"
 
 
 def test_fsdp_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_an_error_of_the_main_process_ends_all_and_is_told_once(tmp_path: Path) 
     recipe, work = write_recipe(tmp_path), tmp_path / "work"
     with locked(work):
         main, other = launch(2, "-m", "compress", "run", recipe, "--workdir", work, "--device", "cpu")
-    assert main.returncode == 2 and other.returncode == 1
+    assert main.returncode == 2 and other.returncode == 0
     assert main.stderr == f"error: --workdir {work}: another run is at work there\n"
     assert (main.stdout, other.stdout, other.stderr) == ("", "", "")
 
@@ -102,10 +102,9 @@ def test_an_error_of_all_is_told_once(tmp_path: Path) -> None:
     recipe, work = write_recipe(tmp_path), tmp_path / "work"
     setting = "stages.tuned.train.lr=1e30"
     done = launch(2, "-m", "compress", "run", recipe, "--workdir", work, "--device", "cpu", "--set", setting)
-    assert [each.returncode for each in done] == [1, 1]
-    errors = [line for each in done for line in each.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and errors[0].startswith("error: tuned: loss is nan at step 2")
-    assert done[1].stderr == ""
+    assert [each.returncode for each in done] == [1, 0]
+    assert "error: tuned: loss is nan at step 2" in done[0].stderr
+    assert done[0].stderr.count("error: ") == 1 and "error: " not in done[1].stderr
     assert not list(work.glob(".process-*"))
 
 

@@ -46,6 +46,8 @@ def join(device: str) -> None:
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     try:
         PartialState(cpu=device == "cpu", backend=backend, timeout=_PATIENCE)
+        if not dist.is_initialized():
+            raise RuntimeError("the launcher says how many they are, but not where; use torchrun")
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this run cannot reach each other: {error}") from error
 

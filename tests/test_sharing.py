@@ -70,6 +70,12 @@ def test_all_stop_where_one_is_asked_to_and_resumed_equals_straight(shared: Path
     assert len([key for key in resumed if key.endswith(".0")]) < len([key for key in straight if key.endswith(".0")])
 
 
+def test_processes_draw_different_numbers(shared: Path) -> None:
+    checkpoint = max((shared / "straight-0" / "checkpoints").glob("step-*"))
+    first, second = load_file(checkpoint / "random.safetensors")["cpu"].view(2, -1)
+    assert not torch.equal(first, second)
+
+
 def test_the_main_process_alone_writes_checkpoints(shared: Path) -> None:
     assert (shared / "straight-0" / "checkpoints").is_dir()
     assert not (shared / "straight-1" / "checkpoints").exists()

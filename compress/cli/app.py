@@ -58,8 +58,8 @@ def _exit_code() -> int:
 
 
 def _told_once(text: str, code: int) -> int:
-    """Tell what every process of a run meets, once a machine."""
-    return code if processes.local_rank() else _told(text, code)
+    """Leave what every process meets to the first of a machine; a launcher ends it if another fails before it told."""
+    return 0 if processes.local_rank() else _told(text, code)
 
 
 def _told(text: str, code: int) -> int:

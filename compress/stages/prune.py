@@ -45,8 +45,8 @@ class Prune(Stage):
     ``parameters`` asks instead for the largest uniform fraction within a budget, a share of the source's parameters or
     a count. Uniform cuts keep as many units in every layer, which stock classes can express; ``uniform: false`` ranks
     heads and FFN neurons across layers, rounds, and keeps one of each per layer. Sizes that no stock class has, as of
-    heads in another ratio than hidden where a config ties them, open with ``compress.load`` only; the plan, the run and the
-    report say so.
+    heads in another ratio than hidden where a config ties them, open with ``compress.load`` only; the plan, the run and
+    the report say so.
     Kept units get mask 1; ``fold: true`` multiplies their mask values into the weights.
     """
 

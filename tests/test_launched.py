@@ -103,7 +103,7 @@ def test_an_error_of_all_is_told_once(tmp_path: Path) -> None:
     setting = "stages.tuned.train.lr=1e30"
     done = launch(2, "-m", "compress", "run", recipe, "--workdir", work, "--device", "cpu", "--set", setting)
     assert [each.returncode for each in done] == [1, 0]
-    assert "error: tuned: loss is nan at step 2" in done[0].stderr
+    assert "error: tuned: loss on data.eval is nan at step 1" in done[0].stderr
     assert done[0].stderr.count("error: ") == 1 and "error: " not in done[1].stderr
     assert not list(work.glob(".process-*"))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig
 
@@ -68,16 +68,6 @@ def load_stock(source: str | Path, *, device: str | None = None) -> nn.Module:
         raise ModelError(f"{source}: model.safetensors lacks {', '.join(sorted(report['missing_keys'])[:3])}")
     loaded: nn.Module = model
     return loaded.eval()
-
-
-def check_weights(directory: Path) -> None:
-    """Raise ModelError where a weight file is shorter or longer than its own header says; reads no tensors."""
-    for file in sorted(directory.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file}: is damaged or was not copied whole ({_first_line(error)})") from error
 
 
 def save_config(model: Any, out: Path) -> None:

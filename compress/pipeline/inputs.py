@@ -20,7 +20,7 @@ from compress.data.opening import tokenizer_digest
 from compress.errors import DataError, ModelError
 from compress.files import publish
 from compress.models import family_of
-from compress.models.loading import build, check_weights, load_tokenizer
+from compress.models.loading import build, load_tokenizer
 from compress.models.scratch import new_config, train_bpe
 from compress.pipeline.keys import digest, identity, installed, key, stage_key
 from compress.pipeline.workdir import Slot
@@ -48,7 +48,6 @@ class Inputs:
             with self._located(name):
                 given = None if spec.path is None else adopt(self._existing("path", spec.path))
                 if found := given or self.finished(self.slot(name)):
-                    check_weights(found.path)
                     self._models[name] = found
         return self._models.get(name)
 

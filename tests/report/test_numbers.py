@@ -84,7 +84,7 @@ def test_a_metric_measured_in_two_ways_is_two_columns():
         "bleu": 3.5, "perplexity": 50.0, "tokens": 900, "perplexity (split eval)": 60.0, "tokens (split eval)": 700,
         "samples": [{"input": "a", "output": "b"}], "samples (beams 4)": [{"input": "a", "output": "c"}],
     }  # fmt: skip
-    run = Run("run", RunFile(), Measurements(artifacts=(Record(name="base", quality=quality),)), ())
+    run = Run("run", RunFile(models={"base": ""}), Measurements(artifacts=(Record(name="base", quality=quality),)), ())
     rows = numbers.rows_of([run])
     assert list(rows[0].quality) == ["perplexity", "perplexity (split eval)", "bleu"]
     table = sections.measured(rows)

@@ -71,7 +71,7 @@ class Split:
     @property
     def longest(self) -> int:
         """Most positions of a row that are read or predicted."""
-        return max(max(map(len, self.rows["input_ids"])), max(map(len, self.rows["labels"])))
+        return max(len(row) for column in ("input_ids", "labels") for row in self.rows[column])
 
     @property
     def words(self) -> int | None:

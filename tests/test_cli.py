@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+import compress
 from compress.artifact import adopt
-from compress.cli.app import _exit_code
+from compress.cli.app import _exit_code, console, show
+from compress.cli.tables import records_table
 from compress.objective import Objective
 from compress.registry import MEASUREMENTS, STAGES, TERMS
 
@@ -148,6 +150,28 @@ def test_without_arguments_it_shows_help(cli: Command) -> None:
     assert told.code == 0
     for command in ("check", "run", "report", "bench", "generate", "list", "describe"):
         assert command in told.out
+
+
+def test_the_version_is_told(cli: Command) -> None:
+    told = cli("--version")
+    assert told.code == 0
+    assert told.out == f"compress-lm {compress.__version__}\n"
+
+
+def test_rows_that_were_cut_are_told(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "were cut" not in cli("check", write_recipe(tmp_path)).out
+    (tmp_path / "rows.jsonl").write_text('{"q": "the", "a": "cat"}\n{"q": "the", "a": "cat sat on the mat"}\n')
+    setting = "data.eval={json: rows.jsonl, prompt: q, response: a}"
+    told = cli("check", "tiny.yaml", "--set", setting, "--set", "data.max_target=4")
+    assert "data.eval: 1 of 2 rows were cut to fit" in told.out
+
+
+def test_a_wide_table_in_a_file_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    quality = {f"metric number {at}": 1.0 for at in range(20)}
+    show(console(), records_table([{"name": "x" * 30, "quality": quality}]))
+    titles = capsys.readouterr().out.splitlines()[0]
+    assert all(name in titles for name in quality)
 
 
 def test_check_shows_the_plan_and_writes_nothing(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, NoReturn, Optional
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 from typer.exceptions import TyperException
 
 from compress import processes
@@ -77,13 +78,30 @@ def _interrupt(_signal: int, frame: FrameType | None) -> None:
 
 
 def console() -> Console:
-    """Standard output; wide where it goes into a file."""
+    """Standard output; in a file, lines of text have 140 columns."""
     screen = Console()
     return screen if screen.is_terminal else Console(width=140)
 
 
+def show(screen: Console, found: Table) -> None:
+    """Print a table of numbers, as wide as it is where that is no terminal."""
+    whole = found.__rich_measure__(screen, screen.options.update(max_width=10_000)).maximum
+    (screen if screen.is_terminal else Console(width=max(whole, screen.width))).print(found)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from compress import __version__
+
+        typer.echo(f"compress-lm {__version__}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def _start(context: typer.Context) -> None:
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -91,13 +109,16 @@ def _start(context: typer.Context) -> None:
 @app.command()
 def check(recipe: RecipeFile, workdir: Workdir = None, settings: Settings = None) -> None:
     """Find every mistake that needs no training, and show what a run would do."""
-    from compress.cli.tables import plan_table
+    from compress.cli.tables import cut_rows, plan_table
     from compress.pipeline import Inputs, default_workdir, make_plan
     from compress.recipe import read_recipe
 
     read = read_recipe(recipe, settings or ())
     screen = console()
-    screen.print(plan_table(make_plan(Inputs(read, workdir or default_workdir(read)))))
+    plan = make_plan(Inputs(read, workdir or default_workdir(read)))
+    show(screen, plan_table(plan))
+    for line in cut_rows(plan):
+        screen.print(line, highlight=False, soft_wrap=True)
     screen.print(f"[green]✓[/green] {escape(str(recipe))} is sound", highlight=False, soft_wrap=True)
 
 
@@ -115,7 +136,7 @@ def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, se
     leave()
     if processes.is_main():
         build([done.workdir], done.workdir)
-        screen.print(records_table(done.records))
+        show(screen, records_table(done.records))
         _say_report(screen, done.workdir)
 
 
@@ -152,7 +173,7 @@ def bench(
 
     settings = {"prompt": prompt, "new_tokens": new_tokens, "batch": batch, "threads": threads}
     screen = console()
-    screen.print(records_table(bench_models(artifacts, settings, device, screen)))
+    show(screen, records_table(bench_models(artifacts, settings, device, screen)))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -40,6 +40,16 @@ def plan_table(plan: Plan) -> Table:
             state,
         )
     return shown
+
+
+def cut_rows(plan: Plan) -> Iterator[str]:
+    """A line for each split of which rows were cut to fit, once where models read it alike."""
+    models = plan.inputs.recipe.models
+    views = {found.digest: found for name in models if (found := plan.inputs.data(name)) is not None}
+    for data in views.values():
+        for split in (data.train, data.eval, data.test):
+            if split is not None and split.truncated:
+                yield f"{split.name}: {split.truncated:,} of {len(split):,} rows were cut to fit"
 
 
 def records_table(records: Sequence[Mapping[str, Any]]) -> Table:

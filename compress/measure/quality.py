@@ -119,6 +119,8 @@ class Quality(Measurement):
     def _measured(self, subject: Subject, tokenizer: Any, split: Split, reference: Subject | None) -> dict[str, Any]:
         quality: Record = {}
         conditions: Record = {"split": split.name, "batch": self.batch, "dtype": "float32", "runtime": subject.runtime}
+        if split.truncated:
+            conditions["rows_cut"] = f"{split.truncated} of {len(split)}"
         if "perplexity" in self.metric:
             quality |= perplexity(subject, split, self.batch)
         if reference is not None:

@@ -45,8 +45,8 @@ class Prune(Stage):
     ``parameters`` asks instead for the largest uniform fraction within a budget, a share of the source's parameters or
     a count. Uniform cuts keep as many units in every layer, which stock classes can express; ``uniform: false`` ranks
     heads and FFN neurons across layers, rounds, and keeps one of each per layer. Sizes that no stock class has, as of
-    heads in another ratio than hidden where a config ties them, open with ``compress.load`` only; the plan, the run and
-    the report say so.
+    heads in another ratio than hidden where a config ties them, open with ``compress.load`` only; plan, run and report
+    say so.
     Kept units get mask 1; ``fold: true`` multiplies their mask values into the weights.
     """
 
@@ -117,10 +117,11 @@ class Prune(Stage):
         uneven = next((axis for axis, target in exact.items() if target.denominator != 1), None)
         if uneven is not None and self.uniform:
             size = sizes[uneven] if isinstance(self.keep, dict) else math.gcd(*(sizes[axis] for axis in kinds))
-            allowed = ", ".join(f"{units}/{size}" for units in range(1, min(size, 16) + 1))
+            allowed = "".join(f"{units}/{size}, " for units in range(1, min(size, 17)))  # all of them would be no cut
+            allowed += "..., " if size > 17 else ""
             raise ModelError(
                 f"keep: {ratios[kinds[uneven]]} of the {sizes[uneven]} units of {uneven} is no whole number; "
-                f"allowed: {allowed}{', ...' if size > 16 else ''}, or uniform: false, which rounds"
+                f"allowed: {allowed}{'or ' if allowed else ''}uniform: false, which rounds"
             )
         return {axis: max(1, round(target)) for axis, target in exact.items()}
 

@@ -291,8 +291,8 @@ def test_a_run_repeats_itself(base: Any, masked: Any, run_stage: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (prune(keep="1/3"), r"keep: 1/3 of the 32 units of hidden is no whole number; allowed: 1/4, 2/4, 3/4, 4/4, or"),
-        (prune(keep={"heads": "1/3"}), r"1/3 of the 4 units of layer\.0\.heads .* allowed: 1/4, 2/4, 3/4, 4/4, or"),
+        (prune(keep="1/3"), r"keep: 1/3 of the 32 units of hidden is no whole number; allowed: 1/4, 2/4, 3/4, or"),
+        (prune(keep={"heads": "1/3"}), r"1/3 of the 4 units of layer\.0\.heads .* allowed: 1/4, 2/4, 3/4, or"),
         (prune(keep={"ffn": "1/7"}), r"allowed: 1/128, 2/128, .*, 16/128, \.\.\., or uniform: false, which rounds"),
         (
             prune(parameters=0.01),

@@ -242,7 +242,7 @@ def test_a_trained_model_scores_what_its_card_says() -> None:
     """Counts of the card (54.88 over all tokens), and the first eight blocks against a pass row by row."""
     shared = Path(SHARED)
     model = adopt(shared / "models/gpt2-ptb")
-    whole = data_of(model, shared / "data/ptb", test={"text": "ptb.test.txt"}, block=256)
+    whole = data_of(model, shared / "data/ptb", test={"text": "ptb.test.txt", "strip": True}, block=256)
     assert whole.test is not None
     assert (whole.test.tokens, whole.test.words) == (98_595, 82_430)
     few = replace(whole.test, rows=whole.test.rows.select(range(8)), text=None)

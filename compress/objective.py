@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,17 @@ Batch = Mapping[str, Tensor]
 ``labels[b, t]`` is the token that position t must predict (already aligned); -100 is not scored."""
 
 
+class Outline(Protocol):
+    """What a term may know of a model before any work: its stock config, and the units on each axis."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+
+
 class LossTerm(Strict):
     """One weighted term of an objective, as written in a recipe."""
 
@@ -41,6 +52,10 @@ class LossTerm(Strict):
     needs_masks: ClassVar[bool] = False
     needs_ancestor: ClassVar[bool] = False
     """True when the term compares unit by unit, so that the teacher must have all units of the student's root."""
+
+    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[str]:
+        """What is wrong for these models that can be seen before any work, each as ``field: what``."""
+        return iter(())
 
 
 class LogitTerm(LossTerm):

@@ -156,7 +156,7 @@ class Encoder:
                 wrong &= ids != IGNORE
             if wrong.any():
                 raise DataError(
-                    f"{self.where}: row {at}: token {ids[wrong][0]} is not in the model's vocabulary of "
+                    f"{self.where}: row {at}: token {ids[wrong].max()} is not in the model's vocabulary of "
                     f"{self.model.vocabulary}"
                 )
             fitting.append(ids.astype(np.int32))

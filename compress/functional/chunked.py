@@ -56,7 +56,7 @@ class _ChunkedMeans(torch.autograd.Function):
             with torch.set_grad_enabled(slope_ND is not None or bool(wanted)):
                 states = states_ND[rows].detach().requires_grad_(slope_ND is not None)
                 losses_K = sums(rows, states)
-                share = losses_K @ (weights_K / count)
+                share = (losses_K * (weights_K / count)).sum()  # autocast would round a matrix product
             total_K += losses_K.detach()
             if share.requires_grad:
                 inputs = ([states] if slope_ND is not None else []) + [head[at] for at in wanted]
@@ -68,7 +68,7 @@ class _ChunkedMeans(torch.autograd.Function):
         ctx.slopes, ctx.dtypes = (slope_ND, *slopes), [tensor.dtype for tensor in (states_ND, *head)]
         means_K = total_K / count
         ctx.mark_non_differentiable(means_K)
-        return means_K @ weights_K, means_K
+        return (means_K * weights_K).sum(), means_K
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -53,12 +53,18 @@ class Quality(Measurement):
     """How text is generated."""
 
     needs_data: ClassVar[bool] = True
+    names: ClassVar[frozenset[str]] = frozenset({"metric"})
+    version: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _reference_for_agreement(self) -> Self:
         if ("agreement" in self.metric) != (self.reference is not None):
             raise ValueError("agreement and reference belong together: a metric, and the model it compares with")
         return self
+
+    @property
+    def compared_with(self) -> tuple[str, ...]:
+        return (self.reference,) if self.reference else ()
 
     def run(
         self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None
@@ -113,6 +119,8 @@ class Quality(Measurement):
     def _measured(self, subject: Subject, tokenizer: Any, split: Split, reference: Subject | None) -> dict[str, Any]:
         quality: Record = {}
         conditions: Record = {"split": split.name, "batch": self.batch, "dtype": "float32", "runtime": subject.runtime}
+        if split.truncated:
+            conditions["rows_cut"] = f"{split.truncated} of {len(split)}"
         if "perplexity" in self.metric:
             quality |= perplexity(subject, split, self.batch)
         if reference is not None:

@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from compress.errors import ModelError, UserError
 from compress.onnx.names import MODEL_FILE
-from compress.onnx.sampling import Options, choose
+from compress.onnx.sampling import Options, choose, end_tokens
 from compress.onnx.session import Array, Decoding
 
 _LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.NoSuchFile)
@@ -32,8 +32,7 @@ class Runtime:
     def __init__(self, session: ort.InferenceSession, settings: dict[str, Any]) -> None:
         self._session = session
         self._context: int = settings["context"]
-        end = settings.get("eos_token_id")
-        self._ends: list[int] = end if isinstance(end, list) else [] if end is None else [end]
+        self._ends = end_tokens(settings.get("eos_token_id"))
         self._pad: int | None = settings.get("pad_token_id")
 
     @classmethod
@@ -47,7 +46,7 @@ class Runtime:
             session = ort.InferenceSession(path / MODEL_FILE, options, providers=["CPUExecutionProvider"])
         except _LOAD_ERRORS as error:
             raise ModelError(f"{path / MODEL_FILE}: cannot be opened ({str(error).splitlines()[0]})") from None
-        return cls(session, _settings(path))
+        return cls(session, decoding_settings(path))
 
     @property
     def context(self) -> int:
@@ -78,7 +77,7 @@ class Runtime:
         _check_prompts(input_ids, attention_mask)
         batch, length = input_ids.shape
         self._check_length(length, chosen.max_new_tokens)
-        ends = self._ends if chosen.eos_token_id is None else [chosen.eos_token_id]
+        ends = self._ends if chosen.eos_token_id is None else end_tokens(chosen.eos_token_id)
         pad = self._pad if self._pad is not None else next(iter(ends), 0)
         generator = np.random.default_rng(chosen.seed)
         decoding = self.start(batch, length + chosen.max_new_tokens)
@@ -105,15 +104,21 @@ def _check_prompts(input_ids: Array, attention_mask: Array | None) -> None:
         raise UserError("attention_mask: a prompt ends in padding; pad on the left")
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def decoding_settings(path: Path) -> dict[str, Any]:
     """What decoding needs of ``config.json`` and ``generation_config.json``; the latter goes first."""
-    try:
-        settings: dict[str, Any] = json.loads((path / "config.json").read_text())
-        generation = path / "generation_config.json"
-        given = json.loads(generation.read_text()) if generation.exists() else {}
-    except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: no readable config.json ({error})") from None
+    generation = path / "generation_config.json"
+    settings, given = _json_object(path / "config.json"), _json_object(generation) if generation.exists() else {}
     contexts = [settings[name] for name in ("n_positions", "max_position_embeddings") if name in settings]
     if not contexts:
         raise ModelError(f"{path / 'config.json'}: names no number of positions")
     return settings | {name: value for name, value in given.items() if value is not None} | {"context": contexts[0]}
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.parent}: no readable {path.name} ({error})") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path.parent}: {path.name} holds no JSON object")
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ class Options:
     """Options of generation. The defaults are greedy decoding; ``do_sample`` draws from the distribution that
     ``temperature``, then ``top_k`` (0: off), then ``top_p`` (1: off) leave, with a generator started at ``seed``.
 
-    ``eos_token_id`` ends a row; None takes the model's own, and a negative number never ends one.
+    ``eos_token_id``, or any of several, ends a row; None takes the model's own, and a negative number never ends one.
     """
 
     max_new_tokens: int = 20
@@ -26,7 +27,7 @@ class Options:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    eos_token_id: int | None = None
+    eos_token_id: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for name, valid, allowed in (
@@ -37,6 +38,11 @@ class Options:
         ):
             if not valid:
                 raise UserError(f"{name}: {getattr(self, name)} is not {allowed}")
+
+
+def end_tokens(given: int | Sequence[int] | None) -> list[int]:
+    """The tokens that end a row, of which a config may give one, several or none."""
+    return [] if given is None else [given] if isinstance(given, int) else list(given)
 
 
 def choose(logits: Array, options: Options, generator: np.random.Generator) -> Array:

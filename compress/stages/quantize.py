@@ -31,7 +31,7 @@ from compress.surgery.quantize import (
 )
 from compress.terms.logits import ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
-from compress.training import TrainConfig
+from compress.train_config import TrainConfig
 
 SAMPLE = 1024
 """Embedding rows that the cosine is taken over."""

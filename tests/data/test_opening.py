@@ -88,6 +88,17 @@ def test_the_default_block_is_the_context(folder: Path, causal_tokenizer: Any, c
     assert split.longest == 5
 
 
+def test_text_shorter_than_a_block_is_one_row_that_batches_repeat(
+    folder: Path, causal_tokenizer: Any, causal: ModelInterface
+) -> None:
+    (folder / "short.txt").write_text("the cat\n")
+    split = train({"train": {"text": "short.txt"}, "block": 64}, causal_tokenizer, causal, folder)
+    ids = causal_tokenizer("the cat")["input_ids"]
+    assert [row["labels"] for row in split] == [ids[1:]]
+    batches = list(split.loader(16, seed=3, shuffle=True, steps=3))
+    assert [batch["labels"].tolist() for batch in batches] == [[ids[1:]]] * 3
+
+
 def test_the_prompt_is_not_scored_and_the_response_ends(
     folder: Path, causal_tokenizer: Any, causal: ModelInterface
 ) -> None:

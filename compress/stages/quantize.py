@@ -55,6 +55,7 @@ class Quantize(Stage):
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     gives: ClassVar[frozenset[str]] = frozenset({"quantized"})
     trains: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _agrees(self) -> Quantize:

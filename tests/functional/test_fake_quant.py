@@ -196,8 +196,9 @@ def test_straight_through_gradients() -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("dim", [None, 0, 1])
-def test_search_gamma_finds_the_best_clip_value(bits: int, dim: int | None) -> None:
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("seed", [0, 4, 6])  # rows whose best clip value at 8 bits lies 2 to 3 % beyond max |w|
+def test_search_gamma_finds_the_best_clip_value(bits: int, dim: int | None, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, 300, generator=generator, dtype=torch.float64)
     weight = weight if dim != 1 else weight.T.contiguous()
     weight[(0, 0)] = 9.0  # an outlier
@@ -209,7 +210,7 @@ def test_search_gamma_finds_the_best_clip_value(bits: int, dim: int | None) -> N
 
     dense = torch.stack([error(torch.full_like(gamma, g)) for g in torch.linspace(0.5, 12, 600).tolist()]).amin(0)
     assert gamma.shape == (() if dim is None else (weight.shape[dim],))
-    assert (error(gamma) <= (1.15 if bits == 8 else 1.002) * dense).all()
+    assert (error(gamma) <= 1.01 * dense).all()
     assert (error(gamma) <= error(torch.ones_like(gamma))).all()
 
 

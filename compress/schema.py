@@ -1,12 +1,21 @@
 """The base of everything a user can write in a recipe or find in ``artifact.json``."""
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from compress.registry import suggest
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Name = TypeVar("Name", bound=str)
+Several = Annotated[tuple[Name, ...], BeforeValidator(_listed), Field(min_length=1)]
+"""One name, or a list of several."""
 
 
 class Strict(BaseModel):

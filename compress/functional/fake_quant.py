@@ -29,7 +29,8 @@ from compress.functional.rounding import (
 from compress.functional.rounding import dequantize as dequantize
 from compress.functional.rounding import levels as levels
 
-GAMMA_MIN = 1e-6
+SCALE_MIN = 1e-6
+"""What a learned scale is held at if it falls lower."""
 _BLOCK_ELEMENTS = 1 << 20  # weights that search_gamma works on at a time
 _GRID_POINTS, _GRID_LEVELS = 21, 3
 _BEYOND = 6  # codes past max |w| that search_gamma tries
@@ -249,4 +250,4 @@ def _clipping_error(size: Tensor, clip: Tensor, n: int) -> Tensor:
 
 
 def _dynamic_clip(weight: Tensor, gamma: Tensor, dim: int | None) -> Tensor:
-    return grouped(gamma.clamp(min=GAMMA_MIN), weight, dim) * group_mean(weight.detach().abs(), dim)
+    return grouped(gamma.clamp(min=SCALE_MIN), weight, dim) * group_mean(weight.detach().abs(), dim)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from rich.console import Console
 
 from compress.artifact import Artifact
@@ -18,16 +18,13 @@ from compress.measure.likelihood import agreement, perplexity
 from compress.measure.measurement import Measurement
 from compress.measure.subject import Subject, subject_of
 from compress.registry import suggest
+from compress.schema import Several
 
 Metric = Literal["perplexity", "agreement", "rouge", "bleu", "chrf", "exact_match"]
 Record = dict[str, Any]
 
 _OF_LOGITS = ("perplexity", "agreement")
 _SAMPLES = 3
-
-
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
 
 
 class Quality(Measurement):
@@ -41,7 +38,7 @@ class Quality(Measurement):
     """
 
     type: Literal["quality"] = "quality"
-    metric: Annotated[tuple[Metric, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("perplexity",)
+    metric: Several[Metric] = ("perplexity",)
     """One metric, or several."""
     split: Literal["test", "eval"] = "test"
     """What to measure on; where a run has no such split, the other one, which the conditions then say."""

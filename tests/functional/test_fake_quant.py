@@ -182,7 +182,7 @@ def test_a_clip_value_below_zero_quantizes_to_zero_and_can_recover() -> None:
     assert fq.pact_codes(W, alpha, bits=4)[1] == 0
     gamma = torch.tensor(-3.0, dtype=torch.float64)
     assert torch.equal(
-        fq.dynamic_scaling(W, gamma, bits=4), fq.dynamic_scaling(W, torch.tensor(fq.GAMMA_MIN).double(), bits=4)
+        fq.dynamic_scaling(W, gamma, bits=4), fq.dynamic_scaling(W, torch.tensor(fq.SCALE_MIN).double(), bits=4)
     )
 
 

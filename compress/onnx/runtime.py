@@ -21,8 +21,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from compress.errors import ModelError, UserError
 from compress.onnx.beams import beam_search
 from compress.onnx.names import MODEL_FILE
-from compress.onnx.rules import Rules, as_tokens
-from compress.onnx.sampling import Options, choose
+from compress.onnx.rules import Rules
+from compress.onnx.sampling import Options, as_tokens, choose
 from compress.onnx.session import Array, Decoding
 
 _LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.NoSuchFile)

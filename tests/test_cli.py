@@ -226,12 +226,14 @@ def test_generate_continues_a_prompt(cli: Command, finished: Path, name: str) ->
     assert len({told(*sampled, "--seed", seed) for seed in range(4)}) > 1
 
 
-def test_torch_and_onnx_generate_the_same_text(cli: Command, finished: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--beams", 4)])
+def test_torch_and_onnx_generate_the_same_text(cli: Command, finished: Path, options: tuple[Any, ...]) -> None:
     first, second = (
-        cli("generate", artifact(finished, name), "--prompt", "the dog sat", "--max-new-tokens", 8).out
+        cli("generate", artifact(finished, name), "--prompt", "the dog sat", "--max-new-tokens", 8, *options)
         for name in ("tuned", "onnx")
     )
-    assert first == second
+    assert first.code == second.code == 0
+    assert first.out == second.out
 
 
 @pytest.mark.parametrize("name", ["tuned", "onnx"])
@@ -245,6 +247,8 @@ def test_generate_refuses_a_tokenizer_that_is_none(cli: Command, finished: Path,
 def test_generate_refuses_what_does_not_fit(cli: Command, finished: Path, name: str) -> None:
     refused(cli("generate", artifact(finished, name), "--prompt", "the cat " * 20), "64 new ones")
     refused(cli("generate", artifact(finished, name), "--prompt", ""), "--prompt is empty")
+    both = ("--beams", 4, "--temperature", 0.5)
+    refused(cli("generate", artifact(finished, name), "--prompt", "the cat", *both), "--beams 4 searches and --temp")
 
 
 def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> None:

@@ -183,11 +183,12 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     temperature: Annotated[float, typer.Option(min=0, max=100, help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    beams: Annotated[int, typer.Option(min=1, max=1024, help="Texts that beam search keeps; 1: no search.")] = 1,
 ) -> None:
     """Continue (GPT-2) or answer (BART) a prompt with any model directory, torch or ONNX."""
     from compress.cli.generate import Request, texts
 
-    for text in texts(artifact, Request(prompt, max_new_tokens, temperature, seed)):
+    for text in texts(artifact, Request(prompt, max_new_tokens, temperature, seed, beams)):
         typer.echo(text, nl=False)
     typer.echo()
 

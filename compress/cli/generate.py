@@ -12,12 +12,13 @@ from compress.errors import ModelError, UserError
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to go on from it; temperature 0 takes the likeliest token."""
+    """A prompt and how to go on from it; temperature 0 takes the likeliest token, or with beams the likeliest text."""
 
     prompt: str
     max_new_tokens: int
     temperature: float
     seed: int
+    beams: int = 1
 
 
 def texts(path: Path, request: Request) -> Iterator[str]:
@@ -26,6 +27,8 @@ def texts(path: Path, request: Request) -> Iterator[str]:
         raise ModelError(f"{path}: no such model directory")
     if not request.prompt:
         raise UserError("--prompt is empty; give at least one word")
+    if request.beams > 1 and request.temperature:
+        raise UserError(f"--beams {request.beams} searches and --temperature {request.temperature:g} draws; give one")
     return _exported(path, request) if any(path.glob("*.onnx")) else _torch(path, request)
 
 
@@ -45,6 +48,10 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
     tokenizer.no_truncation()
     runtime = Runtime.open(path)
     ids = np.array([tokenizer.encode(request.prompt).ids])
+    if request.beams > 1:
+        found = runtime.generate(ids, max_new_tokens=request.max_new_tokens, num_beams=request.beams)
+        yield tokenizer.decode(found[0, ids.shape[1] :].tolist())
+        return
     options: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "seed": request.seed}
     if request.temperature:
         options |= {"do_sample": True, "temperature": request.temperature}
@@ -76,6 +83,7 @@ def _torch(path: Path, request: Request) -> Iterator[str]:
             f"--prompt has {len(prompt)} tokens; with {request.max_new_tokens} new ones the model takes {context}"
         )
     sampling = {"do_sample": True, "temperature": request.temperature} if request.temperature else {"do_sample": False}
-    decoding = Decoding.model_validate({"max_new_tokens": request.max_new_tokens, **sampling})
+    written = {"max_new_tokens": request.max_new_tokens, "beams": request.beams}
+    decoding = Decoding.model_validate(written | sampling)
     tokens = subject_of(artifact, "cpu").generate([prompt], decoding, request.seed)[0]
     yield tokenizer.decode(tokens, skip_special_tokens=True)

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from compress.artifact import Artifact
 from compress.data import ModelInterface
 from compress.onnx.runtime import decoding_settings
-from compress.onnx.sampling import end_tokens
+from compress.onnx.sampling import as_tokens
 from compress.schema import Strict
 
 
@@ -37,8 +37,15 @@ class Decoding(Strict):
         """The seeds to generate with; one where nothing is random."""
         return self.seeds if self.do_sample else self.seeds[:1]
 
+    def options(self) -> dict[str, Any]:
+        """The settings that take part, named as ``generate`` of either runtime names them."""
+        found = self.model_dump(include={"max_new_tokens", "do_sample"})
+        if self.do_sample:
+            return found | self.model_dump(include={"temperature", "top_k", "top_p"})
+        return found | ({"num_beams": self.beams, "length_penalty": self.length_penalty} if self.beams > 1 else {})
+
     def conditions(self) -> dict[str, Any]:
-        """The settings that take part."""
+        """The settings that take part, as a recipe names them."""
         if self.do_sample:
             return self.model_dump(exclude={"beams", "length_penalty"})
         penalty = {"length_penalty"} if self.beams > 1 else set()
@@ -47,18 +54,14 @@ class Decoding(Strict):
 
 def ends_of(artifact: Artifact, tokenizer: Any) -> list[int]:
     """Where a row ends: at what the directory's generation settings or its tokenizer call an end, in either runtime."""
-    own = end_tokens(decoding_settings(artifact.path).get("eos_token_id"))
-    return list(dict.fromkeys([*own, *end_tokens(getattr(tokenizer, "eos_token_id", None))]))
+    own = as_tokens(decoding_settings(artifact.path).get("eos_token_id"))
+    return list(dict.fromkeys([*own, *as_tokens(getattr(tokenizer, "eos_token_id", None))]))
 
 
 def generation_settings(config: Any, tokenizer: Any, ends: Sequence[int], decoding: Decoding) -> GenerationConfig:
     """Spell out ``decoding`` for ``generate``, with the special tokens of the model and nothing else of its own."""
     known = ModelInterface.of(config, tokenizer)
-    chosen: dict[str, Any] = {"max_new_tokens": decoding.max_new_tokens, "do_sample": decoding.do_sample}
-    if decoding.do_sample:
-        chosen |= decoding.model_dump(include={"temperature", "top_k", "top_p"})
-    elif decoding.beams > 1:
-        chosen |= {"num_beams": decoding.beams, "length_penalty": decoding.length_penalty}
+    chosen = decoding.options()
     if known.task == "seq2seq":
         chosen |= {"decoder_start_token_id": known.decoder_start}
         chosen |= {name: getattr(config, name, None) for name in ("forced_bos_token_id", "forced_eos_token_id")}
@@ -78,5 +81,5 @@ def padded(rows: Sequence[list[int]], pad: int, *, left: bool) -> tuple[Tensor, 
 
 def until_end(row: list[int], end: int | Sequence[int] | None) -> list[int]:
     """Return the tokens before the first that is an end token."""
-    ends = end_tokens(end)
+    ends = as_tokens(end)
     return row[: next((at for at, token in enumerate(row) if token in ends), len(row))]

@@ -90,7 +90,6 @@ class OnnxSubject:
             raise ModelError(
                 f"{artifact.path}: the quality of an exported {artifact.manifest.task} model is not measured"
             )
-        self.path = artifact.path
         self.model = Runtime.open(artifact.path)
         tokenizer = artifact.tokenizer()
         self.pad = ModelInterface.of(artifact.config(), tokenizer).pad
@@ -106,9 +105,6 @@ class OnnxSubject:
         return torch.from_numpy(np.asarray(found, dtype=np.float32))
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[list[int]]:
-        if decoding.beams > 1:
-            raise ModelError(f"{self.path}: beams is {decoding.beams}, but an exported model decodes with 1")
         ids, mask = padded(prompts, self.pad, left=True)
-        options = decoding.model_dump(include={"max_new_tokens", "do_sample", "temperature", "top_k", "top_p"})
-        found = self.model.generate(ids.numpy(), mask.numpy(), seed=seed, eos_token_id=self.ends, **options)
+        found = self.model.generate(ids.numpy(), mask.numpy(), seed=seed, eos_token_id=self.ends, **decoding.options())
         return [until_end(row, self.ends) for row in found[:, ids.shape[1] :].tolist()]

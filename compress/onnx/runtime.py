@@ -1,7 +1,7 @@
 """Text generation from an exported directory. A deployed process needs numpy and onnxruntime for it, nothing else.
 
     runtime = Runtime.open("model-onnx", threads=2)
-    tokens = runtime.generate(np.array([[464, 3290]]), max_new_tokens=16)
+    tokens = runtime.generate(np.array([[464, 3290]]), max_new_tokens=16, num_beams=4)
 
 Shapes: B rows, T tokens, V tokens of the vocabulary. Prompts of unequal length are padded on the left, with 0 there in
 ``attention_mask``.
@@ -19,8 +19,10 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from compress.errors import ModelError, UserError
+from compress.onnx.beams import beam_search
 from compress.onnx.names import MODEL_FILE
-from compress.onnx.sampling import Options, choose, end_tokens
+from compress.onnx.rules import Rules
+from compress.onnx.sampling import Options, as_tokens, choose
 from compress.onnx.session import Array, Decoding
 
 _LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.NoSuchFile)
@@ -32,7 +34,7 @@ class Runtime:
     def __init__(self, session: ort.InferenceSession, settings: dict[str, Any]) -> None:
         self._session = session
         self._context: int = settings["context"]
-        self._ends = end_tokens(settings.get("eos_token_id"))
+        self._ends = as_tokens(settings.get("eos_token_id"))
         self._pad: int | None = settings.get("pad_token_id")
 
     @classmethod
@@ -65,31 +67,60 @@ class Runtime:
     def generate(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Array:
         """Continue prompts: [B, T] -> [B, T + new] int64; ``options`` are those of :class:`Options`.
 
-        Stops when every row has ended; a row that ended earlier is filled with padding. Raises UserError for a prompt
-        that is empty, ends in padding, or leaves too little of the context.
+        Stops when every row has ended; a row that ended earlier is filled with padding. Raises UserError for an option
+        that is out of range, and for a prompt that is empty, ends in padding, or leaves too little of the context.
         """
-        tokens = list(self.stream(input_ids, attention_mask, **options))
-        return np.concatenate([input_ids, np.stack(tokens, axis=1)], axis=1)
+        chosen, rules = self._begin(input_ids, attention_mask, options)
+        if chosen.num_beams == 1:
+            tokens = list(self._tokens(input_ids, attention_mask, chosen, rules))
+            return np.concatenate([input_ids, np.stack(tokens, axis=1)], axis=1)
+        decoding = self.start(len(input_ids), rules.longest)
+        logits = decoding.feed(input_ids, attention_mask)[:, -1]
+        found = beam_search(decoding, logits, input_ids, chosen, rules)
+        padded = np.full((len(found), max(map(len, found))), self._padding(rules))
+        for row, text in zip(padded, found, strict=True):
+            row[: len(text)] = text
+        return padded
 
     def stream(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Iterator[Array]:
-        """Continue prompts, yielding the next token of every row, [B], as soon as it is known."""
+        """Continue prompts, yielding the next token of every row, [B], as soon as it is known.
+
+        Raises UserError as ``generate`` does, and for beam search, which knows no token before the last.
+        """
+        chosen, rules = self._begin(input_ids, attention_mask, options)
+        if chosen.num_beams > 1:
+            raise UserError(f"num_beams: {chosen.num_beams} beams know no token before the last; stream with 1")
+        return self._tokens(input_ids, attention_mask, chosen, rules)
+
+    def _begin(self, input_ids: Array, attention_mask: Array | None, options: dict[str, Any]) -> tuple[Options, Rules]:
         chosen = Options(**options)
         _check_prompts(input_ids, attention_mask)
-        batch, length = input_ids.shape
+        length = input_ids.shape[1]
         self._check_length(length, chosen.max_new_tokens)
-        ends = self._ends if chosen.eos_token_id is None else end_tokens(chosen.eos_token_id)
-        pad = self._pad if self._pad is not None else next(iter(ends), 0)
-        generator = np.random.default_rng(chosen.seed)
-        decoding = self.start(batch, length + chosen.max_new_tokens)
-        ended = np.zeros(batch, dtype=bool)
-        logits = decoding.feed(input_ids, attention_mask)
-        for produced in range(1, chosen.max_new_tokens + 1):
-            tokens = np.where(ended, pad, choose(logits[:, -1], chosen, generator))
-            ended |= np.isin(tokens, ends)
+        ends = self._ends if chosen.eos_token_id is None else as_tokens(chosen.eos_token_id)
+        return chosen, Rules.of(chosen, length, ends, self._session.get_outputs()[0].shape[-1])
+
+    def _tokens(
+        self, input_ids: Array, attention_mask: Array | None, options: Options, rules: Rules
+    ) -> Iterator[Array]:
+        generator = np.random.default_rng(options.seed)
+        text = np.empty((len(input_ids), rules.longest), np.int64)
+        text[:, : rules.start] = input_ids
+        ended = np.zeros(len(input_ids), dtype=bool)
+        decoding = self.start(*text.shape)
+        logits = decoding.feed(input_ids, attention_mask)[:, -1]
+        for length in range(rules.start, rules.longest):
+            rules.apply(logits, text[:, :length])
+            tokens = np.where(ended, self._padding(rules), choose(logits, options, generator))
+            text[:, length] = tokens
+            ended |= rules.ended(tokens)
             yield tokens
-            if ended.all() or produced == chosen.max_new_tokens:
+            if ended.all() or length + 1 == rules.longest:
                 return
-            logits = decoding.feed(tokens[:, None])
+            logits = decoding.feed(tokens[:, None])[:, -1]
+
+    def _padding(self, rules: Rules) -> int:
+        return self._pad if self._pad is not None else int(next(iter(rules.ends), 0))
 
     def _check_length(self, length: int, new: int) -> None:
         if length + new > self._context:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral
+from typing import Any, Literal
 
 import numpy as np
 
 from compress.errors import UserError
 
 Array = np.ndarray[Any, Any]
+MOST_PENALTY = 50
+"""Beyond it, lengths to this power leave the range of float64."""
+_LEAST = {"max_new_tokens": 1, "top_k": 0, "seed": 0, "num_beams": 1, "no_repeat_ngram_size": 0, "min_length": 0}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of generation. The defaults are greedy decoding; ``do_sample`` draws from the distribution that
-    ``temperature``, then ``top_k`` (0: off), then ``top_p`` (1: off) leave, with a generator started at ``seed``.
+    """Options of generation; they mean what they mean to ``generate`` of transformers. The defaults decode greedily.
 
-    ``eos_token_id``, or any of several, ends a row; None takes the model's own, and a negative number never ends one.
+    ``do_sample`` draws from the distribution that ``temperature``, then ``top_k`` (0: off), then ``top_p`` (1: off)
+    leave, with a generator started at ``seed``. ``num_beams`` above 1 is beam search, which ``length_penalty`` and
+    ``early_stopping`` steer (see :mod:`compress.onnx.beams`).
+
+    ``eos_token_id``, one or several, ends a row; None takes the model's own, and a negative number never ends one.
+    ``min_length`` counts the prompt, ``min_new_tokens``, which goes first, does not.
     """
 
     max_new_tokens: int = 20
@@ -28,21 +36,38 @@ class Options:
     top_p: float = 1.0
     seed: int = 0
     eos_token_id: int | Sequence[int] | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    no_repeat_ngram_size: int = 0
+    min_length: int = 0
+    min_new_tokens: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        for name, valid, allowed in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-        ):
-            if not valid:
-                raise UserError(f"{name}: {getattr(self, name)} is not {allowed}")
+        for name, least in (_LEAST if self.min_new_tokens is None else _LEAST | {"min_new_tokens": 0}).items():
+            value = getattr(self, name)
+            whole = isinstance(value, Integral) and int(value) >= least
+            self._require(name, whole, f"a whole number of at least {least}")
+        for name in ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id"):
+            tokens = as_tokens(getattr(self, name))
+            self._require(name, all(isinstance(token, Integral) for token in tokens), "a token's number, or several")
+        self._require("temperature", self.temperature > 0, "above 0")
+        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+        self._require("length_penalty", abs(self.length_penalty) <= MOST_PENALTY, f"between ±{MOST_PENALTY}")
+        known = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
+        self._require("early_stopping", known, "True, False or 'never'")
+        self._require("num_beams", self.num_beams == 1 or not self.do_sample, "1, which do_sample goes with")
+
+    def _require(self, name: str, valid: bool, allowed: str) -> None:
+        if not valid:
+            raise UserError(f"{name}: {getattr(self, name)!r} is not {allowed}")
 
 
-def end_tokens(given: int | Sequence[int] | None) -> list[int]:
-    """The tokens that end a row, of which a config may give one, several or none."""
-    return [] if given is None else [given] if isinstance(given, int) else list(given)
+def as_tokens(value: int | Sequence[int] | None) -> list[int]:
+    """A token, several or none, as a list."""
+    return [] if value is None else list(value) if isinstance(value, Sequence) else [value]
 
 
 def choose(logits: Array, options: Options, generator: np.random.Generator) -> Array:

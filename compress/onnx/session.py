@@ -20,15 +20,23 @@ class _Cache(Protocol):
 
     def keep(self, binding: ort.IOBinding) -> None: ...
 
+    def reorder(self, rows: Array, length: int) -> None: ...
+
 
 class _InPlaceCache:
-    """One buffer a tensor, bound as past and as present: a step writes its position and copies nothing."""
+    """One buffer a tensor, bound as past and as present: a step writes its position and copies nothing.
+
+    Rows that were copied from one row share what it held: a position is copied again only where it was written since by
+    another one. ``_writers`` [B, capacity] says for each position which row wrote it, as rows stood then.
+    """
 
     def __init__(self, session: ort.InferenceSession, batch: int, capacity: int) -> None:
         self._buffers = [
             (past.name, present.name, np.zeros((batch, past.shape[1], capacity, past.shape[3]), np.float32))
             for past, present in _cache_tensors(session)
         ]
+        self._writers = np.zeros((batch, capacity), np.int32)
+        self._reordered_at = 0
 
     def bind(self, binding: ort.IOBinding, rows: slice) -> None:
         for past, present, buffer in self._buffers:
@@ -37,6 +45,19 @@ class _InPlaceCache:
 
     def keep(self, binding: ort.IOBinding) -> None:
         """The buffers already hold what was computed."""
+
+    def reorder(self, rows: Array, length: int) -> None:
+        self._writers[:, self._reordered_at : length] = np.arange(len(self._writers))[:, None]
+        before, self._writers, self._reordered_at = self._writers, self._writers[rows], length
+        if len(rows) > len(before):
+            self._buffers = [(past, present, _spread(buffer, rows, length)) for past, present, buffer in self._buffers]
+            return
+        moved = np.flatnonzero(rows != np.arange(len(rows)))
+        differs = (self._writers[moved, :length] != before[moved, :length]).any(0)
+        start = int(differs.argmax()) if differs.any() else length
+        for _, _, buffer in self._buffers:
+            buffer[moved, :, start:length] = buffer[rows[moved], :, start:length]
+        self._buffers = [(past, present, buffer[: len(rows)]) for past, present, buffer in self._buffers]
 
 
 class _GrowingCache:
@@ -55,6 +76,9 @@ class _GrowingCache:
 
     def keep(self, binding: ort.IOBinding) -> None:
         self._values = binding.get_outputs()[: len(self._names)]  # in the order of their first binding, logits last
+
+    def reorder(self, rows: Array, length: int) -> None:
+        self._values = [ort.OrtValue.ortvalue_from_numpy(value.numpy()[rows]) for value in self._values]
 
 
 class Decoding:
@@ -76,7 +100,7 @@ class Decoding:
     def feed(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
         """Append tokens [B, S] (mask 0: padding) and return their logits [B, S, V].
 
-        The array belongs to this object: the next call may overwrite it.
+        The array belongs to this object: the next call may overwrite it, as the caller may.
         """
         batch, new = input_ids.shape
         past, total = self._length, self._length + new
@@ -94,6 +118,14 @@ class Decoding:
         else:
             self._run(self._binding, slice(None), input_ids, positions)
         return self._logits
+
+    def reorder(self, rows: Array) -> None:
+        """Go on with these rows, in this order: a row may be named several times, or not at all."""
+        if np.array_equal(rows, np.arange(len(self._mask))):
+            return
+        self._cache.reorder(rows, self._length)
+        self._cache.bind(self._binding, slice(None))
+        self._mask = self._mask[rows]
 
     def _run(self, binding: ort.IOBinding, rows: slice, input_ids: Array, positions: Array) -> None:
         tokens = {"input_ids": input_ids, "attention_mask": self._mask[:, : self._length], "position_ids": positions}
@@ -121,6 +153,13 @@ def _cache_tensors(session: ort.InferenceSession) -> list[tuple[ort.NodeArg, ort
     pasts = [tensor for tensor in session.get_inputs() if tensor.name.startswith("past_key_values.")]
     presents = [tensor for tensor in session.get_outputs() if tensor.name.startswith("present.")]
     return list(zip(pasts, presents, strict=True))
+
+
+def _spread(buffer: Array, rows: Array, length: int) -> Array:
+    """A new buffer of more rows, filled up to a length."""
+    found = np.zeros((len(rows), *buffer.shape[1:]), buffer.dtype)
+    found[:, :, :length] = buffer[rows, :, :length]
+    return found
 
 
 def _array_of_shape(array: Array, shape: tuple[int, ...]) -> Array:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from compress.artifact import Artifact, adopt
 from compress.data import Data
-from compress.errors import DataError, ModelError, RecipeError
+from compress.errors import DataError, RecipeError
 from compress.functional.divergence import forward_kl
 from compress.measure.decoding import Decoding, ends_of, padded, until_end
 from compress.measure.quality import Quality
@@ -178,11 +178,24 @@ def test_what_cannot_be_measured_is_told(
         measured(Quality.model_validate(written), {"base": gpt2}, opened)
 
 
-def test_beams_of_an_exported_model_are_refused(gpt2_onnx: Artifact, folder: Path) -> None:
-    data = data_of(gpt2_onnx, folder, test=PROMPTS)
-    quality = Quality.model_validate({"metric": "bleu", "decoding": {"beams": 2, "max_new_tokens": 4}})
-    with pytest.raises(ModelError, match="beams is 2, but an exported model decodes with 1"):
-        measured(quality, {"onnx": gpt2_onnx}, data)
+def test_beams_of_an_exported_model_give_torch_s_text(gpt2: Artifact, gpt2_onnx: Artifact, folder: Path) -> None:
+    data = data_of(gpt2, folder, test=PROMPTS)
+    texts = []
+    for beams in (1, 3):
+        quality = Quality.model_validate({"metric": "bleu", "decoding": {"beams": beams, "max_new_tokens": 12}})
+        found = measured(quality, {"base": gpt2, "onnx": gpt2_onnx}, data)
+        samples = [found[name]["quality"]["samples"] for name in ("base", "onnx")]
+        assert samples[0] == samples[1]
+        texts.append(samples[1])
+    assert texts[0] != texts[1]
+
+
+def test_both_runtimes_are_told_the_settings_that_take_part() -> None:
+    common = {"max_new_tokens": 64, "do_sample": False}
+    assert Decoding().options() == Decoding(length_penalty=2.0).options() == common
+    assert Decoding(beams=3, length_penalty=2.0).options() == common | {"num_beams": 3, "length_penalty": 2.0}
+    drawn = {"do_sample": True, "temperature": 0.5, "top_k": 7, "top_p": 0.9}
+    assert Decoding(beams=3, **drawn).options() == {"max_new_tokens": 64} | drawn
 
 
 def test_references_must_exist_and_share_the_vocabulary(gpt2: Artifact, bart: Artifact, folder: Path) -> None:

@@ -40,6 +40,85 @@ def test_greedy_text_equals_torch(exported: Callable[..., Any], shape: dict[str,
     assert got.tolist() == expected.tolist()
 
 
+STOCK_OPTIONS: list[dict[str, Any]] = [
+    {"num_beams": 2},
+    {"num_beams": 4, "length_penalty": 0.0, "early_stopping": True, "no_repeat_ngram_size": 2},
+    {"num_beams": 5, "length_penalty": 2.0, "early_stopping": "never", "min_new_tokens": 6, "forced_eos_token_id": 9},
+    {"num_beams": 4, "length_penalty": -1.0, "no_repeat_ngram_size": 3, "min_length": 11},
+    {"no_repeat_ngram_size": 2, "min_new_tokens": 9, "forced_eos_token_id": 9},  # greedy
+]
+
+
+@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("seed", range(3))
+def test_text_equals_that_of_the_stock_library(exported: Callable[..., Any], shape: dict[str, int], seed: int) -> None:
+    found = exported(**shape, vocab=60 + 13 * seed, seed=seed)
+    ids, mask = left_padded(3, 7, 60)
+    with torch.no_grad():
+        likely = found.model(torch.from_numpy(ids)).logits[:, -1].mean(0).argsort(descending=True)
+    special = {"eos_token_id": likely[3:6].tolist(), "pad_token_id": int(likely[-1])}
+    (found.directory / "generation_config.json").write_text(json.dumps(special))
+    runtime = Runtime.open(found.directory, threads=1)
+    widths = set()
+    for options in STOCK_OPTIONS:
+        expected = found.model.generate(
+            torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), max_new_tokens=18, do_sample=False,
+            **special, **options,
+        )  # fmt: skip
+        got = runtime.generate(ids, mask, max_new_tokens=18, **options)
+        assert got.tolist() == expected.tolist(), options
+        widths |= set((got != special["pad_token_id"]).sum(1).tolist())
+    assert len(widths) > 3  # texts that end early and late
+
+
+@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_chosen_anew_go_on_with_their_own_past(
+    exported: Callable[..., Any], shape: dict[str, int], seed: int
+) -> None:
+    runtime = Runtime.open(exported(**shape).directory, threads=1)
+    generator = np.random.default_rng(seed)
+    tokens, mask = left_padded(2, 4)
+    decoding = runtime.start(2, 40)
+    logits = decoding.feed(tokens, mask)
+    for _ in range(12):
+        np.testing.assert_allclose(logits[:, -1], runtime.logits(tokens, mask)[:, -1], atol=1e-5)
+        for _ in range(generator.integers(3)):
+            rows = generator.integers(0, len(tokens), generator.integers(1, 6))
+            decoding.reorder(rows)
+            tokens, mask = tokens[rows], mask[rows]
+        new = generator.integers(0, 67, (len(tokens), generator.integers(1, 3)))
+        logits = decoding.feed(new)
+        tokens, mask = (np.concatenate(pair, axis=1) for pair in ((tokens, new), (mask, np.ones_like(new))))
+
+
+def test_a_copied_row_shares_the_prompt(exported: Callable[..., Any]) -> None:
+    """After rows parted, only what was written since is copied: the prompt's keys and values stay where they are."""
+    runtime = Runtime.open(exported(**IN_PLACE).directory, threads=1)
+    decoding = runtime.start(1, 12)
+    decoding.feed(np.array([[3, 4, 5, 6]]))
+    decoding.reorder(np.array([0, 0, 0]))
+    decoding.feed(np.array([[7], [8], [9]]))
+    buffers = [buffer for _, _, buffer in decoding._cache._buffers]
+    for row in range(3):
+        for buffer in buffers:
+            buffer[row, :, :4] = row  # so that a copy of it would show
+    decoding.reorder(np.array([2, 1, 1]))
+    assert all((buffer[row, :, :4] == row).all() for buffer in buffers for row in range(3))
+    assert all((buffer[2, :, 4] == buffer[1, :, 4]).all() for buffer in buffers)
+
+
+def test_beams_do_not_stream_and_forced_tokens_are_known(exported: Callable[..., Any]) -> None:
+    runtime = Runtime.open(exported().directory, threads=1)
+    ids, _ = left_padded(1, 3)
+    with pytest.raises(UserError, match="num_beams: 4 beams know no token before the last; stream with 1"):
+        runtime.stream(ids, num_beams=4)
+    with pytest.raises(UserError, match="forced_eos_token_id: 67 is not a token of the vocabulary, 0 to 66"):
+        runtime.generate(ids, forced_eos_token_id=67)
+    with pytest.raises(UserError, match="3 tokens of prompt and 62 new ones exceed the context of 64"):
+        runtime.generate(ids, max_new_tokens=62, num_beams=2)
+
+
 @pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
 @pytest.mark.parametrize("pieces", [(9,), (1,) * 9, (4, 3, 1, 1), (2, 7)])
 def test_pieces_give_the_logits_of_the_whole(
@@ -145,10 +224,12 @@ def test_a_deployed_process_imports_neither_torch_nor_transformers(exported: Cal
 import sys
 import numpy as np
 from compress.onnx.runtime import Runtime
-print(Runtime.open(sys.argv[1], threads=1).generate(np.array([[3, 4]]), max_new_tokens=2, eos_token_id=-1).shape)
+runtime = Runtime.open(sys.argv[1], threads=1)
+for beams in (1, 2):
+    print(runtime.generate(np.array([[3, 4]]), max_new_tokens=2, eos_token_id=-1, num_beams=beams).shape)
 print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "onnx", "pydantic", "scipy"}))
 """
     directory = exported().directory
     command = [sys.executable, "-c", script, str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
-    assert done.stdout.splitlines() == ["(1, 4)", "[]"]
+    assert done.stdout.splitlines() == ["(1, 4)", "(1, 4)", "[]"]

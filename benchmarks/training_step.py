@@ -31,7 +31,7 @@ from compress.surgery.quantize import (
 )
 from compress.terms.logits import ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
-from compress.training import Group, TrainConfig, parameter_groups
+from compress.train_config import Group, TrainConfig, parameter_groups
 
 Step = Callable[[], None]
 

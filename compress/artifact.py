@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,12 @@ from typing import Any, Literal
 import pydantic
 import torch
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.errors import ModelError
+from compress.files import publish, sha256
 from compress.models import family_of
 from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve, save_config
 from compress.models.structure import ModelFamily
@@ -31,6 +31,12 @@ from compress.surgery.quantize import QuantizationSpec, restore
 MANIFEST = "artifact.json"
 MASKS = "masks.safetensors"
 QUANTIZED = "quantized.safetensors"
+SETTINGS = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "spiece.model", "chat_template.jinja"),
+)
+"""Files of a stock directory that a result takes over: configs and tokenizer, and nothing else that lies there."""
+_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file")
 NOTES = ("history.jsonl", "details.json")
 """Files a stage may add that tell how it went; hashed, but not part of the digest."""
 
@@ -159,8 +165,11 @@ def adopt(source: str | Path) -> Artifact:
     config = load_config(path)
     family = family_of(config)
     files = _hashes(path)
-    if not any(name.endswith(".safetensors") for name in files):
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if not weights:
         raise ModelError(f"{source}: holds no .safetensors file, and weights are read from nothing else")
+    for name in weights:
+        _require_whole(path, name)
     digest = _digest(path, files)
     sizes = {axis.name: axis.size for axis in family.axes(config)}
     return Artifact(
@@ -178,7 +187,7 @@ def seal(
     kept: Mapping[str, Sequence[int]],
     quantization: QuantizationSpec | None = None,
 ) -> Artifact:
-    """Hash every file of ``directory``, write the manifest last, and rename the directory to ``final``."""
+    """Hash every file of ``directory``, write the manifest last, and give the directory its name ``final``."""
     files = _hashes(directory)
     manifest = Manifest(
         family=parent.manifest.family,
@@ -192,10 +201,8 @@ def seal(
         files=files,
         digest=_digest(directory, files),
     )
-    _write(directory / MANIFEST, manifest.model_dump_json(indent=2))
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(directory, final)
+    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+    publish(directory, final)
     return Artifact(final, manifest)
 
 
@@ -213,15 +220,21 @@ def save_masks(values: Mapping[str, Tensor], out: Path, *, scores: bool) -> None
 
 
 def copy_settings(source: Artifact, out: Path) -> None:
-    """Copy what is neither weights nor notes: configs and tokenizer files."""
+    """Copy the configs and tokenizer files of a stock directory, without the paths that some tools leave in them."""
     out.mkdir(parents=True, exist_ok=True)
     for file in source.path.iterdir():
-        if (
-            file.suffix in {".json", ".txt", ".model", ".jinja"}
-            and file.name not in {MANIFEST, *NOTES}
-            and "index" not in file.name
-        ):
-            shutil.copyfile(file, out / file.name)
+        if file.name not in SETTINGS:
+            continue
+        shutil.copyfile(file, out / file.name)
+        if file.name.endswith("config.json"):
+            _forget_paths(out / file.name)
+
+
+def _forget_paths(file: Path) -> None:
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in settings.items() if name not in _PATHS}
+    if kept != settings:
+        file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def stock_state(model: Any) -> dict[str, Tensor]:
@@ -257,9 +270,17 @@ def _opened(path: Path) -> Artifact:
     for name, digest in manifest.files.items():
         if not (path / name).exists():
             raise ModelError(f"{path}: {name} is missing; the artifact is not whole")
-        if _sha256(path / name) != digest:
+        if sha256(path / name) != digest:
             raise ModelError(f"{path}: {name} is not the file that was sealed")
     return Artifact(path, manifest)
+
+
+def _require_whole(path: Path, name: str) -> None:
+    try:
+        with safe_open(path / name, framework="pt"):
+            """Opening compares the length with what the header says."""
+    except SafetensorError as error:
+        raise ModelError(f"{path}: no readable {name} ({error})") from None
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -273,17 +294,8 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    files = {path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()}
-    return {
-        name.as_posix(): _sha256(path)
-        for name, path in files.items()
-        if name.name != MANIFEST and ".cache" not in name.parts
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of the files in the directory itself: what lies deeper, such as runs that were started there, is no part."""
+    return {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.is_file() and path.name != MANIFEST}
 
 
 def _digest(directory: Path, files: Mapping[str, str]) -> str:
@@ -293,10 +305,3 @@ def _digest(directory: Path, files: Mapping[str, str]) -> str:
         config.pop(volatile, None)
     content["config.json"] = json.dumps(config, sort_keys=True)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

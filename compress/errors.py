@@ -35,3 +35,7 @@ class DivergedError(CompressError):
 
 class ParityError(CompressError):
     """An exported graph that does not compute what the model computes."""
+
+
+class LostError(CompressError):
+    """Another process of the run ended, and this one cannot go on alone."""

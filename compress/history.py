@@ -6,17 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compress.files import write_text
+
 
 class History:
     """Training curves as JSON lines; those past ``keep_until``, the checkpoint resumed from, are dropped."""
 
     def __init__(self, path: Path, keep_until: int) -> None:
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a run that was killed may leave half of one
-        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= keep_until))
+        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+        write_text(path, "".join(line for line in lines if _within(line, keep_until)))
         self.path = path
 
     def write(self, **values: Any) -> None:
         """Append one line."""
         with self.path.open("a") as file:
             file.write(json.dumps(values) + "\n")
+
+
+def _within(line: str, step: int) -> bool:
+    """Whether a line is of a step up to ``step``, and whole: a kill leaves half of one, a loss of power garbage."""
+    try:
+        return bool(line.endswith("\n") and json.loads(line)["step"] <= step)
+    except (ValueError, TypeError, KeyError):
+        return False

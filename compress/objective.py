@@ -9,10 +9,10 @@ each chunk's gradient is formed at once, so that peak memory does not grow with 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compress.functional.chunked import chunked_means
+from compress.models.layout import is_product
 from compress.models.structure import IGNORE, Attention, ModelFamily, Projection
 from compress.schema import Strict
 from compress.surgery.quantize import operands
@@ -28,6 +29,17 @@ Batch = Mapping[str, Tensor]
 """LongTensors ``input_ids``, ``attention_mask``, ``labels`` (and ``decoder_*`` for sequence-to-sequence models).
 
 ``labels[b, t]`` is the token that position t must predict (already aligned); -100 is not scored."""
+
+
+class Outline(Protocol):
+    """What a term may know of a model before any work: its stock config, and the units on each axis."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
 
 
 class LossTerm(Strict):
@@ -40,6 +52,10 @@ class LossTerm(Strict):
     needs_masks: ClassVar[bool] = False
     needs_ancestor: ClassVar[bool] = False
     """True when the term compares unit by unit, so that the teacher must have all units of the student's root."""
+
+    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[str]:
+        """What is wrong for these models that can be seen before any work, each as ``field: what``."""
+        return iter(())
 
 
 class LogitTerm(LossTerm):
@@ -224,7 +240,25 @@ def token_means(terms: Sequence[LogitTerm], student: View, teacher: View | None)
 
     head = operands(student.side.model.get_submodule(student.side.family.head))
     size = chunk_size(student.side, states_ND.device)
-    return chunked_means(sums, size, weights_K, states_ND, head)
+    with head_cast_once(teacher.side) if teacher is not None else nullcontext():
+        return chunked_means(sums, size, weights_K, states_ND, head)
+
+
+@contextmanager
+def head_cast_once(side: Side) -> Iterator[None]:
+    """Hold a frozen head in autocast's dtype inside the block: autocast keeps casts of what trains only."""
+    kind = side.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    head = side.model.get_submodule(side.family.head)
+    frozen = [each for each in head.parameters() if not each.requires_grad] if dtype and is_product(head) else []
+    wide = [parameter.data for parameter in frozen]
+    try:
+        for parameter in frozen:
+            parameter.data = parameter.data.to(dtype)
+        yield
+    finally:
+        for parameter, data in zip(frozen, wide, strict=True):
+            parameter.data = data
 
 
 def nll(side: Side, batch: Batch) -> tuple[float, int]:
@@ -245,9 +279,12 @@ def nll(side: Side, batch: Batch) -> tuple[float, int]:
 
 
 def chunk_size(side: Side, device: torch.device) -> int:
-    """Tokens whose logits are held at once: about 2^22 numbers on a CPU (its cache), 2^26 on a GPU."""
+    """Tokens whose logits are held at once: about 2^22 numbers on a CPU (its cache), 2^26 on a GPU, but 256 at least.
+
+    Each chunk forms a gradient of the head, which few tokens would not be worth.
+    """
     vocabulary = side.model.get_submodule(side.family.head).get_parameter("weight").shape[0]
-    return int(max(16, 2 ** (22 if device.type == "cpu" else 26) // vocabulary))
+    return int(max(256, 2 ** (22 if device.type == "cpu" else 26) // vocabulary))
 
 
 def _logits(side: Side, states: Tensor) -> Tensor:

@@ -58,6 +58,10 @@ class Meter:
             line = f"{self.name} {self.step}/{self.total}  {self.loss}{self.evaluation}  {self.speed}"
             self.console.print(line, highlight=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Say in one line what is not as it should be."""
+        self.console.print(f"{self.name}: {text}", highlight=False, markup=False, soft_wrap=True)
+
     def _draw(self, *, advance: int) -> None:
         text = f"{self.loss}{self.terms}{self.evaluation}  {self.speed}"
         self.bar.update(self.task, advance=advance, text=text)

@@ -44,6 +44,11 @@ class Registry:
                 return point.load()
         raise RecipeError(f"unknown {self.kind} {name!r}. {suggest(name, self.names())}")
 
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """As metadata of a field: a name, or a mapping with the fields of the class that its type names."""
+        known = [handler(self.get(name).__pydantic_core_schema__) for name in self.names()]
+        return {"anyOf": [{"enum": self.names()}, {"required": ["type"], "anyOf": known}]}
+
     def read(self, value: object) -> Any:
         """Validate ``{type: NAME, ...}`` (or a bare ``NAME``) as the class called NAME; for pydantic fields."""
         if isinstance(value, str):

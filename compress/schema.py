@@ -1,12 +1,21 @@
 """The base of everything a user can write in a recipe or find in ``artifact.json``."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from compress.registry import suggest
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Name = TypeVar("Name", bound=str)
+Several = Annotated[tuple[Name, ...], BeforeValidator(_listed), Field(min_length=1)]
+"""One name, or a list of several."""
 
 
 class Strict(BaseModel):
@@ -17,9 +26,27 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
-        known = [field.alias or name for name, field in cls.model_fields.items()]
-        unknown = [key for key in value if key not in known] if isinstance(value, Mapping) else []
-        if unknown:
-            text = f"unknown key {unknown[0]!r}. {suggest(unknown[0], known)}"
-            raise PydanticCustomError("unknown_key", "{text}", {"text": text, "key": unknown[0]})
+        if not isinstance(value, Mapping):
+            return value
+        known = {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
+        for key, given in value.items():
+            if key not in known:
+                text = f"unknown key {key!r}. {suggest(key, known)}"
+                raise PydanticCustomError("unknown_key", "{text}", {"text": text, "key": key})
+            if isinstance(given, bool) and not {bool, Any} & _kinds(known[key]) and {int, float} & _kinds(known[key]):
+                text = f"{key} is {str(given).lower()}; give a number"  # it would be read as 0 or 1
+                raise PydanticCustomError("unknown_key", "{text}", {"text": text, "key": key})
         return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Every type that takes part in an annotation."""
+    return {annotation}.union(*map(_kinds, get_args(annotation))) if _hashable(annotation) else set()
+
+
+def _hashable(annotation: Any) -> bool:
+    try:
+        hash(annotation)
+    except TypeError:
+        return False
+    return True

@@ -7,82 +7,24 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from pydantic import Field, field_validator, model_validator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from compress import collective, processes
 from compress.checkpoint import Checkpoints, Progress
 from compress.data import Split
 from compress.errors import DataError, DivergedError, NothingDoneError
 from compress.history import History
 from compress.interrupt import Interrupt
 from compress.models.structure import IGNORE
-from compress.objective import Objective, nll
+from compress.objective import Batch, Objective, nll
 from compress.progress import Meter
-from compress.registry import suggest
-from compress.schema import Strict
 from compress.surgery.quantize import prepared
-
-Group = Literal["weights", "masks", "scales", "projections"]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class TrainConfig(Strict):
-    """How a stage trains. Give ``steps`` or ``epochs``; a step updates on ``batch`` x ``accumulate`` sequences."""
-
-    steps: int | None = Field(None, ge=0)
-    epochs: float | None = Field(None, gt=0)
-    batch: int = Field(16, ge=1)
-    accumulate: int = Field(1, ge=1)
-    lr: float = Field(1e-4, ge=0)
-    mask_lr: float = Field(1e-2, ge=0)
-    scale_lr: float = Field(2e-4, ge=0)
-    projection_lr: float = Field(1e-3, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises linearly from zero."""
-    clip: float | None = Field(1.0, gt=0)
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of matrix products under autocast; parameters, losses and evaluation stay float32."""
-    dropout: float | None = Field(None, ge=0, lt=1)
-    """Of the student while it trains; without it, what its config says."""
-    eval_every: int | None = Field(None, ge=1)
-    """Steps between evaluations; without it, ten times in a stage."""
-    keep: Literal["best", "last"] = "best"
-    """Which weights the stage hands on: the best on ``data.eval`` (the last where there is none), or the last."""
-    checkpoint_every: int | None = Field(None, ge=1)
-    """Steps between checkpoints; without it, with each evaluation."""
-    trackers: tuple[str, ...] = ()
-    """Names that Accelerate knows, such as ``tensorboard`` or ``wandb``; each must be installed."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> TrainConfig:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs")
-        return self
-
-    @field_validator("trackers")
-    @classmethod
-    def _installed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        installed = [tracker.value for tracker in get_available_trackers()]
-        for name in names:
-            if name not in installed:
-                raise ValueError(f"{name!r} is not installed. {suggest(name, installed)}")
-        return names
-
-    def total(self, rows: int) -> int:
-        """Updates in all for a split of ``rows`` sequences."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return max(1, round(self.epochs * rows / (self.batch * self.accumulate)))
+from compress.train_config import Group, TrainConfig, lr_factor, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -106,33 +48,6 @@ class Trained:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def lr_factor(step: int, total: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at update ``step`` (from 0): linear warm-up, then the schedule down to 0."""
-    warmup = round(config.warmup * total)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(total - warmup, 1)
-    return {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[config.schedule]
-
-
-def parameter_groups(groups: Mapping[Group, Sequence[nn.Parameter]], config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW groups: own learning rates; decay on weight matrices alone (never on masks, scales, biases or norms)."""
-    rates = {
-        "weights": config.lr,
-        "masks": config.mask_lr,
-        "scales": config.scale_lr,
-        "projections": config.projection_lr,
-    }
-    built = []
-    for name, parameters in groups.items():
-        for decayed in (True, False):
-            chosen = [p for p in parameters if p.requires_grad and (name == "weights" and p.ndim > 1) == decayed]
-            if chosen:
-                decay = config.weight_decay if decayed else 0.0
-                built.append({"params": chosen, "lr": rates[name], "peak": rates[name], "weight_decay": decay})
-    return built
-
-
 def train(
     objective: Objective,
     groups: Mapping[Group, Sequence[nn.Parameter]],
@@ -145,6 +60,9 @@ def train(
 
     Writes ``history.jsonl`` into ``place.out`` and checkpoints beside it; a run that was interrupted continues from the
     last checkpoint and ends bit for bit where a straight run ends (same machine, same number of threads).
+
+    The processes of a run share each batch and take the step that one process would take on the whole of it.
+    Checkpoints are those of the main process, and so are the numbers in every ``history.jsonl``.
     """
     if not len(data):
         raise DataError("data.train has no rows to train on")
@@ -173,39 +91,47 @@ class _Loop:
         self.total = config.total(len(self.data))
         self.eval_every = config.eval_every or max(1, self.total // 10)
         self.save_every = config.checkpoint_every or self.eval_every
-        self.checkpoints = Checkpoints(place.out / "checkpoints")
+        collective.join(place.device)
+        self.checkpoints = Checkpoints(Path(collective.told(str(place.out))) / "checkpoints")
         self.accelerator = Accelerator(
             cpu=place.device == "cpu",
+            mixed_precision="no",  # the recipe says it, not the launcher
             log_with=list(config.trackers) or None,
             project_dir=place.out.parent / "trackers" if config.trackers else None,
+            # every update runs the same graph, in which terms may leave parameters unused
+            kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
         )
         self.adam = torch.optim.AdamW(built, betas=config.betas, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(self.objective, self.adam)
 
     def run(self) -> Trained:
-        torch.manual_seed(self.place.seed)
+        torch.manual_seed(self.place.seed + processes.rank())
         if self.config.trackers:
             self.accelerator.init_trackers(self.place.name)
-        self.progress = self.checkpoints.restore(self.objective, self.adam) or Progress()
+        torn: list[str] = []
+        best = self.config.keep == "best"
+        found = self.checkpoints.restore(self.objective, self.adam, best=best, tell=torn.append)
+        self.progress = found or Progress()
         self.history = History(self.place.out / "history.jsonl", keep_until=self.progress.step)
         self.meter = Meter(
             self.place.name,
             self.total,
             self.progress.step,
-            shown=self.place.bar and self.accelerator.is_main_process,
+            shown=self.place.bar and processes.is_main(),
         )
+        for text in torn:
+            self.meter.warn(f"{text}; training goes on from step {self.progress.step}")
         batches = self._batches()
         with Interrupt() as interrupt, self.meter:
             while self.progress.step < self.total:
                 self._step(batches)
-                if self.accelerator.is_main_process:
-                    self._milestones()
-                if interrupt.asked:
+                self._milestones()
+                if _anywhere(interrupt.asked):
                     self._save()
                     raise KeyboardInterrupt
         return self._finish()
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self) -> Iterator[Batch]:
         loader = self.data.loader(
             self.config.batch,
             seed=self.place.seed,
@@ -213,38 +139,50 @@ class _Loop:
             start=self.progress.step * self.config.accumulate,
             steps=self.total * self.config.accumulate,
         )
-        return iter(self.accelerator.prepare(loader))
+        return iter(loader)
 
-    def _step(self, batches: Iterator[Any]) -> None:
+    def _step(self, batches: Iterator[Batch]) -> None:
         factor = lr_factor(self.progress.step, self.total, self.config)
         for group in self.adam.param_groups:
             group["lr"] = group["peak"] * factor
         began = time.perf_counter()
         means, tokens = self._gradients(batches)
         if self.config.clip is not None:
-            self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+            norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+            self._require_finite("gradient norm", float(norm or 0.0))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        rate = tokens * self.accelerator.num_processes / (time.perf_counter() - began)
-        self._tell(means, self.config.lr * factor, rate)
+        self._tell(means, self.config.lr * factor, tokens / (time.perf_counter() - began))
 
-    def _gradients(self, batches: Iterator[Any]) -> tuple[dict[str, float], int]:
+    def _gradients(self, batches: Iterator[Batch]) -> tuple[dict[str, float], int]:
         """Form the gradient of one update; return the means of ``loss`` and of each term, and the tokens scored."""
-        parts = self.config.accumulate
         means: dict[str, float] = defaultdict(float)
-        tokens = 0
+        parts = [next(batches) for _ in range(self.config.accumulate)]
+        scored = sum(int((part["labels"] != IGNORE).sum()) for part in parts)
+        if not scored:
+            raise DataError(f"{self.place.name}: the batch of step {self.progress.step + 1} has no token to score")
         self.model.train()
-        for _ in range(parts):
-            batch = next(batches)
+        for part in parts:
+            batch, weight = self._share(part, scored)
             with prepared(self.objective.student, self.objective.autocast):
                 total, terms = self.model(batch)
-                self._finite(total, terms)
-                self.accelerator.backward(total / parts)
-            tokens += int((batch["labels"] != IGNORE).sum())
-            for name, value in {"loss": total, **terms}.items():
-                means[name] += value.item() / parts
-        return means, tokens
+                values = _means({"loss": total, **terms}, weight)
+                self._finite(values)
+                self.accelerator.backward(total * weight)
+            for name, value in values.items():
+                means[name] += value
+        return means, scored
+
+    def _share(self, batch: Batch, scored: int) -> tuple[dict[str, Tensor], float]:
+        """This process's rows of a batch, and what their mean loss weighs in the mean over processes.
+
+        The weights of an update's batches and processes make the sum the mean over its ``scored`` tokens, however these
+        are spread over rows.
+        """
+        mine = processes.share(len(batch["labels"]))
+        rows = {name: tensor[mine].to(self.accelerator.device) for name, tensor in batch.items()}
+        return rows, int((batch["labels"][mine] != IGNORE).sum()) * processes.count() / scored
 
     def _tell(self, means: Mapping[str, float], lr: float, rate: float) -> None:
         step, loss = self.progress.step, means["loss"]
@@ -258,6 +196,8 @@ class _Loop:
         step, last = self.progress.step, self.progress.step == self.total
         if self.evaluate is not None and (step % self.eval_every == 0 or last):
             value = self._evaluated()
+            self._require_finite("loss on data.eval", value, self.progress.step)
+            self.progress.last_nll = value
             self.history.write(step=step, eval_nll=value)
             self.meter.evaluated(value)
             if self.progress.best_nll is None or value < self.progress.best_nll:
@@ -271,41 +211,63 @@ class _Loop:
         assert self.evaluate is not None
         self.objective.eval()
         side = self.objective.sides[0]
-        totals = [0.0, 0]
+        totals = [0.0, 0.0]
         dtype = self.objective.autocast
         with (
             torch.no_grad(),
             prepared(side.model, dtype),
             torch.autocast(side.device.type, dtype, enabled=dtype is not None),
         ):
-            for batch in self.evaluate.loader(self.config.batch):
+            for batch in islice(self.evaluate.loader(self.config.batch), processes.rank(), None, processes.count()):
                 value, count = nll(side, {name: tensor.to(side.device) for name, tensor in batch.items()})
                 totals[0] += value
                 totals[1] += count
-        if not totals[1]:
+        total, tokens = _mean(totals)
+        if not tokens:
             raise DataError("data.eval has no scored tokens")
-        return totals[0] / totals[1]
+        return total / tokens
 
-    def _finite(self, total: Tensor, terms: Mapping[str, Tensor]) -> None:
-        if math.isfinite(total.item()):
+    def _finite(self, values: Mapping[str, float]) -> None:
+        terms = (name for name, value in values.items() if name != "loss" and not math.isfinite(value))
+        self._require_finite("loss", values["loss"], term=next(terms, "the sum"))
+
+    def _require_finite(self, what: str, value: float, step: int | None = None, *, term: str = "") -> None:
+        """Stop before a step that cannot be taken back is kept; ``step`` is the one that is being taken by default."""
+        if math.isfinite(value):
             return
-        broken = next((name for name, value in terms.items() if not math.isfinite(value.item())), "the sum")
         last = self.checkpoints.latest()
         where = f"the last good checkpoint is {last}" if last else "no checkpoint was written before"
         raise DivergedError(
-            f"{self.place.name}: loss is {total.item()} at step {self.progress.step + 1} (term {broken}); {where}; "
-            f"try a lower lr than {self.config.lr:g}"
+            f"{self.place.name}: {what} is {value} at step {step or self.progress.step + 1}"
+            f"{f' (term {term})' if term else ''}; {where}; try a lower lr than {self.config.lr:g}"
         )
 
     def _save(self) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters):
+            self._require_finite("a parameter", math.nan, self.progress.step)
         self.checkpoints.save(self.objective, self.adam, self.progress)
 
     def _finish(self) -> Trained:
-        self.accelerator.wait_for_everyone()
-        if self.config.trackers:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training would disconnect the processes as well
+            tracker.finish()
         if self.config.keep == "best" and self.progress.best_step is not None:
             self.checkpoints.restore_best(self.objective)
         self.objective.eval()
-        metrics = {} if self.progress.best_nll is None else {"eval_nll": self.progress.best_nll}
-        return Trained(self.total, self.progress.best_step, self.progress.best_nll, metrics)
+        progress = self.progress
+        handed_on = progress.best_nll if self.config.keep == "best" else progress.last_nll
+        metrics = {} if handed_on is None else {"eval_nll": handed_on}
+        return Trained(self.total, progress.best_step, progress.best_nll, metrics)
+
+
+def _mean(values: Sequence[float]) -> list[float]:
+    """Each value's mean over the processes."""
+    means: list[float] = collective.mean(torch.tensor(values, dtype=torch.float64)).tolist()
+    return means
+
+
+def _means(values: Mapping[str, Tensor], weight: float) -> dict[str, float]:
+    return dict(zip(values, _mean([value.item() * weight for value in values.values()]), strict=True))
+
+
+def _anywhere(flag: bool) -> bool:
+    return _mean([float(flag)])[0] > 0

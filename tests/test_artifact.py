@@ -119,7 +119,7 @@ def test_nothing_there_and_no_model_there(tmp_path: Path) -> None:
 def test_weights_that_are_no_weights_are_refused(base: Artifact) -> None:
     (base.path / "model.safetensors").write_bytes(b"not a tensor file")
     with pytest.raises(ModelError, match=r"no readable model\.safetensors"):
-        adopt(base.path).model()
+        adopt(base.path)
 
 
 # -- digest
@@ -194,11 +194,33 @@ def test_sealing_that_fails_leaves_no_result(tmp_path: Path, base: Artifact, mon
 def test_the_manifest_is_written_last(tmp_path: Path, base: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever copies the directory while it is sealed sees no manifest before every file is there."""
     seen: list[set[str]] = []
-    fsync = os.fsync
+    write_text = Path.write_text
     directory = tmp_path / ".partial-made"
-    monkeypatch.setattr(os, "fsync", lambda f: (seen.append({p.name for p in directory.iterdir()}), fsync(f)))
-    sealed(base, base.model(), tmp_path / "made")
-    assert seen[-1] >= {"config.json", "model.safetensors", MANIFEST}
+
+    def written(path: Path, *arguments: Any, **options: Any) -> int:
+        seen.append({each.name for each in directory.iterdir()} | {path.name})
+        return write_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", written)
+    final = sealed(base, base.model(), tmp_path / "made").path
+    assert seen[-1] == {path.name for path in final.iterdir()} >= {"config.json", "model.safetensors", MANIFEST}
+    assert not any(MANIFEST in names for names in seen[:-1])
+
+
+def test_an_artifact_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, base: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    fsync, replace, final = os.fsync, os.replace, tmp_path / "made"
+    monkeypatch.setattr(os, "fsync", lambda f: (synced.add(Path(os.readlink(f"/proc/self/fd/{f}")).name), fsync(f)))
+
+    def renamed(source: Path, target: Path) -> None:
+        assert synced == {source.name, *(path.name for path in source.iterdir())}
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    sealed(base, base.model(), final)
+    assert tmp_path.name in synced and adopt(final)
 
 
 def test_a_stale_result_is_replaced(tmp_path: Path, base: Artifact) -> None:
@@ -350,3 +372,22 @@ def test_weights_in_several_files_open(tmp_path: Path, base: Artifact, tiny_inpu
     with safe_open(made.path / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert torch.equal(logits(made.model(), inputs), logits(model, inputs))
+
+
+def test_paths_and_strangers_stay_behind(tmp_path: Path, base: Artifact) -> None:
+    secret = "/home/someone/models/x"
+    config = json.loads((base.path / "config.json").read_text()) | {"_name_or_path": secret}
+    (base.path / "config.json").write_text(json.dumps(config))
+    (base.path / "tokenizer_config.json").write_text(json.dumps({"name_or_path": secret, "model_max_length": 9}))
+    (base.path / "notes.txt").write_text("private")
+    copy_settings(base, tmp_path / "out")
+    texts = {file.name: file.read_text() for file in (tmp_path / "out").iterdir()}
+    assert "notes.txt" not in texts
+    assert json.loads(texts["tokenizer_config.json"]) == {"model_max_length": 9}
+    assert not any("someone" in text for text in texts.values())
+
+
+def test_what_lies_in_directories_below_is_no_part_of_a_model(tmp_path: Path, base: Artifact) -> None:
+    (base.path / "runs").mkdir()
+    (base.path / "runs" / "other.safetensors").write_bytes(b"x" * 100)
+    assert adopt(base.path).manifest == base.manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,87 @@ def test_a_checkpoint_that_was_cut_short_is_not_found(tmp_path: Path, monkeypatc
     assert checkpoints.latest() == tmp_path / "step-00000001"
     checkpoints.save(model, optimizer, Progress(step=2))
     assert checkpoints.latest() == tmp_path / "step-00000002"
+
+
+FILES = ["model.safetensors", "optimizer.safetensors", "random.safetensors", "progress.json"]
+
+
+def _two(directory: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Checkpoints, nn.Module, torch.optim.Optimizer]:
+    """Checkpoints of the steps 1 and 2, as when the power goes before the older one is dropped."""
+    model = _model()
+    optimizer, checkpoints = _optimizer(model), Checkpoints(directory)
+    _step(model, optimizer)
+    checkpoints.save(model, optimizer, Progress(step=1))
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        checkpoints.save(model, optimizer, Progress(step=2))
+    return checkpoints, model, optimizer
+
+
+def _tear(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "zeros": bytes(len(content))}[how])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["cut", "empty", "zeros", "gone"])
+def test_a_torn_checkpoint_gives_way_to_the_one_before(
+    name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, model, optimizer = _two(tmp_path, monkeypatch)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000001", "step-00000002"]
+    _tear(tmp_path / "step-00000002" / name, how)
+    told: list[str] = []
+    assert checkpoints.restore(model, optimizer, tell=told.append) == Progress(step=1)
+    assert len(told) == 1 and "\n" not in told[0]
+    assert told[0].startswith(f"{tmp_path / 'step-00000002'} cannot be read ({name}: ")
+    assert checkpoints.latest() == tmp_path / "step-00000001"
+
+
+def test_without_a_whole_checkpoint_training_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, model, optimizer = _two(tmp_path, monkeypatch)
+    for path in tmp_path.iterdir():
+        _tear(path / "progress.json", "cut")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    told: list[str] = []
+    assert checkpoints.restore(model, optimizer, tell=told.append) is None
+    assert len(told) == 2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    checkpoints.save(model, optimizer, Progress(step=1))  # an earlier step than the torn ones had
+    assert checkpoints.restore(model, optimizer, tell=told.append) == Progress(step=1)
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_checkpoint_is_worth_nothing_without_its_best_weights(how: str, tmp_path: Path) -> None:
+    model = _model()
+    optimizer, checkpoints = _optimizer(model), Checkpoints(tmp_path)
+    checkpoints.save(model, optimizer, Progress(step=1, best_nll=2.0, best_step=1))
+    checkpoints.keep_best(model)
+    _tear(tmp_path / "best.safetensors", how)
+    told: list[str] = []
+    assert checkpoints.restore(model, optimizer, tell=told.append) and told == []
+    assert checkpoints.restore(model, optimizer, best=True, tell=told.append) is None
+    assert told[0].startswith(f"{tmp_path / 'step-00000001'} cannot be read (best.safetensors: ")
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[str] = set()
+    fsync, replace = os.fsync, os.replace
+
+    def renamed(source: Path, target: Path) -> None:
+        whole = {path.name for path in source.iterdir()} if source.is_dir() else set()
+        assert synced >= {source.name, *whole}
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda f: (synced.add(Path(os.readlink(f"/proc/self/fd/{f}")).name), fsync(f)))
+    monkeypatch.setattr(os, "replace", renamed)
+    model = _model()
+    Checkpoints(tmp_path / "c").save(model, _optimizer(model), Progress(step=1))
+    Checkpoints(tmp_path / "c").keep_best(model)
+    assert synced >= {*FILES, "c"}
 
 
 def test_the_best_weights_come_back(tmp_path: Path) -> None:

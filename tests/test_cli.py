@@ -3,6 +3,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,19 +15,24 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from compress.cli.app import _exit_code
+import compress
+from compress.artifact import adopt
+from compress.cli.app import _exit_code, console, show
+from compress.cli.tables import records_table
+from compress.objective import Objective
 from compress.registry import MEASUREMENTS, STAGES, TERMS
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["recipe", *STAGES.names(), *TERMS.names(), *MEASUREMENTS.names()]
-RECIPE = """
+MODEL = "{config: {model_type: gpt2, n_layer: 1, n_embd: 16, n_head: 2, n_positions: 32}, tokenizer: {train_bpe: 262}}"
+RECIPE = f"""
 version: 1
 name: tiny
-model: {config: {model_type: gpt2, n_layer: 1, n_embd: 16, n_head: 2, n_positions: 32}, tokenizer: {train_bpe: 262}}
-data: {train: {text: lines.txt}, eval: {text: lines.txt}, block: 8}
+model: {MODEL}
+data: {{train: {{text: lines.txt}}, eval: {{text: lines.txt}}, block: 8}}
 stages:
-  - {type: finetune, name: tuned, train: {steps: 1, batch: 2, precision: fp32}}
-  - {type: export_onnx, name: onnx}
+  - {{type: finetune, name: tuned, train: {{steps: 1, batch: 2, precision: fp32}}}}
+  - {{type: export_onnx, name: onnx}}
 measure:
   - size
   - quality
@@ -94,6 +102,21 @@ def refused(told: Told, text: str) -> None:
         (["generate", "nowhere", "--prompt", "x", "--temperature", "inf"], "--temperature"),
         (["generate", "nowhere", "--prompt", "x", "--seed", "-1"], "--seed"),
         (["check", "a-file/inside"], "a-file/inside: Not a directory"),
+        (["check", "a-loop"], "a-loop: Too many levels of symbolic links"),
+        (["check", "."], ".: is a directory, not a recipe file"),
+        (["check", "tiny.yaml", "--workdir", "a-file"], "--workdir a-file: is a file, not a directory"),
+        (["run", "tiny.yaml", "--workdir", "/proc/nothing"], "--workdir /proc/nothing: No such file or directory"),
+        (["run", "tiny.yaml", "--set", "data.eval={text: a-file}"], "--set: data.eval: a-file is empty"),
+        (["run", "tiny.yaml", "--set", "data.block=33"], "data.block is 33, but the model takes 32 tokens at most"),
+        (["run", "tiny.yaml", "--set", "stages=[prun]"], "stages.0: unknown stage 'prun'. Did you mean 'prune'?"),
+        (
+            ["run", "tiny.yaml", "--set", "stages=[export_onnx, {type: finetune, train: {steps: 1}}]"],
+            "stages[1] (finetune) cannot work on a model that is onnx",
+        ),
+        (
+            ["run", str(ROOT / "tests/bad_recipes/other_vocabulary.yaml")],
+            "teacher 'big' has a vocabulary of 96 tokens, the student 'base' of 64; they must share one",
+        ),
         (["run", "tiny.yaml", "--workdir", "a-file/inside"], "a-file/inside: Not a directory"),
         (["run", "tiny.yaml", "--workdir", "w" * 300], "File name too long"),
         (["run", "tiny.yaml", "--set", "model.config.n_head=3"], "tiny.yaml:4: models.base.config: no gpt2 can be"),
@@ -106,6 +129,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     write_recipe(tmp_path)
     Path("a-file").touch()
+    Path("a-loop").symlink_to("a-loop")
     refused(cli(*arguments), text)
 
 
@@ -126,6 +150,28 @@ def test_without_arguments_it_shows_help(cli: Command) -> None:
     assert told.code == 0
     for command in ("check", "run", "report", "bench", "generate", "list", "describe"):
         assert command in told.out
+
+
+def test_the_version_is_told(cli: Command) -> None:
+    told = cli("--version")
+    assert told.code == 0
+    assert told.out == f"compress-lm {compress.__version__}\n"
+
+
+def test_rows_that_were_cut_are_told(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "were cut" not in cli("check", write_recipe(tmp_path)).out
+    (tmp_path / "rows.jsonl").write_text('{"q": "the", "a": "cat"}\n{"q": "the", "a": "cat sat on the mat"}\n')
+    setting = "data.eval={json: rows.jsonl, prompt: q, response: a}"
+    told = cli("check", "tiny.yaml", "--set", setting, "--set", "data.max_target=4")
+    assert "data.eval: 1 of 2 rows were cut to fit" in told.out
+
+
+def test_a_wide_table_in_a_file_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    quality = {f"metric number {at}": 1.0 for at in range(20)}
+    show(console(), records_table([{"name": "x" * 30, "quality": quality}]))
+    titles = capsys.readouterr().out.splitlines()[0]
+    assert all(name in titles for name in quality)
 
 
 def test_check_shows_the_plan_and_writes_nothing(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +210,7 @@ def test_report_of_several_runs_goes_where_it_is_told(cli: Command, finished: Pa
 
 
 def artifact(finished: Path, name: str) -> Path:
-    return next((finished / "work").glob(f"*-{name}-*"))
+    return next((finished / "work").glob(f"*-{name}-*[0-9a-f]"))
 
 
 @pytest.mark.parametrize("name", ["tuned", "onnx"])
@@ -188,6 +234,13 @@ def test_torch_and_onnx_generate_the_same_text(cli: Command, finished: Path, opt
     )
     assert first.code == second.code == 0
     assert first.out == second.out
+
+
+@pytest.mark.parametrize("name", ["tuned", "onnx"])
+def test_generate_refuses_a_tokenizer_that_is_none(cli: Command, finished: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(artifact(finished, name), tmp_path / name, ignore=shutil.ignore_patterns("artifact.json"))
+    (tmp_path / name / "tokenizer.json").write_text("{}")
+    refused(cli("generate", tmp_path / name, "--prompt", "the cat"), f"{tmp_path / name}: no readable tokenizer")
 
 
 @pytest.mark.parametrize("name", ["tuned", "onnx"])
@@ -225,6 +278,27 @@ def test_describe_tells_fields_and_schema(cli: Command, name: str) -> None:
         assert field in told.out
 
 
+def test_the_schema_takes_what_a_recipe_may_say(cli: Command) -> None:
+    schema = json.loads(cli("describe", "recipe", "--json-schema").out)
+
+    def kinds(field: Any) -> dict[str, Any]:
+        """What an item of a list may be, by its type."""
+        names, mapping = field["items"]["anyOf"]
+        assert mapping["required"] == ["type"]
+        inside = [schema["$defs"][each["$ref"].split("/")[-1]] if "$ref" in each else each for each in mapping["anyOf"]]
+        found = {each["properties"]["type"]["const"]: each["properties"] for each in inside}
+        assert list(found) == names["enum"]
+        return found
+
+    assert set(kinds(schema["properties"]["measure"])) == set(MEASUREMENTS.names())
+    stages = kinds(schema["properties"]["stages"])
+    assert set(stages) == set(STAGES.names())
+    for stage in ("quantize", "distill", "learn_masks"):
+        terms = kinds(stages[stage]["terms"])
+        assert set(terms) == set(TERMS.names())
+        assert set(terms["jensen_shannon"]) == {"type", "weight", "beta"}
+
+
 def test_describe_goes_into_what_a_field_holds(cli: Command) -> None:
     told = cli("describe", "distill")
     assert "(required)" in told.out
@@ -252,6 +326,7 @@ def test_ctrl_c_says_that_it_continues(cli: Command, finished: Path, monkeypatch
     [
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # as the tokenizers library has it
     ],
 )
 def test_a_full_disk_is_one_line(
@@ -263,9 +338,118 @@ def test_a_full_disk_is_one_line(
     assert told.err == "error: no space left on the disk; what is finished stays, and the same command continues\n"
 
 
-def test_other_errors_of_the_system_are_not_hidden(
-    cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "work/x"), "error: work/x: Permission denied\n"),
+        (SafetensorError("I/O error: Permission denied (os error 13)"), "error: I/O error: Permission denied"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line(
+    cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
 ) -> None:
-    raising(monkeypatch, OSError(errno.EIO, "input/output error"))
-    with pytest.raises(OSError, match="input/output"):
+    raising(monkeypatch, error)
+    told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
+    assert told.code == 2
+    assert told.err.startswith(text) and told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    raising(monkeypatch, error)
+    told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
+    assert told.code == 1
+    assert told.err == (
+        "error: out of memory; what is finished stays, and a smaller batch (with more accumulate) needs less\n"
+    )
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "input/output error"), RuntimeError("a mistake of ours")])
+def test_other_errors_are_not_hidden(
+    cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    raising(monkeypatch, error)
+    with pytest.raises(type(error), match=str(error.args[-1])):
         cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
+
+
+def states(told: Told) -> dict[str, str]:
+    """The last column of a plan, by name."""
+    lines = [re.split(r"\s{2,}", line.strip()) for line in told.out.splitlines()]
+    return {line[0]: line[-1] for line in lines if line[0] in ("base", "tuned", "onnx")}
+
+
+def stopped_while_sealing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the file system fail, or a user lose patience, once an export is on its way to the disk."""
+    fsync = os.fsync
+
+    def fail(handle: int) -> None:
+        if "-onnx-" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise error
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "error: no space left on the disk"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 1, "error: no space left on the disk"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), 2, "error: Read-only file system"),
+        (KeyboardInterrupt(), 130, "stopped; the same command continues where it was"),
+    ],
+    ids=["full", "quota", "read-only", "ctrl-c"],
+)
+def test_what_stops_a_seal_leaves_what_is_finished(
+    cli: Command, finished: Path, tmp_path: Path, error: BaseException, code: int, text: str
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(finished / "work", work, ignore=shutil.ignore_patterns("*-onnx-*", "measured", "*report*"))
+    command = ("run", finished / "tiny.yaml", "--workdir", work, "--device", "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_while_sealing(error, patch)
+        told = cli(*command)
+    assert told.code == code
+    assert told.err.splitlines()[-1].startswith(text)  # after the progress bars of a library
+    assert "Traceback" not in told.err
+    assert not list(work.glob("*-onnx-*[0-9a-f]"))
+    check = cli("check", finished / "tiny.yaml", "--workdir", work)
+    assert states(check) == {"base": "reused", "tuned": "reused", "onnx": "continues"}
+    assert cli(*command).code == 0
+    assert adopt(artifact(tmp_path, "onnx")).digest == adopt(artifact(finished, "onnx")).digest
+
+
+def test_ctrl_c_in_the_middle_of_training_continues(
+    cli: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("run", finished / "tiny.yaml", "--device", "cpu", "--set", "stages.tuned.train.steps=4")
+    assert cli(*command, "--workdir", tmp_path / "straight" / "work").code == 0
+    calls, forward = [], Objective.forward
+
+    def interrupted(self: Objective, batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return forward(self, batch)
+
+    monkeypatch.setattr(Objective, "forward", interrupted)
+    told = cli(*command, "--workdir", tmp_path / "work")
+    assert told.code == 130
+    assert told.err.splitlines()[-1] == "stopped; the same command continues where it was"
+    assert "Traceback" not in told.err
+    assert adopt(artifact(tmp_path, "base")).digest == adopt(artifact(finished, "base")).digest
+    (partial,) = (tmp_path / "work").glob("*-tuned-*.partial")
+    assert [path.name for path in (partial / "checkpoints").glob("step-*")] == ["step-00000002"]
+    assert cli(*command, "--workdir", tmp_path / "work").code == 0
+    assert len(calls) == 4
+    assert adopt(artifact(tmp_path, "tuned")).digest == adopt(artifact(tmp_path / "straight", "tuned")).digest

@@ -7,6 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress import objective as module
 from compress.models import family_of
@@ -57,6 +58,43 @@ def test_chunked_terms_equal_the_plain_computation(kind, chunk, request, tiny_in
     for name, parameter in student.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(got[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("vocab", "chunk"), [(67, 2**22 // 67), (8192, 512), (50257, 256)])
+def test_chunks_are_as_large_as_a_gradient_of_the_head_is_worth(vocab, chunk, tiny_gpt2):
+    assert module.chunk_size(_side(tiny_gpt2(vocab=vocab)), torch.device("cpu")) == chunk
+
+
+class _Casts(TorchDispatchMode):
+    """Counts the casts to bfloat16 of tensors of one shape."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            self.count += out.shape == self.shape and out.dtype == torch.bfloat16
+        return out
+
+
+@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart"])
+def test_a_head_is_cast_once_a_step_whatever_the_chunks(kind, request, tiny_inputs, monkeypatch):
+    student, teacher = (request.getfixturevalue(kind)(seed=seed, vocab=71) for seed in (0, 1))
+    teacher.requires_grad_(False)
+    before = {name: (tensor, tensor.clone()) for name, tensor in teacher.state_dict(keep_vars=True).items()}
+    objective = Objective(_side(student), [ForwardKL()], teacher=_side(teacher), autocast=torch.bfloat16)
+    batch, found = _batch(student, tiny_inputs), {}
+    for chunk in (1000, 4):
+        monkeypatch.setattr(module, "chunk_size", lambda side, device, chunk=chunk: chunk)
+        with _Casts(student.lm_head.weight.shape) as casts:
+            found[chunk] = objective(batch)[0]
+        assert casts.count == 2, chunk
+    torch.testing.assert_close(found[4], found[1000], atol=1e-5, rtol=1e-5)
+    for name, tensor in teacher.state_dict(keep_vars=True).items():
+        assert tensor is before[name][0] and torch.equal(tensor, before[name][1])
+        assert tensor.dtype == before[name][1].dtype
 
 
 @pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart"])

@@ -11,19 +11,26 @@ import pytest
 from rich.console import Console
 
 import compress
-from compress.artifact import Artifact, adopt, save_model
+from compress.artifact import MANIFEST, Artifact, adopt, save_model
 from compress.data import Data
 from compress.errors import ModelError, NothingDoneError, RecipeError, UserError
 from compress.measure.measurement import Measurement
+from compress.measure.quality import Quality
+from compress.measure.speed import Speed
 from compress.models.loading import load_stock, load_tokenizer
+from compress.models.scratch import train_bpe
 from compress.pipeline import Inputs, Run, make_plan
 from compress.pipeline.keys import identity, key, packages, stage_key
+from compress.pipeline.records import difference, join
 from compress.pipeline.running import choose_device
 from compress.pipeline.workdir import locked
 from compress.recipe import read_recipe
 from compress.registry import MEASUREMENTS, STAGES
+from compress.report import build
+from compress.report.formats import number
 from compress.stages.stage import Context, Result, Stage
 from compress.surgery.coverage import Coverage
+from compress.surgery.quantize import QuantizationSpec
 
 CALLS: list[str] = []
 
@@ -183,6 +190,31 @@ def test_an_output_that_comes_out_the_same_reruns_nothing_after_it(recipe: Path)
     assert CALLS == ["one"]
 
 
+def test_a_report_shows_no_numbers_of_other_artifacts_or_other_data(recipe: Path) -> None:
+    def measured() -> dict[str, bool]:
+        build([work], work)
+        report = json_of(work / "report.json")
+        shown = {record["name"]: bool(record.get("quality")) for record in report["artifacts"]}
+        late = [line for line in report["not_measured"] if "run the recipe to its end" in line]
+        assert bool(late) == (not all(shown.values()))
+        assert all(
+            name in " ".join(late) for name, found in shown.items() if not found and len(set(shown.values())) > 1
+        )
+        return shown
+
+    work = run(recipe).workdir
+    assert measured() == {"base": True, "one": True, "two": True, "three": True}
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, "stages.two.by=9", "stages.three.stop=interrupt")
+    assert measured() == {"base": True, "one": True, "two": False}
+    run(recipe)
+    assert measured() == {"base": True, "one": True, "two": True, "three": True}
+    (recipe.parent / "eval.txt").write_text("the cat\n" * 4)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, "stages.two.stop=interrupt")
+    assert measured() == {"base": False, "one": False}
+
+
 def test_names_are_no_part_of_a_key(recipe: Path) -> None:
     first = run(recipe)
     recipe.write_text(
@@ -271,6 +303,46 @@ def test_a_damaged_result_is_told_and_not_reused(recipe: Path) -> None:
         run(recipe)
 
 
+def test_a_result_without_its_manifest_is_made_again(recipe: Path) -> None:
+    first = run(recipe)
+    path = first.artifacts["one"].path
+    (path / MANIFEST).unlink()
+    (path / "left.txt").write_text("of what was there")
+    assert states(recipe)["one"] == "runs"
+    CALLS.clear()
+    console = Console(record=True, width=200)
+    second = compress.run(read_recipe(recipe), recipe.parent / "work", console=console)
+    assert CALLS == ["one"]
+    assert second.artifacts["one"].digest == first.artifacts["one"].digest
+    assert not (path / "left.txt").exists()
+    assert f"{path.name} has no artifact.json, so it is not whole; one runs again" in console.export_text()
+    run(recipe)
+    assert CALLS == []
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1, "fam', b"\x00" * 64], ids=["empty", "cut", "zeros"])
+def test_a_torn_manifest_is_one_line_that_says_what_to_do(recipe: Path, content: bytes) -> None:
+    path = run(recipe).artifacts["two"].path
+    (path / MANIFEST).write_bytes(content)
+    for attempt in (run, states):
+        with pytest.raises(
+            ModelError, match=r"two-\w+/artifact\.json: Invalid JSON.*; delete 02-two-\w+ to have it"
+        ) as e:
+            attempt(recipe)
+        assert "\n" not in str(e.value)
+    shutil.rmtree(path)
+    run(recipe)
+    assert CALLS == ["two"]
+
+
+def test_a_torn_record_of_numbers_is_measured_again(recipe: Path) -> None:
+    first = run(recipe)
+    record = next((first.workdir / "measured").iterdir())
+    record.write_text(record.read_text()[:-9])
+    assert run(recipe).records == first.records
+    assert CALLS == ["count"]
+
+
 def test_a_model_from_a_config_is_seeded_and_stock(recipe: Path) -> None:
     first, second, third = run(recipe), run(recipe, workdir="again"), run(recipe, "seed=5", workdir="other")
     assert first.artifacts["base"].digest == second.artifacts["base"].digest != third.artifacts["base"].digest
@@ -309,6 +381,61 @@ def test_measurements_join_and_are_reused_one_by_one(recipe: Path) -> None:
     records = {record["name"]: record["quality"] for record in done.records}
     assert set(records["one"]) == {"base10", "base2"}
     assert set(records["two"]) == {"base10"}
+
+
+def test_two_splits_of_one_artifact_are_both_kept_and_shown(recipe: Path) -> None:
+    (recipe.parent / "test.txt").write_text("the mat ran to the dog\n" * 4)
+    start, _ = RECIPE.replace("eval: {text", "test: {text: test.txt}, eval: {text").split("  - count")
+    recipe.write_text(start + "  - {type: quality, split: eval, batch: 2, of: [one]}\n")
+    alone = next(record for record in run(recipe).records if record["name"] == "one")["quality"]
+    recipe.write_text(
+        start + "  - {type: quality, of: [one, two]}\n  - {type: quality, split: eval, batch: 2, of: [one]}\n"
+    )
+    done = run(recipe)
+    records = {record["name"]: record for record in done.records}
+    found, conditions = records["one"]["quality"], records["one"]["conditions"]
+    assert found["perplexity (split eval, batch 2)"] == alone["perplexity"] != found["perplexity"]
+    assert (conditions["quality"]["split"], conditions["quality"]["batch"]) == ("data.test", 8)
+    again = conditions["quality (split eval, batch 2)"]
+    assert (again["split"], again["batch"]) == ("data.eval", 2)
+    assert "(" not in "".join([*records["two"]["quality"], *records["two"]["conditions"]])
+    build([done.workdir], done.workdir)
+    report = {record["name"]: record for record in json_of(done.workdir / "report.json")["artifacts"]}
+    assert report["one"]["quality"] == found and report["one"]["conditions"] == conditions
+    text = (done.workdir / "report.md").read_text()
+    assert "| perplexity (split eval, batch 2) |" in text
+    assert all(f"| {number(value)} |" in text for value in (found["perplexity"], alone["perplexity"]))
+    assert "quality (split eval, batch 2).split: data.eval" in text
+
+
+def test_a_later_measurement_stands_beside_the_first() -> None:
+    first = Quality()
+    later = Quality.model_validate({"metric": ["perplexity", "bleu"], "split": "eval", "decoding": {"beams": 4}})
+    record: dict[str, Any] = {"name": "one"}
+    join(record, {"quality": {"perplexity": 9.0}, "conditions": {"quality": {"split": "data.test"}}}, first, first)
+    join(
+        record,
+        {"quality": {"perplexity": 8.0, "bleu": 3.0}, "conditions": {"quality": {"split": "data.eval"}}},
+        first,
+        later,
+    )
+    assert record == {
+        "name": "one",
+        "quality": {"perplexity": 9.0, "perplexity (split eval, beams 4)": 8.0, "bleu": 3.0},
+        "conditions": {
+            "quality": {"split": "data.test"},
+            "quality (metric perplexity bleu, split eval, beams 4)": {"split": "data.eval"},
+        },
+    }
+
+
+def test_what_two_measurements_do_otherwise() -> None:
+    assert difference(Quality(), Quality(of=("one",))) == ""
+    metric = Quality.model_validate({"metric": "bleu"})
+    assert difference(Quality(), metric) == "metric bleu"
+    assert difference(Quality(), metric, without=Quality.names) == ""
+    slow, fast = Speed(prompt=8, threads=2), Speed(prompt=8, new_tokens=4)
+    assert difference(slow, fast) == "new_tokens 4, threads default"
 
 
 def test_numbers_are_taken_again_on_another_machine(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,10 +505,34 @@ def test_cuda_is_refused_where_there_is_none(recipe: Path, monkeypatch: pytest.M
     assert not (recipe.parent / "work").exists()
 
 
-@pytest.mark.parametrize("setting", ["n_head=3", "n_embd=-4", "vocab_size=many", "activation_function=softly"])
+@pytest.mark.parametrize("setting", ["n_head=3", "n_embd=0.5", "vocab_size=many", "activation_function=softly"])
 def test_a_config_of_no_model_is_told(recipe: Path, setting: str) -> None:
     with pytest.raises(RecipeError, match=r"models\.base\.config: no gpt2 can be built from it"):
         states(recipe, f"model.config.{setting}")
+
+
+def test_a_teacher_with_another_vocabulary_is_told(recipe: Path) -> None:
+    def models(words: str, size: int) -> str:
+        train_bpe([words * 9], size, "causal").save_pretrained(recipe.parent / "tokenizer")
+        base = RECIPE.splitlines()[3].removeprefix("model: ")
+        big = base.replace("n_layer", "vocab_size: 262, n_layer").replace("{train_bpe: 262}", "tokenizer")
+        return f"models:\n  base: {base}\n  big: {big}\n{rest}"
+
+    rest = "data: {train: {text: train.txt}, block: 8}\nstages: [{type: distill, teacher: big, train: {steps: 1}}]\n"
+    head = "version: 1\nname: tiny\n"
+    recipe.write_text(head + models("zzz yyy xxx ", 262))
+    with pytest.raises(RecipeError, match=r"stages\[0\]\.teacher 'big' has another vocabulary than the student 'base'"):
+        states(recipe)
+    recipe.write_text(head + models((recipe.parent / "train.txt").read_text(), 260))
+    assert states(recipe)["distill"] == "runs"  # two tokens fewer, and no token with another meaning
+
+
+def test_a_base_that_was_not_copied_whole_is_told_before_any_work(recipe: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(run(recipe).artifacts["base"].path, tmp_path / "given")
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(RecipeError, match=r"models\.base: .*: no readable model.safetensors"):
+        states(recipe, "model={path: given}")
 
 
 def test_a_base_without_weights_is_told_before_any_work(recipe: Path, tmp_path: Path) -> None:
@@ -389,3 +540,20 @@ def test_a_base_without_weights_is_told_before_any_work(recipe: Path, tmp_path: 
     (base / "model.safetensors").unlink()
     with pytest.raises(RecipeError, match=r"models\.base: .*given: holds no \.safetensors file"):
         states(recipe, "model={path: given}")
+
+
+def test_identity_covers_how_a_model_computes_and_what_was_cut(tmp_path: Path, tiny_gpt2: Any) -> None:
+    """The same codes with other activations, or the same tensors cut from other units, are another model."""
+    tiny_gpt2(layers=1).save_pretrained(tmp_path / "base")
+    artifact = adopt(tmp_path / "base")
+    changes: list[dict[str, Any]] = [{"kept": {"hidden": [0, 1]}}, {"kept": {"hidden": [0, 2]}}]
+    for activations in ("block", "none"):
+        spec = {
+            "module": "lm_head", "shape": (4, 32), "bits": 2, "granularity": "tensor", "block": 32,
+            "method": "dynamic_scaling", "activations": activations,
+        }  # fmt: skip
+        changes.append({"quantization": QuantizationSpec.model_validate({"matrices": [spec]})})
+    found = [
+        identity(Artifact(artifact.path, artifact.manifest.model_copy(update=change))) for change in ({}, *changes)
+    ]
+    assert len(set(found)) == 5

@@ -142,7 +142,7 @@ def test_set_values_are_yaml_and_later_ones_win(good: Path) -> None:
         ("seed", "--set seed: write it as path=value, such as stages[1].train.steps=10"),
         ("=3", "--set =3: write it as path=value, such as stages[1].train.steps=10"),
         ("stages[9].name=x", "--set stages[9].name=x: stages has 6 items, counted from 0"),
-        ("seed.x=1", "--set seed.x=1: seed is 7, which has nothing inside"),
+        ("seed.x=1", "--set seed.x=1: seed is 7, which has nothing inside; to replace it, set seed=..."),
         ("seed=[1", "--set seed:1: not valid YAML: expected ',' or ']', but got '<stream end>'"),
         (
             "stages.smal.name=x",

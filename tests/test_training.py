@@ -1,4 +1,4 @@
-"""The loop: schedule, groups, best checkpoint, and interrupted + resumed == straight."""
+"""The loop: best checkpoint, what stops it, and interrupted + resumed == straight."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import torch
 from compress.checkpoint import Checkpoints
 from compress.data import DataSpec, ModelInterface, open_data
 from compress.errors import DivergedError, NothingDoneError
+from compress.history import History
 from compress.models import family_of
+from compress.models.dropout import set_dropout
 from compress.objective import Objective, Side
 from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
-from compress.training import History, Place, TrainConfig, lr_factor, parameter_groups, train
+from compress.train_config import TrainConfig
+from compress.training import Place, train
 
 
 @pytest.fixture
@@ -155,26 +158,33 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
-def test_schedule():
-    config = _config(warmup=0.25, schedule="linear")
-    factors = [lr_factor(step, 16, config) for step in range(16)]
-    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert factors[4] == 1.0
-    assert factors[-1] == pytest.approx(1 / 12)
-    cosine = _config(warmup=0, schedule="cosine")
-    assert lr_factor(8, 16, cosine) == pytest.approx(0.5)
-    assert lr_factor(5, 16, _config(warmup=0, schedule="constant")) == 1.0
+@pytest.mark.parametrize("torn", ["\x00" * 40 + "\n", '{"step": 2, "lo\n', "[]\n", "3\n", "\udcff\n"])
+def test_a_line_that_power_loss_tore_is_dropped(torn, tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(('{"step": 1}\n' + torn + '{"step": 3}\n').encode(errors="surrogateescape"))
+    History(path, keep_until=3).write(step=4, loss=1.0)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 4]
 
 
-def test_decay_touches_weight_matrices_alone(tiny_gpt2):
-    model = tiny_gpt2()
-    mask = torch.nn.Parameter(torch.ones(4, 4))
-    groups = parameter_groups({"weights": list(model.parameters()), "masks": [mask]}, _config())
-    for group in groups:
-        for parameter in group["params"]:
-            is_matrix = parameter is not mask and parameter.ndim > 1
-            assert (group["weight_decay"] > 0) == is_matrix
-    assert {group["peak"] for group in groups} == {1e-3, 1e-2}
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "best.safetensors"])
+def test_a_torn_checkpoint_ends_where_a_straight_run_ends(name, tiny_gpt2, data, tmp_path, monkeypatch, capsys):
+    straight = _objective(tiny_gpt2)
+    _run(straight, data, tmp_path / "straight", _config())
+    monkeypatch.setattr(Checkpoints, "keep_best", _crash_after(Checkpoints.keep_best, 3))
+    with pytest.raises(OSError, match="disk"):
+        _run(_objective(tiny_gpt2), data, tmp_path / "torn", _config())
+    monkeypatch.undo()
+    path = next((tmp_path / "torn" / "checkpoints").rglob(name))
+    path.write_bytes(path.read_bytes()[:100])
+    fresh = _objective(tiny_gpt2)
+    groups = {"weights": list(fresh.student.parameters())}
+    capsys.readouterr()
+    train(fresh, groups, data.train, data.eval, _config(), Place(tmp_path / "torn", seed=3, name="tuned"))
+    (warning, *_) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("tuned: ") and f"step-00000006 cannot be read ({name}: " in warning
+    assert warning.endswith("; training goes on from step 0")
+    for a, b in zip(straight.state_dict().values(), fresh.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_nothing_to_train_raises(tiny_gpt2, data, tmp_path):
@@ -184,18 +194,46 @@ def test_nothing_to_train_raises(tiny_gpt2, data, tmp_path):
         _run(objective, data, tmp_path / "out", _config())
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 3, "epochs": 1}])
-def test_one_length(options):
-    with pytest.raises(ValueError, match="either steps or epochs"):
-        TrainConfig.model_validate(options)
+def _ragged(tmp_path):
+    """Rows whose numbers of scored tokens differ a lot."""
+    rows = [{"ids": list(range(3, 12)), "labels": [-100] * (9 - n) + list(range(3, 3 + n))} for n in (1, 8, 2, 3)]
+    (tmp_path / "ragged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"json": "ragged.jsonl", "input_ids": "ids", "labels": "labels"}
+    spec = DataSpec.model_validate({"train": source})
+    return open_data(spec, tokenizer=None, model=ModelInterface("causal", 64, 67), base=tmp_path)
 
 
-@pytest.mark.parametrize("betas", [[0.9, 1], [-0.1, 0.9], [0.9]])
-def test_betas_are_those_adam_takes(betas):
-    with pytest.raises(ValueError, match="betas"):
-        _config(betas=betas)
+@pytest.mark.parametrize(("batch", "accumulate"), [(1, 4), (2, 2)])
+def test_accumulating_is_a_larger_batch(batch, accumulate, tiny_gpt2, tmp_path, monkeypatch):
+    data, gradients = _ragged(tmp_path), []
+
+    def capture(optimizer, *_):
+        gradients.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", capture)
+    for at, sizes in enumerate(({"batch": 4}, {"batch": batch, "accumulate": accumulate})):
+        torch.manual_seed(0)
+        model = tiny_gpt2(seed=0)
+        objective = Objective(Side(model, family_of(model.config)), [CrossEntropy()])
+        with set_dropout(model, 0.0):
+            _run(objective, data, tmp_path / str(at), _config(steps=1, eval_every=None, clip=None, **sizes))
+    for one, several in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, several, rtol=1e-4, atol=1e-5)
 
 
-def test_a_tracker_that_is_not_installed_is_refused():
-    with pytest.raises(ValueError, match="'sensorboard' is not installed"):
-        _config(trackers=["sensorboard"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_weights_that_broke_are_never_a_checkpoint(steps, tiny_gpt2, data, tmp_path):
+    objective = _objective(tiny_gpt2)
+    with pytest.raises(DivergedError, match=r"(loss on data\.eval|loss|gradient norm) is .* at step 1"):
+        _run(objective, data, tmp_path, _config(steps=steps, lr=1e38, warmup=0, eval_every=1))
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_what_is_handed_on_is_what_was_evaluated(tiny_gpt2, data, tmp_path):
+    """With ``keep: last`` the metric is that of the last weights, though earlier ones were better."""
+    objective = _objective(tiny_gpt2)
+    trained = _run(objective, data, tmp_path, _config(lr=0.3, warmup=0, schedule="constant", keep="last"))
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    evaluations = [row["eval_nll"] for row in rows if "eval_nll" in row]
+    assert evaluations[-1] > min(evaluations)
+    assert trained.metrics == {"eval_nll": evaluations[-1]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import Annotated, Literal, NoReturn, Optional
 import typer
 from rich.console import Console
 from rich.markup import escape
-from safetensors import SafetensorError
+from rich.table import Table
 from typer.exceptions import TyperException
 
-from compress.errors import CompressError, UserError
+from compress import processes
+from compress.cli.failure import explained
+from compress.errors import UserError
 
 Device = Literal["cpu", "cuda"]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
@@ -28,10 +29,6 @@ Workdir = Annotated[Optional[Path], typer.Option(help="Where results go (default
 OnDevice = Annotated[Optional[Device], typer.Option(help="Default: cuda where there is one.")]  # noqa: UP045
 
 _STOPPED = 128 + signal.SIGINT
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_WRONG_PATH = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG
-}  # fmt: skip
 
 app = typer.Typer(
     name="compress-lm",
@@ -50,25 +47,20 @@ def main() -> NoReturn:
 def _exit_code() -> int:
     try:
         code = app(standalone_mode=False) or 0
-    except CompressError as error:
-        return _told(str(error), error.exit_code)
     except TyperException as error:
-        return _told(getattr(error, "format_message", error.__str__)(), UserError.exit_code)
-    except (OSError, SafetensorError) as error:
-        return _told_of_files(error)
+        return _told_once(getattr(error, "format_message", error.__str__)(), UserError.exit_code)
+    except Exception as error:
+        if (failure := explained(error)) is None:
+            raise
+        return _told_once(*failure)
     if code == _STOPPED:
-        _told("stopped; the same command continues where it was", code)
+        _told_once("stopped; the same command continues where it was", code)
     return int(code)
 
 
-def _told_of_files(error: OSError | SafetensorError) -> int:
-    """Tell a full disk, or a path that cannot be used; anything else goes on as it came."""
-    full = error.errno in _DISK_FULL if isinstance(error, OSError) else "No space left on device" in str(error)
-    if full:
-        return _told("no space left on the disk; what is finished stays, and the same command continues", 1)
-    if isinstance(error, OSError) and error.errno in _WRONG_PATH:
-        return _told(f"{error.filename}: {error.strerror}", UserError.exit_code)
-    raise error
+def _told_once(text: str, code: int) -> int:
+    """Leave what every process meets to the first of a machine; a launcher ends it if another fails before it told."""
+    return 0 if processes.local_rank() else _told(text, code)
 
 
 def _told(text: str, code: int) -> int:
@@ -86,13 +78,30 @@ def _interrupt(_signal: int, frame: FrameType | None) -> None:
 
 
 def console() -> Console:
-    """Standard output; wide where it goes into a file."""
+    """Standard output; in a file, lines of text have 140 columns."""
     screen = Console()
     return screen if screen.is_terminal else Console(width=140)
 
 
+def show(screen: Console, found: Table) -> None:
+    """Print a table of numbers, as wide as it is where that is no terminal."""
+    whole = found.__rich_measure__(screen, screen.options.update(max_width=10_000)).maximum
+    (screen if screen.is_terminal else Console(width=max(whole, screen.width))).print(found)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from compress import __version__
+
+        typer.echo(f"compress-lm {__version__}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def _start(context: typer.Context) -> None:
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -100,13 +109,16 @@ def _start(context: typer.Context) -> None:
 @app.command()
 def check(recipe: RecipeFile, workdir: Workdir = None, settings: Settings = None) -> None:
     """Find every mistake that needs no training, and show what a run would do."""
-    from compress.cli.tables import plan_table
+    from compress.cli.tables import cut_rows, plan_table
     from compress.pipeline import Inputs, default_workdir, make_plan
     from compress.recipe import read_recipe
 
     read = read_recipe(recipe, settings or ())
     screen = console()
-    screen.print(plan_table(make_plan(Inputs(read, workdir or default_workdir(read)))))
+    plan = make_plan(Inputs(read, workdir or default_workdir(read)))
+    show(screen, plan_table(plan))
+    for line in cut_rows(plan):
+        screen.print(line, highlight=False, soft_wrap=True)
     screen.print(f"[green]✓[/green] {escape(str(recipe))} is sound", highlight=False, soft_wrap=True)
 
 
@@ -114,15 +126,18 @@ def check(recipe: RecipeFile, workdir: Workdir = None, settings: Settings = None
 def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, settings: Settings = None) -> None:
     """Run a recipe; what is finished is reused, and what was interrupted continues."""
     from compress.cli.tables import records_table
+    from compress.collective import leave
     from compress.pipeline import run as run_recipe
     from compress.recipe import read_recipe
     from compress.report import build
 
     screen = console()
     done = run_recipe(read_recipe(recipe, settings or ()), workdir, device=device, console=screen)
-    build([done.workdir], done.workdir)
-    screen.print(records_table(done.records))
-    _say_report(screen, done.workdir)
+    leave()
+    if processes.is_main():
+        build([done.workdir], done.workdir)
+        show(screen, records_table(done.records))
+        _say_report(screen, done.workdir)
 
 
 @app.command()
@@ -158,7 +173,7 @@ def bench(
 
     settings = {"prompt": prompt, "new_tokens": new_tokens, "batch": batch, "threads": threads}
     screen = console()
-    screen.print(records_table(bench_models(artifacts, settings, device, screen)))
+    show(screen, records_table(bench_models(artifacts, settings, device, screen)))
 
 
 @app.command()
@@ -168,7 +183,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     temperature: Annotated[float, typer.Option(min=0, max=100, help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
-    beams: Annotated[int, typer.Option(min=1, max=1024, help="Texts of beam search; 1 is none.")] = 1,
+    beams: Annotated[int, typer.Option(min=1, max=1024, help="Texts that beam search keeps; 1: no search.")] = 1,
 ) -> None:
     """Continue (GPT-2) or answer (BART) a prompt with any model directory, torch or ONNX."""
     from compress.cli.generate import Request, texts

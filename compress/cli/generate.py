@@ -40,7 +40,10 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
 
     if not (path / "tokenizer.json").exists():
         raise ModelError(f"{path}: holds no tokenizer.json, so it cannot read a prompt")
-    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # which the tokenizers library raises as it is
+        raise ModelError(f"{path}: no readable tokenizer.json ({error})") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     runtime = Runtime.open(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -35,11 +35,21 @@ def plan_table(plan: Plan) -> Table:
             row.source,
             row.teacher,
             row.steps,
-            ", ".join(row.traits),
+            ", ".join(row.traits) + (f" ({row.note})" if row.note else ""),
             parameters,
             state,
         )
     return shown
+
+
+def cut_rows(plan: Plan) -> Iterator[str]:
+    """A line for each split of which rows were cut to fit, once where models read it alike."""
+    models = plan.inputs.recipe.models
+    views = {found.digest: found for name in models if (found := plan.inputs.data(name)) is not None}
+    for data in views.values():
+        for split in (data.train, data.eval, data.test):
+            if split is not None and split.truncated:
+                yield f"{split.name}: {split.truncated:,} of {len(split):,} rows were cut to fit"
 
 
 def records_table(records: Sequence[Mapping[str, Any]]) -> Table:
@@ -62,7 +72,7 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
         }
     for name, value in record.get("quality", {}).items():
         if isinstance(value, float) and not name.startswith("bits_"):
-            cells[name.replace("_", " ")] = f"{value:,.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+            cells[name.replace("_", " ")] = f"{value:,.2f}" if 0.1 <= abs(value) < 1e9 else f"{value:.2g}"
     speed = record.get("speed")
     if speed:
         cells |= {

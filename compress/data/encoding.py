@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
+from datasets.table import InMemoryTable
 
 from compress.data.interface import ModelInterface
 from compress.data.reading import TextPair, TokenRow, read_pairs, read_text, read_tokens
 from compress.data.spec import DataSpec, Source
 from compress.data.split import Example, Split
+from compress.data.tokenizing import Ids, encode_each, encode_stream
 from compress.errors import DataError
 from compress.models.structure import IGNORE
 
@@ -35,8 +40,8 @@ class Encoder:
         """The longest row of a causal model."""
         return self.spec.block or self.model.context
 
-    def split(self, source: Source, base: Path) -> tuple[Split, object]:
-        """Return the split, and the plain rows it was made of."""
+    def split(self, source: Source, base: Path) -> tuple[Split, str]:
+        """Return the split, and a digest of the plain rows it was made of."""
         if source.layout not in _FITS[self.model.task]:
             able = " or ".join(_SPELLED[layout] for layout in _FITS[self.model.task])
             raise DataError(
@@ -46,26 +51,26 @@ class Encoder:
             raise DataError(
                 f"{self.where}: the model has no tokenizer; give rows of input_ids, or a model with a tokenizer"
             )
+        if source.layout == "text":
+            text = "\n".join(read_text(source, base, self.where))
+            return self.text(text), _digest([text])
         if source.layout == "tokens":
             rows: Any = read_tokens(source, base, self.where)
             split = self.tokens(rows)
-        elif source.layout == "text":
-            rows = read_text(source, base, self.where)
-            split = self.text(rows)
         else:
             rows = read_pairs(source, base, self.where)
             split = self.prompts(rows) if source.layout == "prompt" else self.pairs(rows)
-        return self._checked(split), rows
+        return split, _digest(rows)
 
-    def text(self, pieces: Sequence[str]) -> Split:
-        """One stream of stripped lines joined by newlines, in blocks; every token but the first is scored once."""
-        lines = [line.strip() for piece in pieces for line in piece.removesuffix("\n").split("\n")]
-        text = "\n".join(lines)
-        ids = self._encode([text], special=False)[0]
+    def text(self, text: str) -> Split:
+        """One stream of tokens in blocks; every token but the first is scored once."""
+        ids = encode_stream(self.tokenizer, text)
         if len(ids) < 2:
             raise DataError(f"{self.where}: the text has {len(ids)} tokens; nothing is left to predict")
-        rows = [TokenRow(ids[at : at + self.block + 1], None) for at in range(0, len(ids) - 1, self.block)]
-        return replace(self._causal(rows), text=text, lines=len(lines))
+        inputs, labels = ids[:-1], ids[1:]
+        starts = range(0, len(inputs), self.block)
+        split = self._split(*([row[at : at + self.block] for at in starts] for row in (inputs, labels)))
+        return replace(split, text=text, lines=text.count("\n") + 1)
 
     def prompts(self, pairs: Sequence[TextPair]) -> Split:
         """A prompt, its first response and the end token a row; the prompt is not scored."""
@@ -125,36 +130,41 @@ class Encoder:
             [(row.input_ids if row.labels is None else row.labels)[1:] for row in rows],
         )
 
-    def _split(self, inputs: Sequence[list[int]], labels: Sequence[list[int]]) -> Split:
-        lengths = [len(one) + len(other) for one, other in zip(inputs, labels, strict=True)]
-        rows = Dataset.from_dict({"input_ids": list(inputs), "labels": list(labels), "length": lengths})
-        return Split(self.where, rows, self.model, tokens=sum(label != IGNORE for row in labels for label in row))
-
-    def _checked(self, split: Split) -> Split:
-        if not split.tokens:
+    def _split(self, inputs: Sequence[Sequence[int] | Ids], labels: Sequence[Sequence[int] | Ids]) -> Split:
+        scored = sum(np.count_nonzero(np.asarray(row) != IGNORE) for row in labels)
+        if not scored:
             raise DataError(f"{self.where}: no token is scored; all labels are -100")
-        for column, option in (("input_ids", "max_source"), ("labels", "max_target")):
-            self._check(split.rows[column], column, option if self.model.task == "seq2seq" else "block")
-        return split
+        columns = {"input_ids": self._column(inputs, "input_ids"), "labels": self._column(labels, "labels")}
+        lengths = [len(one) + len(other) for one, other in zip(inputs, labels, strict=True)]
+        table = InMemoryTable(pa.table({**columns, "length": pa.array(lengths, pa.int64())}))
+        rows = Dataset(table, fingerprint=self.where)  # or all of it is copied to make one up
+        return Split(self.where, rows, self.model, tokens=int(scored))
 
-    def _check(self, rows: Iterable[list[int]], column: str, option: str) -> None:
+    def _column(self, rows: Sequence[Sequence[int] | Ids], column: str) -> pa.LargeListArray:
+        """The rows in four bytes a token; raises DataError for one that does not fit the model."""
+        fitting = []
         for at, row in enumerate(rows):
-            ids = np.asarray(row)
-            if len(ids) > self.model.context:
+            if len(row) > self.model.context:
+                option = {"input_ids": "max_source", "labels": "max_target"}[column]
                 raise DataError(
-                    f"{self.where}: row {at}: {column} has {len(ids)} tokens; the model takes {self.model.context} "
-                    f"(cut longer rows with {option})"
+                    f"{self.where}: row {at}: {column} has {len(row)} tokens; the model takes {self.model.context} "
+                    f"(cut longer rows with {option if self.model.task == 'seq2seq' else 'block'})"
                 )
-            ids = ids[ids != IGNORE] if column == "labels" else ids
-            if len(ids) and not 0 <= ids.min() <= ids.max() < self.model.vocabulary:
-                wrong = ids.max() if ids.min() >= 0 else ids.min()
+            ids = np.asarray(row, np.int64)
+            wrong = (ids < 0) | (ids >= self.model.vocabulary)
+            if column == "labels":
+                wrong &= ids != IGNORE
+            if wrong.any():
                 raise DataError(
-                    f"{self.where}: row {at}: token {wrong} is not in the model's vocabulary of {self.model.vocabulary}"
+                    f"{self.where}: row {at}: token {ids[wrong].max()} is not in the model's vocabulary of "
+                    f"{self.model.vocabulary}"
                 )
+            fitting.append(ids.astype(np.int32))
+        offsets = np.cumsum([0, *map(len, rows)])
+        return pa.LargeListArray.from_arrays(offsets, np.concatenate(fitting))
 
     def _encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        encoded = self.tokenizer(texts, add_special_tokens=special, truncation=False, padding=False, verbose=False)
-        return list(encoded["input_ids"])
+        return encode_each(self.tokenizer, texts, special=special)
 
     def _ended(self, rows: Iterable[list[int]]) -> list[list[int]]:
         end = [] if self.model.eos is None else [self.model.eos]
@@ -180,3 +190,10 @@ def _shortened(row: list[int], longest: int, end: Sequence[int]) -> list[int]:
 
 def _examples(inputs: Sequence[list[int]], pairs: Sequence[TextPair]) -> tuple[Example, ...]:
     return tuple(Example(ids, pair.text, pair.references) for ids, pair in zip(inputs, pairs, strict=True))
+
+
+def _digest(rows: Iterable[object]) -> str:
+    content = hashlib.sha256()
+    for row in rows:
+        content.update(json.dumps(row).encode() + b"\n")
+    return content.hexdigest()

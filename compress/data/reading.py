@@ -17,6 +17,9 @@ from datasets.exceptions import DatasetGenerationError
 from compress.data.spec import ParallelText, Source
 from compress.errors import DataError
 
+_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "at least one example")
+"""What the ``datasets`` library says of tables without a row, in JSON, Parquet and text."""
+
 
 class TextPair(NamedTuple):
     """A prompt or source, and the texts that answer it (the first is trained on)."""
@@ -33,9 +36,12 @@ class TokenRow(NamedTuple):
 
 
 def read_text(source: Source, base: Path, where: str) -> list[str]:
-    """Return running text, a piece per line of a file or per row of a table."""
+    """Return running text, a piece per line of a file or per row of a table, without the newline that ends it."""
     column = "text" if source.text is not None else source.column or "text"
-    return _texts(_table(source, base, where), column, where)
+    pieces = [piece.removesuffix("\n") for piece in _texts(_table(source, base, where), column, where)]
+    if not source.strip:
+        return pieces
+    return ["\n".join(line.strip() for line in piece.split("\n")) for piece in pieces]
 
 
 def read_pairs(source: Source, base: Path, where: str) -> list[TextPair]:
@@ -81,9 +87,19 @@ def _existing(base: Path, name: str, where: str) -> Path:
     path = base / Path(name).expanduser()
     if not path.is_file():
         raise DataError(f"{where}: no file {path}")
-    if not path.stat().st_size:
+    if _is_empty(path):
         raise DataError(f"{where}: {path} is empty")
     return path
+
+
+def _is_empty(path: Path) -> bool:
+    if path.suffix != ".gz":
+        return not path.stat().st_size
+    try:
+        with gzip.open(path) as file:
+            return not file.read(1)
+    except (OSError, EOFError):  # told where it is read
+        return False
 
 
 def _from_files(kind: str, paths: list[Path], where: str) -> datasets.Dataset:
@@ -96,8 +112,11 @@ def _from_files(kind: str, paths: list[Path], where: str) -> datasets.Dataset:
             return datasets.load_dataset(
                 kind, data_files=files, split="train", cache_dir=cache, keep_in_memory=True, **options
             )
-    except (DatasetGenerationError, ValueError, OSError, csv.Error) as error:
-        raise DataError(f"{where}: cannot read {', '.join(files)} as {kind}: {_reason(error)}") from error
+    except (DatasetGenerationError, ValueError, OSError, EOFError, csv.Error) as error:
+        reason = _reason(error)
+        if any(text in reason for text in _NO_ROWS):
+            raise DataError(f"{where}: {', '.join(files)} holds no rows") from None
+        raise DataError(f"{where}: cannot read {', '.join(files)} as {kind}: {reason}") from error
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:

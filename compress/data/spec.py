@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from compress.schema import Strict
+from compress.schema import Several, Strict
 
 Layout = Literal["text", "prompt", "pair", "tokens"]
 
@@ -20,19 +20,11 @@ _LAYOUTS = {
 }
 
 
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-"""One name, or several."""
-
-
 class ParallelText(Strict):
     """Text files whose lines belong together; several targets are several references for one source line."""
 
     source: str
-    target: Names
+    target: Several[str]
 
 
 class Source(Strict):
@@ -49,13 +41,13 @@ class Source(Strict):
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    text: Names | ParallelText | None = None
+    text: Several[str] | ParallelText | None = None
     """Text files, or ``{source, target}``: files whose lines belong together."""
-    json_files: Names | None = Field(default=None, alias="json")
+    json_files: Several[str] | None = Field(default=None, alias="json")
     """JSON lines, or one JSON array."""
-    csv: Names | None = None
+    csv: Several[str] | None = None
     """Comma-separated values with a header (tabs in a ``.tsv``); every cell is text."""
-    parquet: Names | None = None
+    parquet: Several[str] | None = None
     """Parquet files."""
     hub: str | None = None
     """Name of a data set on the Hugging Face hub."""
@@ -67,16 +59,18 @@ class Source(Strict):
     """Column of running text."""
     prompt: str | None = None
     """Column of prompts, or a text with ``{column}`` fields; not scored."""
-    response: Names | None = None
+    response: Several[str] | None = None
     """Column of responses; several columns, or a cell with a list, are several references."""
     source: str | None = None
     """Column of sources, or a text with ``{column}`` fields."""
-    target: Names | None = None
+    target: Several[str] | None = None
     """Column of targets; several columns, or a cell with a list, are several references."""
     input_ids: str | None = None
     """Column of ready token ids."""
     labels: str | None = None
     """Column of ready labels, not shifted, -100 where nothing is scored; without it, a causal row's own ids."""
+    strip: bool = False
+    """Take the spaces off both ends of every line of running text; otherwise the text is scored as it is written."""
     skip: int = Field(default=0, ge=0)
     """Rows to leave out at the start."""
     limit: int | None = Field(default=None, ge=1)
@@ -121,6 +115,8 @@ class Source(Strict):
                 raise ValueError(f"{pair[0]} and {pair[1]} belong together; got only {self._given(pair)[0]}")
         if self.labels and not self.input_ids:
             raise ValueError("labels needs input_ids beside it")
+        if self.strip and self.layout != "text":
+            raise ValueError("strip belongs to running text")
         if self.hub is None and (extra := self._given(("config", "split"))):
             raise ValueError(f"{extra[0]} belongs to hub")
         if self.hub is not None and self.split is None:

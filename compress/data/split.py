@@ -64,9 +64,14 @@ class Split:
         return self.rows[index]  # type: ignore[no-any-return]
 
     @property
+    def cutting(self) -> str:
+        """The setting that makes rows shorter."""
+        return "data.max_source and data.max_target" if self.model.task == "seq2seq" else "data.block"
+
+    @property
     def longest(self) -> int:
         """Most positions of a row that are read or predicted."""
-        return max(max(map(len, self.rows["input_ids"])), max(map(len, self.rows["labels"])))
+        return max(len(row) for column in ("input_ids", "labels") for row in self.rows[column])
 
     @property
     def words(self) -> int | None:

@@ -30,8 +30,9 @@ def chunked_means(
 class _ChunkedMeans(torch.autograd.Function):
     """Means of per-token losses over chunks of tokens, with the gradient formed while a chunk's logits are at hand.
 
-    Beside the chunk only the gradients of the states and of the head's own tensors are kept, and no logits are computed
-    twice. ``sums(rows, states)`` returns the summed losses [K] of a chunk.
+    Beside the chunk only the gradients of the states and of the head's own tensors are kept (the latter in float32 or
+    wider, rounded once at the end, so that the number of chunks does not matter), and no logits are computed twice.
+    ``sums(rows, states)`` returns the summed losses [K] of a chunk.
     """
 
     @staticmethod
@@ -46,7 +47,7 @@ class _ChunkedMeans(torch.autograd.Function):
         wanted = [at for at, tensor in enumerate(head) if ctx.needs_input_grad[4 + at]]
         slopes: list[Tensor | None] = [None] * len(head)
         for at in wanted:
-            slopes[at] = torch.zeros_like(head[at])
+            slopes[at] = torch.zeros_like(head[at], dtype=torch.promote_types(head[at].dtype, torch.float32))
         slope_ND = torch.zeros_like(states_ND) if ctx.needs_input_grad[3] else None
         total_K = torch.zeros_like(weights_K)
         count = max(len(states_ND), 1)
@@ -55,7 +56,7 @@ class _ChunkedMeans(torch.autograd.Function):
             with torch.set_grad_enabled(slope_ND is not None or bool(wanted)):
                 states = states_ND[rows].detach().requires_grad_(slope_ND is not None)
                 losses_K = sums(rows, states)
-                share = losses_K @ (weights_K / count)
+                share = (losses_K * (weights_K / count)).sum()  # autocast would round a matrix product
             total_K += losses_K.detach()
             if share.requires_grad:
                 inputs = ([states] if slope_ND is not None else []) + [head[at] for at in wanted]
@@ -64,12 +65,16 @@ class _ChunkedMeans(torch.autograd.Function):
                     slope_ND[rows] = grads.pop(0)
                 for at, grad in zip(wanted, grads, strict=True):
                     slopes[at] += grad  # type: ignore[operator]
-        ctx.slopes = (slope_ND, *slopes)
+        ctx.slopes, ctx.dtypes = (slope_ND, *slopes), [tensor.dtype for tensor in (states_ND, *head)]
         means_K = total_K / count
         ctx.mark_non_differentiable(means_K)
-        return means_K @ weights_K, means_K
+        return (means_K * weights_K).sum(), means_K
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, None, *(None if slope is None else slope * grad for slope in ctx.slopes))
+        if ctx.slopes is None:
+            raise RuntimeError("chunked_means cannot go backward a second time: its gradients were scaled in place")
+        slopes, ctx.slopes = ctx.slopes, None
+        scaled = zip(slopes, ctx.dtypes, strict=True)
+        return (None, None, None, *(None if slope is None else slope.mul_(grad).to(dtype) for slope, dtype in scaled))

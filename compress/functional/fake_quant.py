@@ -10,6 +10,8 @@ zeros, or one whose clip value is not positive, quantizes to zero, with finite g
 Raises ValueError for bits outside 2..8 and for a parameter that has not one value a group.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,9 +29,11 @@ from compress.functional.rounding import (
 from compress.functional.rounding import dequantize as dequantize
 from compress.functional.rounding import levels as levels
 
-GAMMA_MIN = 1e-6
+SCALE_MIN = 1e-6
+"""What a learned scale is held at if it falls lower."""
 _BLOCK_ELEMENTS = 1 << 20  # weights that search_gamma works on at a time
-_GRID_POINTS, _GRID_LEVELS = 11, 3
+_GRID_POINTS, _GRID_LEVELS = 21, 3
+_BEYOND = 6  # codes past max |w| that search_gamma tries
 
 
 def dynamic_scaling(weight: Tensor, gamma: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
@@ -55,9 +59,10 @@ def dynamic_scaling_codes(weight: Tensor, gamma: Tensor, *, bits: int, dim: int 
 def search_gamma(weight: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
     """The gamma of `dynamic_scaling` that minimises |w - w_q|^2, one a group: [] or [size of dim].
 
-    Ours: the paper starts at 1, which clips nearly half of the weights. The minimum lies between gamma = 1 and the clip
-    value max |w| (clipping below the mean loses more than it resolves); a grid of clip values, even in their logarithm,
-    is laid over that range and twice more, finer, around its best point. A group of zeros gets 1.
+    Ours: the paper starts at 1, which clips nearly half of the weights. The minimum lies between gamma = 1 (clipping
+    below the mean loses more than it resolves) and a few codes past the clip value max |w| (where a small group at 8
+    bits may happen to fall on its levels); a grid of clip values, even in their logarithm, is laid over that range and
+    twice more, finer, around its best point. A group of zeros gets 1.
     """
     n = levels(bits)
     groups = weight.reshape(1, -1) if dim is None else weight.movedim(dim, 0).flatten(1)
@@ -212,20 +217,22 @@ def _wide(x: Tensor) -> Tensor:
 
 def _round_blocks(x: Tensor, block: int) -> Tensor:
     size = x.shape[-1]
-    blocks = torch.nn.functional.pad(x, (0, -size % block)).reshape(*x.shape[:-1], -1, block)
+    whole = torch.nn.functional.pad(x, (0, -size % block)) if size % block else x
+    blocks = whole.reshape(*x.shape[:-1], -1, block)
     largest = blocks.abs().amax(-1, keepdim=True)
-    codes = (blocks * (127.0 / largest.masked_fill(largest == 0, 1.0))).round()
-    return (codes * (largest / 127.0)).flatten(-2)[..., :size]
+    codes = (blocks * (127.0 / largest.masked_fill(largest == 0, 1.0))).round_()
+    return codes.mul_(largest / 127.0).flatten(-2)[..., :size]
 
 
 def _search_gamma(size: Tensor, n: int) -> Tensor:
     """search_gamma for groups [G, E] of |w| -> [G]."""
     mean = size.mean(-1, keepdim=True)
-    widest = (size.amax(-1, keepdim=True) / mean.where(mean > 0, 1.0)).clamp(min=1.0).log()
-    low, high, best = torch.zeros_like(widest), widest, torch.zeros_like(widest)
+    best = (size.amax(-1, keepdim=True) / mean.where(mean > 0, 1.0)).clamp(min=1.0).log()
+    least = _clipping_error(size, best.exp() * mean, n)
+    widest = best + math.log1p(_BEYOND / n)
+    low, high = torch.zeros_like(widest), widest
     for _ in range(_GRID_LEVELS):
         step = (high - low) / (_GRID_POINTS - 1)
-        least = torch.full_like(mean, torch.inf)
         for point in range(_GRID_POINTS):
             candidate = low + point * step
             error = _clipping_error(size, candidate.exp() * mean, n)
@@ -243,4 +250,4 @@ def _clipping_error(size: Tensor, clip: Tensor, n: int) -> Tensor:
 
 
 def _dynamic_clip(weight: Tensor, gamma: Tensor, dim: int | None) -> Tensor:
-    return grouped(gamma.clamp(min=GAMMA_MIN), weight, dim) * group_mean(weight.detach().abs(), dim)
+    return grouped(gamma.clamp(min=SCALE_MIN), weight, dim) * group_mean(weight.detach().abs(), dim)

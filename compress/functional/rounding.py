@@ -113,7 +113,7 @@ class _ClippedRounding(torch.autograd.Function):
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """`value`, exactly, in the dtype of x; its gradient goes to x unchanged."""
+    """`value`, exactly, in the dtype of x (and in its own memory where it has it); its gradient goes to x unchanged."""
     result: Tensor = _StraightThrough.apply(x, value)  # type: ignore[no-untyped-call]
     return result
 
@@ -121,7 +121,7 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
-        return value.to(x.dtype, copy=True)
+        return value.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -10,7 +10,10 @@ from pydantic import Field
 from torch import Tensor
 from transformers import GenerationConfig
 
+from compress.artifact import Artifact
 from compress.data import ModelInterface
+from compress.onnx.runtime import decoding_settings
+from compress.onnx.sampling import as_tokens
 from compress.schema import Strict
 
 
@@ -49,14 +52,21 @@ class Decoding(Strict):
         return self.model_dump(include={"max_new_tokens", "do_sample", "beams"} | penalty)
 
 
-def generation_settings(config: Any, tokenizer: Any, decoding: Decoding) -> GenerationConfig:
+def ends_of(artifact: Artifact, tokenizer: Any) -> list[int]:
+    """Where a row ends: at what the directory's generation settings or its tokenizer call an end, in either runtime."""
+    own = as_tokens(decoding_settings(artifact.path).get("eos_token_id"))
+    return list(dict.fromkeys([*own, *as_tokens(getattr(tokenizer, "eos_token_id", None))]))
+
+
+def generation_settings(config: Any, tokenizer: Any, ends: Sequence[int], decoding: Decoding) -> GenerationConfig:
     """Spell out ``decoding`` for ``generate``, with the special tokens of the model and nothing else of its own."""
     known = ModelInterface.of(config, tokenizer)
     chosen = decoding.options()
     if known.task == "seq2seq":
         chosen |= {"decoder_start_token_id": known.decoder_start}
         chosen |= {name: getattr(config, name, None) for name in ("forced_bos_token_id", "forced_eos_token_id")}
-    return GenerationConfig(pad_token_id=known.pad, eos_token_id=known.eos, bos_token_id=config.bos_token_id, **chosen)
+    special = {"pad_token_id": known.pad, "eos_token_id": list(ends) or None, "bos_token_id": config.bos_token_id}
+    return GenerationConfig(**special, **chosen)
 
 
 def padded(rows: Sequence[list[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
@@ -69,6 +79,7 @@ def padded(rows: Sequence[list[int]], pad: int, *, left: bool) -> tuple[Tensor, 
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def until_end(row: list[int], end: int | None) -> list[int]:
-    """Return the tokens before the end token."""
-    return row[: row.index(end)] if end in row else row
+def until_end(row: list[int], end: int | Sequence[int] | None) -> list[int]:
+    """Return the tokens before the first that is an end token."""
+    ends = as_tokens(end)
+    return row[: next((at for at, token in enumerate(row) if token in ends), len(row))]

@@ -17,6 +17,9 @@ from compress.models.structure import IGNORE
 
 Record = dict[str, Any]
 
+LARGEST = 700
+"""Nats whose exponential is a number."""
+
 
 def perplexity(subject: Subject, split: Split, batch_size: int) -> Record:
     """Score every labelled token of a split once."""
@@ -24,7 +27,7 @@ def perplexity(subject: Subject, split: Split, batch_size: int) -> Record:
     for batch in split.loader(batch_size):
         nll, count = subject.nll(batch)
         total, tokens = total + nll, tokens + count
-    if not math.isfinite(total) or total / tokens > 700:
+    if not math.isfinite(total) or total / tokens > LARGEST:
         raise CompressError(f"quality: the model's likelihood of {split.name} is not finite ({total} nats)")
     # blocks do not overlap, so the stride is the block
     record: Record = {
@@ -35,7 +38,11 @@ def perplexity(subject: Subject, split: Split, batch_size: int) -> Record:
     }
     if split.words and split.text:
         bits = total / math.log(2)
-        record |= {"word_perplexity": math.exp(total / split.words), "words": split.words}
+        record |= {"words": split.words}
+        if total / split.words < LARGEST:
+            record["word_perplexity"] = math.exp(total / split.words)
+        else:  # text without spaces is few long words
+            record["note"] = f"no word perplexity: {tokens / split.words:,.0f} tokens a word are beyond any number"
         record |= {"bits_per_byte": bits / len(split.text.encode()), "bits_per_character": bits / len(split.text)}
     return record
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import AfterValidator, BeforeValidator
 from rich.console import Console
 
 from compress.artifact import Artifact
@@ -14,17 +15,34 @@ from compress.registry import suggest
 from compress.schema import Strict
 
 
+def _names(value: object) -> object:
+    return (value,) if isinstance(value, str) and value != "all" else value
+
+
+def _some(value: Literal["all"] | tuple[str, ...]) -> Literal["all"] | tuple[str, ...]:
+    if not value:
+        raise ValueError("name one artifact at least, or all")
+    return value
+
+
 class Measurement(Strict):
     """One measurement of a recipe. Subclasses add fields and ``run``, which never writes into an artifact."""
 
     type: str
-    of: Literal["all"] | tuple[str, ...] = "all"
-    """Names of what is measured."""
+    of: Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_names), AfterValidator(_some)] = "all"
+    """Names of what is measured; one name may stand alone."""
 
     needs_data: ClassVar[bool] = False
     """The measurement reads ``data.test``, or ``data.eval`` where there is none."""
+    names: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say what is measured; the others say how."""
     version: ClassVar[int] = 1
     """Part of the key under which results are reused; raise it when numbers change."""
+
+    @property
+    def compared_with(self) -> tuple[str, ...]:
+        """Names, besides ``of``, on which the numbers depend."""
+        return ()
 
     def run(
         self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from rich.console import Console
 
 from compress.artifact import Artifact
@@ -18,16 +18,13 @@ from compress.measure.likelihood import agreement, perplexity
 from compress.measure.measurement import Measurement
 from compress.measure.subject import Subject, subject_of
 from compress.registry import suggest
+from compress.schema import Several
 
 Metric = Literal["perplexity", "agreement", "rouge", "bleu", "chrf", "exact_match"]
 Record = dict[str, Any]
 
 _OF_LOGITS = ("perplexity", "agreement")
 _SAMPLES = 3
-
-
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
 
 
 class Quality(Measurement):
@@ -41,7 +38,7 @@ class Quality(Measurement):
     """
 
     type: Literal["quality"] = "quality"
-    metric: Annotated[tuple[Metric, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("perplexity",)
+    metric: Several[Metric] = ("perplexity",)
     """One metric, or several."""
     split: Literal["test", "eval"] = "test"
     """What to measure on; where a run has no such split, the other one, which the conditions then say."""
@@ -53,12 +50,18 @@ class Quality(Measurement):
     """How text is generated."""
 
     needs_data: ClassVar[bool] = True
+    names: ClassVar[frozenset[str]] = frozenset({"metric"})
+    version: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _reference_for_agreement(self) -> Self:
         if ("agreement" in self.metric) != (self.reference is not None):
             raise ValueError("agreement and reference belong together: a metric, and the model it compares with")
         return self
+
+    @property
+    def compared_with(self) -> tuple[str, ...]:
+        return (self.reference,) if self.reference else ()
 
     def run(
         self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None
@@ -113,6 +116,8 @@ class Quality(Measurement):
     def _measured(self, subject: Subject, tokenizer: Any, split: Split, reference: Subject | None) -> dict[str, Any]:
         quality: Record = {}
         conditions: Record = {"split": split.name, "batch": self.batch, "dtype": "float32", "runtime": subject.runtime}
+        if split.truncated:
+            conditions["rows_cut"] = f"{split.truncated} of {len(split)}"
         if "perplexity" in self.metric:
             quality |= perplexity(subject, split, self.batch)
         if reference is not None:

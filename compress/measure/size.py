@@ -57,7 +57,7 @@ def logical_parameters(artifact: Artifact) -> int:
 
 
 def _files(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.rglob("*") if path.is_file() and ".cache" not in path.parts)
+    return sorted(path for path in directory.iterdir() if path.is_file())
 
 
 def _is_model_file(path: Path) -> bool:

@@ -41,7 +41,7 @@ class Speed(Measurement):
     """Tokens timed one by one after the first."""
     batch: int = Field(1, ge=1)
     """Rows at once."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """Of both runtimes; without it, every core."""
     rounds: int = Field(10, ge=1)
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.artifact import Artifact
-from compress.data import Batch
+from compress.data import Batch, ModelInterface
 from compress.errors import ModelError
-from compress.measure.decoding import Decoding, generation_settings, padded, until_end
+from compress.measure.decoding import Decoding, ends_of, generation_settings, padded, until_end
 from compress.models.structure import IGNORE
 from compress.objective import Side, nll, run_body
 from compress.onnx.runtime import Runtime
@@ -53,6 +53,7 @@ class TorchSubject:
     def __init__(self, artifact: Artifact, device: str) -> None:
         self.side = Side(artifact.model(device=device), artifact.family())
         self.tokenizer = artifact.tokenizer()
+        self.ends = ends_of(artifact, self.tokenizer)
 
     def nll(self, batch: Batch) -> tuple[float, int]:
         return nll(self.side, self._moved(batch))
@@ -64,7 +65,7 @@ class TorchSubject:
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[list[int]]:
         model: Any = self.side.model
-        settings = generation_settings(self.side.config, self.tokenizer, decoding)
+        settings = generation_settings(self.side.config, self.tokenizer, self.ends, decoding)
         seq2seq = self.side.family.task == "seq2seq"
         ids, mask = padded(prompts, settings.pad_token_id, left=not seq2seq)
         model.generation_config = settings
@@ -73,7 +74,7 @@ class TorchSubject:
             torch.manual_seed(seed)
             found = model.generate(input_ids=ids.to(self.side.device), attention_mask=mask.to(self.side.device))
         start = 1 if seq2seq else ids.shape[1]
-        return [until_end(row, settings.eos_token_id) for row in found[:, start:].tolist()]
+        return [until_end(row, self.ends) for row in found[:, start:].tolist()]
 
     def _moved(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.side.device) for name, tensor in batch.items()}
@@ -90,7 +91,9 @@ class OnnxSubject:
                 f"{artifact.path}: the quality of an exported {artifact.manifest.task} model is not measured"
             )
         self.model = Runtime.open(artifact.path)
-        self.settings = generation_settings(artifact.config(), artifact.tokenizer(), Decoding())
+        tokenizer = artifact.tokenizer()
+        self.pad = ModelInterface.of(artifact.config(), tokenizer).pad
+        self.ends = ends_of(artifact, tokenizer)
 
     def nll(self, batch: Batch) -> tuple[float, int]:
         scored = batch["labels"] != IGNORE
@@ -102,7 +105,6 @@ class OnnxSubject:
         return torch.from_numpy(np.asarray(found, dtype=np.float32))
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[list[int]]:
-        ids, mask = padded(prompts, self.settings.pad_token_id, left=True)
-        end = self.settings.eos_token_id
-        found = self.model.generate(ids.numpy(), mask.numpy(), seed=seed, eos_token_id=end, **decoding.options())
-        return [until_end(row, end) for row in found[:, ids.shape[1] :].tolist()]
+        ids, mask = padded(prompts, self.pad, left=True)
+        found = self.model.generate(ids.numpy(), mask.numpy(), seed=seed, eos_token_id=self.ends, **decoding.options())
+        return [until_end(row, self.ends) for row in found[:, ids.shape[1] :].tolist()]

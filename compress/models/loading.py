@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def load_config(source: str | Path) -> Any:
         if "model_type" not in settings:  # the stock library would guess it from the directory's name
             raise ValueError("it has no model_type")
         return AutoConfig.from_pretrained(source, local_files_only=_is_local(source))
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise ModelError(f"{source}: no readable config.json ({_first_line(error)})") from error
 
 
@@ -63,6 +62,8 @@ def load_stock(source: str | Path, *, device: str | None = None) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source}: no readable model.safetensors ({_first_line(error)})") from error
+    except (TypeError, AttributeError) as error:
+        raise ModelError(f"{source}: cannot be loaded, a JSON file of it is wrong ({_first_line(error)})") from error
     if report["missing_keys"]:
         raise ModelError(f"{source}: model.safetensors lacks {', '.join(sorted(report['missing_keys'])[:3])}")
     loaded: nn.Module = model
@@ -100,10 +101,8 @@ def load_tokenizer(source: str | Path) -> Any:
     if not any((Path(source) / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         return None
     try:
-        for file in Path(source).glob("tokenizer*.json"):
-            json.loads(file.read_bytes())  # the tokenizers library raises a bare Exception for what is no JSON
         return AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # which the tokenizers library raises as it is
         raise ModelError(f"{source}: no readable tokenizer ({_first_line(error)})") from error
 
 

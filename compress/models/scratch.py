@@ -19,6 +19,9 @@ _SPECIAL: Mapping[Task, Mapping[str, str]] = {
 }
 """Special tokens by task; their ids count up from 0 in this order."""
 
+_INPUTS = ("input_ids", "attention_mask")
+"""What a tokenizer hands to the model. The stock default adds token_type_ids, which GPT-2 would add as embeddings."""
+
 
 def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
     """Return the stock configuration that ``settings`` describe, with the vocabulary and special ids of ``tokenizer``.
@@ -44,6 +47,7 @@ def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
         unknown = [name for name in settings if not hasattr(stock, name)]
         if unknown:
             raise ModelError(f"config.{unknown[0]} is no setting of {model_type}")
+        _check_sizes(settings, stock)
         config = AutoConfig.for_model(model_type, **settings)
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
@@ -51,6 +55,15 @@ def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
     if family.task == "seq2seq" and tokenizer is not None and "decoder_start_token_id" not in settings:
         config.decoder_start_token_id = tokenizer.eos_token_id
     return config
+
+
+def _check_sizes(settings: Mapping[str, Any], stock: Any) -> None:
+    """Refuse a size below 1: what is a whole number in the stock configuration, or where it holds none, and no id."""
+    for name, value in settings.items():
+        usual = getattr(stock, name)
+        counts = (type(usual) is int and usual > 0) or (usual is None and isinstance(value, int))
+        if counts and "token_id" not in name and isinstance(value, int) and (value < 1 or value is True):
+            raise ModelError(f"config.{name} is {value}; allowed: whole numbers from 1")
 
 
 def train_bpe(texts: Iterable[str], size: int, task: Task) -> PreTrainedTokenizerFast:
@@ -78,4 +91,4 @@ def train_bpe(texts: Iterable[str], size: int, task: Task) -> PreTrainedTokenize
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A {eos}", pair=f"{bos} $A {eos} {eos} $B {eos}", special_tokens=ends
         )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=list(_INPUTS), **special)

@@ -76,19 +76,20 @@ def check_parity(
     cases = list(cases_of(runtime, vocabulary, generator))
     compared = _compare(model, runtime, cases)
     limit = FLOAT_LIMIT * compared.spread
+    prompts = generator.integers(0, vocabulary, (2, min(8, runtime.context // 2)))
     figures: dict[str, float] = {}
     if spec is not None:
         figures = _products(model, runtime, directory, spec)
         with float_activations(model), _float_twin(directory) as twin:
             floats = _compare(model, twin, cases)
-        float_limit = FLOAT_LIMIT * floats.spread
-        _require(runtime, "logits with float inputs of products differ", floats.error, float_limit)
+            float_limit = FLOAT_LIMIT * floats.spread
+            _require(runtime, "logits with float inputs of products differ", floats.error, float_limit)
+            _greedy(model, twin, floats.error, prompts)  # whose error leaves hardly a token undecided
         figures |= {"max_float_logit_error": floats.error, "float_limit": float_limit}
         effect = float(np.abs(compared.reference - floats.reference).max())
         limit = max(PACKED_LIMIT * compared.spread, ROUNDING_LIMIT * effect)
     _require(runtime, "logits differ", compared.error, limit)
     figures |= {"max_logit_error": compared.error, "limit": limit, "logit_range": compared.spread}
-    prompts = generator.integers(0, vocabulary, (2, min(8, runtime.context // 2)))
     return figures | {"positions": len(compared.reference)} | _greedy(model, runtime, compared.error, prompts)
 
 

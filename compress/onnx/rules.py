@@ -8,14 +8,14 @@ Shapes: B rows, T tokens so far, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from compress.errors import UserError
-from compress.onnx.sampling import Options
+from compress.onnx.sampling import Options, as_tokens
 
 Array = np.ndarray[Any, Any]
 
@@ -33,10 +33,10 @@ class Rules:
     """Tokens that end a row, [E]."""
     ngram: int
     """Size of n-grams that may not come twice; 0: all may."""
-    first: int | None
-    """The token that must follow a row of one token, which in a decoder with an encoder is the first new one."""
-    last: Array | None
-    """The tokens one of which must be the last that the length allows."""
+    first: Array
+    """Tokens one of which must follow a row of one token (where a decoder has an encoder: come first). None: any."""
+    last: Array
+    """Tokens one of which must be the last that the length allows. None: any."""
 
     @classmethod
     def of(cls, options: Options, start: int, ends: Iterable[int], vocabulary: int) -> Rules:
@@ -52,10 +52,10 @@ class Rules:
             start=start,
             longest=start + options.max_new_tokens,
             shortest=options.min_length if options.min_new_tokens is None else start + options.min_new_tokens,
-            ends=np.array([token for token in ends if 0 <= token < vocabulary], dtype=np.int64),
+            ends=np.array([token for token in ends if 0 <= token < vocabulary], np.int64),
             ngram=options.no_repeat_ngram_size,
-            first=first,
-            last=None if last is None else np.array(as_tokens(last)),
+            first=np.array(as_tokens(first), np.int64),
+            last=np.array(as_tokens(last), np.int64),
         )
 
     def apply(self, scores: Array, tokens: Array) -> None:
@@ -66,9 +66,9 @@ class Rules:
             scores[rows, repeated] = -np.inf
         if length < self.shortest:
             scores[:, self.ends] = -np.inf
-        if self.first is not None and length == 1:
+        if len(self.first) and length == 1:
             _force(scores, self.first)
-        if self.last is not None and length == self.longest - 1:
+        if len(self.last) and length == self.longest - 1:
             _force(scores, self.last)
 
     def ended(self, tokens: Array) -> Array:
@@ -77,14 +77,9 @@ class Rules:
         return found
 
 
-def as_tokens(value: int | Sequence[int] | None) -> list[int]:
-    """A token, several or none, as a list."""
-    return [] if value is None else list(value) if isinstance(value, Sequence) else [value]
-
-
-def _force(scores: Array, token: int | Array) -> None:
+def _force(scores: Array, tokens: Array) -> None:
     scores[...] = -np.inf
-    scores[:, token] = 0
+    scores[:, tokens] = 0
 
 
 def _repeated(tokens: Array, size: int) -> tuple[Array, Array]:

@@ -21,8 +21,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from compress.errors import ModelError, UserError
 from compress.onnx.beams import beam_search
 from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE
-from compress.onnx.rules import Rules, as_tokens
-from compress.onnx.sampling import Options, choose
+from compress.onnx.rules import Rules
+from compress.onnx.sampling import Options, as_tokens, choose
 from compress.onnx.seq2seq_session import Seq2SeqDecoding
 from compress.onnx.session import Array, Decoding
 
@@ -49,7 +49,7 @@ class Runtime:
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
         files = (ENCODER_FILE, DECODER_FILE) if (path / ENCODER_FILE).exists() else (MODEL_FILE,)
-        return cls({file: _session(path / file, options) for file in files}, _settings(path))
+        return cls({file: _session(path / file, options) for file in files}, decoding_settings(path))
 
     @property
     def files(self) -> str:
@@ -176,15 +176,21 @@ def _check_ends(attention_mask: Array | None) -> None:
         raise UserError("attention_mask: a prompt ends in padding; pad on the left")
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def decoding_settings(path: Path) -> dict[str, Any]:
     """What decoding needs of ``config.json`` and ``generation_config.json``; the latter goes first."""
-    try:
-        settings: dict[str, Any] = json.loads((path / "config.json").read_text())
-        generation = path / "generation_config.json"
-        given = json.loads(generation.read_text()) if generation.exists() else {}
-    except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: no readable config.json ({error})") from None
+    generation = path / "generation_config.json"
+    settings, given = _json_object(path / "config.json"), _json_object(generation) if generation.exists() else {}
     contexts = [settings[name] for name in ("n_positions", "max_position_embeddings") if name in settings]
     if not contexts:
         raise ModelError(f"{path / 'config.json'}: names no number of positions")
     return settings | {name: value for name, value in given.items() if value is not None} | {"context": contexts[0]}
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.parent}: no readable {path.name} ({error})") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path.parent}: {path.name} holds no JSON object")
+    return value

@@ -14,6 +14,7 @@ from compress.errors import UserError
 Array = np.ndarray[Any, Any]
 MOST_PENALTY = 50
 """Beyond it, lengths to this power leave the range of float64."""
+_LEAST = {"max_new_tokens": 1, "top_k": 0, "seed": 0, "num_beams": 1, "no_repeat_ngram_size": 0, "min_length": 0}
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,13 @@ class Options:
     forced_eos_token_id: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        least = {"max_new_tokens": 1, "top_k": 0, "num_beams": 1, "no_repeat_ngram_size": 0, "min_length": 0}
-        for name, bound in least.items() | ({"min_new_tokens": 0}.items() if self.min_new_tokens is not None else ()):
+        for name, least in (_LEAST if self.min_new_tokens is None else _LEAST | {"min_new_tokens": 0}).items():
             value = getattr(self, name)
-            self._require(name, isinstance(value, Integral) and value >= bound, f"a whole number of at least {bound}")
+            whole = isinstance(value, Integral) and int(value) >= least
+            self._require(name, whole, f"a whole number of at least {least}")
+        for name in ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id"):
+            tokens = as_tokens(getattr(self, name))
+            self._require(name, all(isinstance(token, Integral) for token in tokens), "a token's number, or several")
         self._require("temperature", self.temperature > 0, "above 0")
         self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._require("length_penalty", abs(self.length_penalty) <= MOST_PENALTY, f"between ±{MOST_PENALTY}")
@@ -59,6 +63,11 @@ class Options:
     def _require(self, name: str, valid: bool, allowed: str) -> None:
         if not valid:
             raise UserError(f"{name}: {getattr(self, name)!r} is not {allowed}")
+
+
+def as_tokens(value: int | Sequence[int] | None) -> list[int]:
+    """A token, several or none, as a list."""
+    return [] if value is None else list(value) if isinstance(value, Sequence) else [value]
 
 
 def choose(logits: Array, options: Options, generator: np.random.Generator) -> Array:

@@ -18,6 +18,7 @@ from compress.data import Data, ModelInterface, open_data
 from compress.data.corpus import read_corpus
 from compress.data.opening import tokenizer_digest
 from compress.errors import DataError, ModelError
+from compress.files import publish
 from compress.models import family_of
 from compress.models.loading import build, load_tokenizer
 from compress.models.scratch import new_config, train_bpe
@@ -45,9 +46,9 @@ class Inputs:
         if name not in self._models:
             spec = self.recipe.models[name]
             with self._located(name):
-                path = self._existing("path", spec.path) if spec.path is not None else self.slot(name).found
-                if path is not None:
-                    self._models[name] = adopt(path)
+                given = None if spec.path is None else adopt(self._existing("path", spec.path))
+                if found := given or self.finished(self.slot(name)):
+                    self._models[name] = found
         return self._models.get(name)
 
     def made(self, name: str) -> Artifact:
@@ -93,10 +94,10 @@ class Inputs:
 
         None where the recipe has no data.
         """
-        spec, artifact = self.recipe.data, self.model(name)
+        spec = self.recipe.data
         if spec is None:
             return None
-        tokenizer = artifact.tokenizer() if artifact else self._tokenizer(name)
+        tokenizer = self.tokenizer(name)
         interface = ModelInterface.of(self.config(name), tokenizer)
         at = digest([str(interface), tokenizer_digest(tokenizer)])
         if at not in self._data:
@@ -104,11 +105,16 @@ class Inputs:
                 self._data[at] = open_data(spec, tokenizer=tokenizer, model=interface, base=self.recipe.base)
         return self._data[at]
 
+    def tokenizer(self, name: str) -> Any:
+        """The tokenizer of a model, built or not; None where it has none."""
+        artifact = self.model(name)
+        return artifact.tokenizer() if artifact else self._tokenizer(name)
+
     def slot(self, name: str) -> Slot:
         """Where a model that is built from a config goes: ``00-NAME-<key>``."""
         parts = [self._settings(name), self.recipe.seed, self._tokenizer_content(name)]
         versions = {package: installed(package) for package in ("torch", "transformers", "tokenizers")}
-        return Slot(self.workdir, 0, name, key(["model", *parts, versions]))
+        return Slot(self.workdir, 0, name, key(["model", *parts, versions]), proof="config.json")
 
     def stage_slot(self, item: Link, models: Mapping[str, Artifact]) -> Slot:
         """Where the result of a stage goes: ``NN-NAME-<key>``; ``models`` has its source and teacher."""
@@ -119,6 +125,15 @@ class Inputs:
         return Slot(
             self.workdir, item.index + 1, item.name, stage_key(item.stage, seed=self.recipe.seed, inputs=hashes)
         )
+
+    def finished(self, slot: Slot) -> Artifact | None:
+        """The finished result in a slot, if there is one; one that was damaged is told, and what to do about it."""
+        if slot.found is None:
+            return None
+        try:
+            return adopt(slot.found)
+        except ModelError as error:
+            raise ModelError(f"{error}; delete {slot.found.name} to have it made again") from None
 
     def _build(self, name: str) -> Artifact:
         slot, tokenizer, config = self.slot(name), self._tokenizer(name), self.config(name)
@@ -131,7 +146,7 @@ class Inputs:
         save_file(stock_state(model), out / "model.safetensors", metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save_pretrained(out)
-        out.rename(slot.final)
+        publish(out, slot.final)
         return adopt(slot.final)
 
     def _settings(self, name: str) -> dict[str, Any]:

@@ -52,9 +52,11 @@ def compress_version() -> str:
 
 
 def identity(artifact: Artifact) -> str:
-    """Hash of a model and of the tokenizer and generation settings beside it."""
-    beside = {name: sha for name, sha in artifact.manifest.files.items() if name.startswith(_TOKENIZER)}
-    return digest([artifact.digest, beside])
+    """Hash of a model, of how it computes and what it was cut from, and of the tokenizer and settings beside it."""
+    manifest = artifact.manifest
+    beside = {name: sha for name, sha in manifest.files.items() if name.startswith(_TOKENIZER)}
+    told = manifest.model_dump(mode="json", include={"quantization", "kept"})
+    return digest([artifact.digest, beside, told])
 
 
 def stage_key(stage: Stage, *, seed: int, inputs: Mapping[str, str]) -> str:

@@ -13,9 +13,11 @@ from compress.measure.measurement import Measurement
 from compress.pipeline.environment import environment
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.keys import identity, key
+from compress.pipeline.records import join
 from compress.pipeline.workdir import read_json, shown_path, write_json
 from compress.recipe.references import Link
 
+MEASUREMENTS = "measurements.json"
 Records = dict[str, dict[str, Any]]
 
 
@@ -27,20 +29,38 @@ def measure(
     The key of a measurement covers its config, what it measures, the data, and the machine it runs on.
     """
     workdir, machine = inputs.workdir, environment(device)
-    roots = {name: name for name in inputs.recipe.models} | {item.name: item.root for item in links}
-    records: Records = {name: _record(artifact, name, workdir) for name, artifact in artifacts.items()}
+    roots, keys = _roots(inputs, links), measured_keys(inputs, links, artifacts)
+    records: Records = {name: _record(artifact, name, workdir, keys[name]) for name, artifact in artifacts.items()}
+    first: dict[tuple[str, str], Measurement] = {}
     for measurement in inputs.recipe.measure:
         for part in _parts(measurement, inputs, artifacts, roots):
             measured = _measured(part, inputs, artifacts, roots, machine, console)
             for name, numbers in measured.items():
-                _join(records[name], numbers)
+                join(records[name], numbers, first.setdefault((name, measurement.type), measurement), measurement)
     result = {
         "artifacts": list(records.values()),
         "environment": machine,
         "conditions": [measurement.model_dump(mode="json") for measurement in inputs.recipe.measure],
     }
-    write_json(workdir / "measurements.json", result)
+    write_json(workdir / MEASUREMENTS, result)
     return list(records.values())
+
+
+def measured_keys(inputs: Inputs, links: Sequence[Link], artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    """What each artifact's numbers belong to: the artifact and the data as it reads them.
+
+    ``run.json`` and ``measurements.json`` both hold it, so that a report joins no artifact with numbers of another.
+    """
+    roots = _roots(inputs, links)
+    data = {name: inputs.data(roots[name]) for name in artifacts}
+    return {
+        name: key([identity(artifact), found.digest if (found := data[name]) else ""])
+        for name, artifact in artifacts.items()
+    }
+
+
+def _roots(inputs: Inputs, links: Sequence[Link]) -> dict[str, str]:
+    return {name: name for name in inputs.recipe.models} | {item.name: item.root for item in links}
 
 
 def _parts(
@@ -73,6 +93,7 @@ def _measured(
         measurement.version,
         [identity(next(iter(artifacts.values())))],
         {name: identity(artifact) for name, artifact in chosen.items()},
+        [identity(artifacts[name]) for name in measurement.compared_with],
         data.digest if data else "",
         dict(machine),
     ]
@@ -89,17 +110,8 @@ def _measured(
     return numbers
 
 
-def _record(artifact: Artifact, name: str, workdir: Path) -> dict[str, Any]:
-    record: dict[str, Any] = {"name": name, "path": shown_path(artifact.path, workdir)}
+def _record(artifact: Artifact, name: str, workdir: Path, of: str) -> dict[str, Any]:
+    record: dict[str, Any] = {"name": name, "path": shown_path(artifact.path, workdir), "key": of}
     if artifact.manifest.lineage and artifact.manifest.lineage[-1].coverage:
         record["coverage"] = artifact.manifest.lineage[-1].coverage
     return record
-
-
-def _join(record: dict[str, Any], numbers: Mapping[str, Any]) -> None:
-    """Merge ``numbers`` into ``record``, level by level."""
-    for name, value in numbers.items():
-        if isinstance(value, dict) and isinstance(record.get(name), dict):
-            _join(record[name], value)
-        else:
-            record[name] = value

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
-from compress.artifact import adopt
+from compress import processes
 from compress.errors import RecipeError
 from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import count_parameters
 from compress.pipeline.inputs import Inputs
+from compress.pipeline.teachers import teacher_problems
+from compress.pipeline.workdir import require_no_file
 from compress.recipe import Recipe
 from compress.recipe.references import Link, link, static_problems
 from compress.stages.stage import Shape, Stage
@@ -30,6 +33,8 @@ class Row:
     traits: tuple[str, ...] = ()
     parameters: int | None = None
     steps: str = ""
+    note: str = ""
+    """What to know of the result besides its traits."""
     state: str = ""
     """``given``, ``built``, ``reused``, ``continued`` or ``runs``."""
 
@@ -46,6 +51,7 @@ class Plan:
 def make_plan(inputs: Inputs) -> Plan:
     """Check all of a recipe that needs no training; raise :class:`RecipeError` at the first mistake."""
     recipe = inputs.recipe
+    require_no_file(inputs.workdir)
     shapes = {name: inputs.shape(name) for name in recipe.models}
     traits = {name: shape.traits for name, shape in shapes.items()}
     if problem := next(static_problems(traits, recipe.stages, recipe.measure), None):
@@ -54,7 +60,10 @@ def make_plan(inputs: Inputs) -> Plan:
     _check_data(inputs, links)
     for item in links:
         teacher = shapes[item.teacher] if item.teacher else None
-        if text := next(item.stage.problems(shapes[item.source], teacher), None):
+        found = [item.stage.problems(shapes[item.source], teacher)]
+        if teacher and trains(item.stage):
+            found.append(teacher_problems(inputs, item, shapes))
+        if text := next(chain.from_iterable(found), None):
             raise _error(recipe, item, text)
         shapes[item.name] = item.stage.shape(shapes[item.source])
     _check_measurements(inputs, shapes)
@@ -80,6 +89,21 @@ def _check_data(inputs: Inputs, links: tuple[Link, ...]) -> None:
             raise recipe.error(("measure", index), text)
     for name in recipe.models:
         inputs.data(name)
+    for item in links:
+        if trains(item.stage):
+            _check_share(inputs, item)
+
+
+def _check_share(inputs: Inputs, item: Link) -> None:
+    """Every process must have a sequence of each batch."""
+    data, train = inputs.data(item.root), getattr(item.stage, "train", None)
+    if data is None or data.train is None or train is None:
+        return
+    batch = min(train.batch, len(data.train))
+    if batch < processes.count():
+        text = f"{batch} sequences cannot be shared by {processes.count()} processes; start {batch} at most"
+        where = ("stages", item.index, "train", "batch")
+        raise inputs.recipe.error(where, f"stages[{item.index}].train.batch: {text}")
 
 
 def _check_measurements(inputs: Inputs, shapes: Mapping[str, Shape]) -> None:
@@ -100,7 +124,8 @@ def _model_rows(inputs: Inputs, shapes: Mapping[str, Shape]) -> Iterator[Row]:
     for name, spec in inputs.recipe.models.items():
         state = "given" if spec.path is not None else "reused" if inputs.model(name) else "built"
         shape = shapes[name]
-        yield Row(name, "model", spec.path or "config", "", tuple(sorted(shape.traits)), _parameters(shape), "", state)
+        traits = tuple(sorted(shape.traits))
+        yield Row(name, "model", spec.path or "config", "", traits, _parameters(shape), note=shape.note, state=state)
 
 
 def _stage_rows(inputs: Inputs, links: tuple[Link, ...], shapes: Mapping[str, Shape]) -> Iterator[Row]:
@@ -109,8 +134,8 @@ def _stage_rows(inputs: Inputs, links: tuple[Link, ...], shapes: Mapping[str, Sh
         state = "runs"
         if {item.source, item.teacher or item.source} <= known.keys():
             slot = inputs.stage_slot(item, known)
-            if slot.found:
-                known[item.name], state = adopt(slot.found), "reused"
+            if artifact := inputs.finished(slot):
+                known[item.name], state = artifact, "reused"
             elif slot.partial.exists():
                 state = "continued"
         yield Row(
@@ -121,6 +146,7 @@ def _stage_rows(inputs: Inputs, links: tuple[Link, ...], shapes: Mapping[str, Sh
             traits=tuple(sorted(item.traits)),
             parameters=_parameters(shapes[item.name]),
             steps=_steps(item.stage),
+            note=shapes[item.name].note,
             state=state,
         )
 

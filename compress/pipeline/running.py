@@ -7,20 +7,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 
-from compress.artifact import Artifact, Step, adopt, seal
+from compress import collective, processes
+from compress.artifact import MANIFEST, Artifact, Step, seal
 from compress.errors import UserError
+from compress.files import write_text
 from compress.pipeline.environment import environment
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.keys import packages
-from compress.pipeline.measuring import measure
-from compress.pipeline.plan import make_plan
-from compress.pipeline.workdir import Slot, locked, shown_path, write_json, write_text
+from compress.pipeline.measuring import MEASUREMENTS, measure, measured_keys
+from compress.pipeline.plan import make_plan, trains
+from compress.pipeline.workdir import Slot, locked, read_json, shown_path, write_json
 from compress.progress import duration
 from compress.recipe import Recipe, read_recipe
 from compress.recipe.document import write_document
@@ -51,15 +54,18 @@ def run(
 
     All that can be checked without training is checked before any work. An interrupted run continues where it was.
     ``device`` is ``cuda`` where there is one, else ``cpu``; ``console`` shows progress, and None is silent.
+
+    Of several processes that a launcher started, the main one makes, measures and tells; the others train along.
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
     place = Path(workdir) if workdir is not None else default_workdir(recipe)
     chosen = choose_device(device)
+    collective.join(chosen)
     inputs = Inputs(recipe, place)
     plan = make_plan(inputs)
     with locked(place):
-        return _Running(inputs, plan.links, chosen, console).all()
+        return _Running(inputs, plan.links, chosen, console if processes.is_main() else None).all()
 
 
 def default_workdir(recipe: Recipe) -> Path:
@@ -72,7 +78,7 @@ def choose_device(device: Device | None) -> Device:
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UserError("--device cuda: torch sees no CUDA device here; use cpu")
-    return device or ("cuda" if available else "cpu")
+    return device or ("cuda" if available and not processes.on_cpu() else "cpu")
 
 
 class _Running:
@@ -83,22 +89,43 @@ class _Running:
         self.stages: list[dict[str, Any]] = []
 
     def all(self) -> Run:
-        write_text(self.workdir / "recipe.yaml", write_document(self.recipe.plain(), base=self.recipe.base))
-        for name in self.recipe.models:
-            if self.console and self.inputs.model(name) is None:
-                self.console.print(f"[dim]  {name} is built from its config[/dim]", highlight=False)
-            self.artifacts[name] = self.inputs.made(name)
+        with collective.main_first():
+            self._models()
         for item in self.links:
             self._stage(item)
             self._record()
         self._record()
-        records = measure(self.inputs, self.links, self.artifacts, self.device, self.console)
+        with collective.main_first():
+            records = self._measured()
         return Run(self.workdir, self.artifacts, records)
+
+    def _models(self) -> None:
+        if self.console and processes.alone_by_mistake():
+            self.console.print(
+                "[dim]  one process: accelerate launch --cpu starts several through mpirun only, torchrun does so "
+                "without[/dim]",
+                highlight=False,
+            )
+        if processes.is_main():
+            write_text(self.workdir / "recipe.yaml", write_document(self.recipe.plain(), base=self.recipe.base))
+        for name in self.recipe.models:
+            if self.console and self.inputs.model(name) is None:
+                self.console.print(f"[dim]  {name} is built from its config[/dim]", highlight=False)
+            self.artifacts[name] = self.inputs.made(name)
+
+    def _measured(self) -> list[dict[str, Any]]:
+        if processes.is_main():
+            return measure(self.inputs, self.links, self.artifacts, self.device, self.console)
+        records: list[dict[str, Any]] = read_json(self.workdir / MEASUREMENTS)["artifacts"]
+        return records
 
     def _stage(self, item: Link) -> None:
         slot = self.inputs.stage_slot(item, self.artifacts)
-        found = slot.found
-        artifact = adopt(found) if found else self._made(item, slot)
+        if not processes.is_main() and not slot.found and trains(item.stage):
+            self._train_along(item)
+        with collective.main_first():
+            found = self.inputs.finished(slot)
+            artifact = found or self._made(item, slot)
         step = artifact.manifest.lineage[-1]
         self.artifacts[item.name] = artifact
         self.stages.append(
@@ -112,30 +139,43 @@ class _Running:
         )
         self._say(item, step, reused=bool(found))
 
+    def _train_along(self, item: Link) -> None:
+        """Train with the main process, which alone keeps the result."""
+        with TemporaryDirectory(dir=self.workdir, prefix=".process-") as out:
+            item.stage.run(self.artifacts[item.source], Path(out), self._context(item))
+
+    def _context(self, item: Link) -> Context:
+        data, seed = self.inputs.data(item.root), self.recipe.seed
+        return Context(dict(self.artifacts), data, self.device, seed, bar=self.console is not None)
+
     def _made(self, item: Link, slot: Slot) -> Artifact:
+        if not processes.is_main():
+            raise UserError(f"--workdir {self.workdir}: lacks what the main process made; all processes must share it")
         source, out = self.artifacts[item.source], slot.partial
         continued = out.exists()
         out.mkdir(parents=True, exist_ok=True)
         if self.console:
+            if slot.unproven:
+                text = f"{slot.unproven.name} has no {MANIFEST}, so it is not whole; {item.name} runs again"
+                self.console.print(f"[yellow]  {text}[/yellow]", highlight=False, soft_wrap=True)
             verb = "continues" if continued else "starts"
             self.console.print(
                 f"[dim]  {item.name} ({item.stage.type}) {verb} from {item.source}[/dim]", highlight=False
             )
-        data, seed = self.inputs.data(item.root), self.recipe.seed
-        context = Context(dict(self.artifacts), data, self.device, seed, bar=self.console is not None)
+        context = self._context(item)
         began = time.perf_counter()
         result = item.stage.run(source, out, context)
         inputs = {"source": source.digest}
         if item.teacher:
             inputs["teacher"] = self.artifacts[item.teacher].digest
-        if data is not None:
-            inputs["data"] = data.digest
+        if context.data is not None:
+            inputs["data"] = context.data.digest
         step = Step(
             stage=item.name,
             type=item.stage.type,
             version=item.stage.version,
             config=item.stage.model_dump(mode="json"),
-            seed=seed,
+            seed=context.seed,
             inputs=inputs,
             packages=packages(item.stage.gives),
             seconds=round(time.perf_counter() - began, 3),
@@ -154,11 +194,14 @@ class _Running:
         )
 
     def _record(self) -> None:
+        if not processes.is_main():
+            return
         record = {
             "recipe": self.recipe.plain(),
             "seed": self.recipe.seed,
             "stages": self.stages,
             "models": {name: shown_path(artifact.path, self.workdir) for name, artifact in self.artifacts.items()},
+            "keys": measured_keys(self.inputs, self.links, self.artifacts),
             "environment": environment(self.device),
         }
         write_json(self.workdir / "run.json", record)
@@ -184,7 +227,7 @@ def _coverage(step: Step) -> str:
     text = f"{coverage.modules_touched}/{coverage.modules_total} modules"
     if coverage.bytes_after != coverage.bytes_before:
         text += f"  {megabytes(coverage.bytes_before)} -> {megabytes(coverage.bytes_after)}"
-    return text
+    return f"{text}  ({coverage.note})" if coverage.note else text
 
 
 def megabytes(count: int) -> str:

@@ -174,7 +174,7 @@ def _key(data: Any, step: str | int, setting: str, at: str) -> str | int:
     if isinstance(data, dict):
         return str(step)
     if not isinstance(data, list):
-        raise UserError(f"--set {setting}: {at} is {data!r}, which has nothing inside")
+        raise UserError(f"--set {setting}: {at} is {data!r}, which has nothing inside; to replace it, set {at}=...")
     if str(step).isdigit():
         if int(step) < len(data):
             return int(step)

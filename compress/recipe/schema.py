@@ -68,8 +68,8 @@ class ModelSpec(Strict):
         return self
 
 
-AnyStage = Annotated[SerializeAsAny[Stage], BeforeValidator(STAGES.read)]
-AnyMeasurement = Annotated[SerializeAsAny[Measurement], BeforeValidator(MEASUREMENTS.read)]
+AnyStage = Annotated[SerializeAsAny[Stage], BeforeValidator(STAGES.read), STAGES]
+AnyMeasurement = Annotated[SerializeAsAny[Measurement], BeforeValidator(MEASUREMENTS.read), MEASUREMENTS]
 
 
 class Recipe(Strict):

@@ -11,13 +11,13 @@ from compress.report.read import Percentiles
 
 
 def number(value: float | None) -> str:
-    """Three or four significant digits, and whole numbers whole; thousands are separated."""
+    """Three or four significant digits, and whole numbers whole; thousands are separated, up to a milliard."""
     if value is None:
         return ""
     if isinstance(value, int):
         return f"{value:,}"
     size = abs(value)
-    if size < 1:
+    if size < 1 or size >= 1e9:
         return f"{value:.3g}"
     return f"{value:,.{0 if size >= 1000 else 1 if size >= 100 else 2}f}"
 

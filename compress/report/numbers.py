@@ -35,9 +35,15 @@ NOT_METRICS = frozenset(
 """Numbers a quality record carries that say how it was measured, not how good the model is."""
 
 
+def name_and_way(metric: str) -> tuple[str, str]:
+    """What was measured, and how where that is not how it was measured first: ``perplexity (split eval)``."""
+    name, _, way = metric.partition(" (")
+    return name, way.removesuffix(")")
+
+
 @dataclass(frozen=True)
 class Row:
-    """One measured artifact."""
+    """One artifact with what was measured of it."""
 
     label: str
     run: Run
@@ -46,13 +52,24 @@ class Row:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing was removed from the model and nothing rounded."""
-        return not set(self.manifest.traits) - {"onnx"}
+        """Whether nothing was removed from the model and nothing rounded, and it is no smaller student of another."""
+        return not set(self.manifest.traits) - {"onnx"} and not self._student
+
+    @property
+    def _student(self) -> bool:
+        """Whether stages made it what the run's first model is, with fewer parameters."""
+        ours, whole = self.record.parameters, self.run.records[0].parameters
+        return bool(self.manifest.lineage) and ours is not None and whole is not None and ours < whole
 
     @property
     def onnx(self) -> bool:
         """Whether it runs in ONNX Runtime."""
         return "onnx" in self.manifest.traits
+
+    @property
+    def late(self) -> bool:
+        """Whether the run has yet to measure it."""
+        return self.run.late(self.record)
 
     @property
     def emulated(self) -> bool:
@@ -65,10 +82,12 @@ class Row:
         found = {
             name: float(value)
             for name, value in self.record.quality.items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and name not in NOT_METRICS
+            if isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and name_and_way(name)[0] not in NOT_METRICS
         }
         order = {name: at for at, name in enumerate(METRICS)}
-        return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(METRICS))))
+        return dict(sorted(found.items(), key=lambda item: order.get(name_and_way(item[0])[0], len(METRICS))))
 
     @property
     def megabytes(self) -> float | None:
@@ -91,8 +110,8 @@ def quality(metric: str) -> Value:
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Every measured artifact of every run; a name that several runs use is written ``run/name``."""
-    uses = Counter(record.name for run in runs for record in run.measured.artifacts)
+    """Every artifact of every run; a name that several runs use is written ``run/name``."""
+    uses = Counter(record.name for run in runs for record in run.records)
     return [
         Row(
             label=record.name if uses[record.name] == 1 else f"{run.name}/{record.name}",
@@ -101,7 +120,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
             manifest=run.manifest(record.name),
         )
         for run in runs
-        for record in run.measured.artifacts
+        for record in run.records
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from compress.report.canvas import ACCENT, COLOURS, INK, Mark, drawing, label, scale
-from compress.report.numbers import LOWER_IS_BETTER, Row, Value, front, metrics_of
+from compress.report.numbers import LOWER_IS_BETTER, Row, Value, front, metrics_of, name_and_way
 from compress.report.read import Stage
 from compress.report.words import name_of
 
@@ -32,7 +32,7 @@ def _trade_off(rows: Sequence[Row], cost: Value, cost_label: str, name: str) -> 
     if metric is None or len(shown) < 2:
         return None
     marks = [_mark(row, cost(row) or 0.0, row.quality[metric]) for row in shown]
-    lower = metric in LOWER_IS_BETTER
+    lower = name_and_way(metric)[0] in LOWER_IS_BETTER
     with drawing(name, width=4.6, height=3.5) as canvas:
         axes = canvas.figure.add_subplot()
         scale(axes, "x", [mark.x for mark in marks])
@@ -53,23 +53,36 @@ def _mark(row: Row, x: float, y: float) -> Mark:
 
 
 def losses(name: str, stage: Stage) -> str | None:
-    """The training loss of a stage, and each of its terms."""
+    """The training loss of a stage, and each of its terms with its weight, so that they add up to it."""
     steps = [line for line in stage.history if "loss" in line]
     if len(steps) < 2:
         return None
     names = list(dict.fromkeys(name for line in steps for name in line.get("terms", {})))
+    weights = weights_of(stage)
     with drawing(f"losses-{name}", width=4.6, height=2.7) as canvas:
         axes = canvas.figure.add_subplot()
         if len(names) != 1:
             axes.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=INK, label="total")
+        shown = [line["loss"] for line in steps]
         for at, term in enumerate(names):
-            points = [(line["step"], line["terms"][term]) for line in steps if term in line.get("terms", {})]
-            axes.plot(*zip(*points, strict=True), color=COLOURS[at % len(COLOURS)], label=term.replace("_", " "))
-        scale(axes, "y", [value for line in steps for value in (line["loss"], *line.get("terms", {}).values())])
+            weight = weights.get(term, 1.0)
+            points = [(line["step"], weight * line["terms"][term]) for line in steps if term in line.get("terms", {})]
+            text = term.replace("_", " ") + (f", weighted {weight:g}" if weight != 1 else "")
+            axes.plot(*zip(*points, strict=True), color=COLOURS[at % len(COLOURS)], label=text)
+            shown += [value for _, value in points]
+        scale(axes, "y", shown)
         axes.set_title("training loss")
         axes.set_xlabel("step")
         axes.legend()
     return canvas.svg
+
+
+def weights_of(stage: Stage) -> dict[str, float]:
+    """The weight of each term by its name in the training curve: its type, and its place where a type is repeated."""
+    terms = stage.step.config.get("terms", []) if stage.step else []
+    types = [term.get("type", "") for term in terms]
+    names = [name if types.count(name) == 1 else f"{name}.{at}" for at, name in enumerate(types)]
+    return {name: term.get("weight", 1.0) for name, term in zip(names, terms, strict=True)}
 
 
 def evaluations(name: str, stage: Stage) -> str | None:

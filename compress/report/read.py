@@ -48,6 +48,8 @@ class Record(View):
 
     name: str
     path: str = ""
+    key: str = ""
+    """What the numbers belong to: the artifact, and the data as it was read."""
     parameters: int | None = None
     bytes: int | None = None
     bytes_total: int | None = None
@@ -112,6 +114,9 @@ class RunFile(View):
     seed: int | None = None
     stages: tuple[StageRun, ...] = ()
     models: dict[str, str] = Field(default_factory=dict)
+    """The place of every artifact, by name."""
+    keys: dict[str, str] = Field(default_factory=dict)
+    """What numbers of each artifact must belong to; none in runs of older versions."""
     environment: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -159,6 +164,21 @@ class Run:
         """The machine and the package versions, as the run and its measurements recorded them."""
         return {**self.file.environment, **self.measured.environment}
 
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """One record an artifact, with the numbers that were taken of this very artifact, and with none otherwise."""
+        taken = {record.name: record for record in self.measured.artifacts if self._belongs(record)}
+        return tuple(taken.get(name) or Record(name=name, path=path) for name, path in self.file.models.items())
+
+    def late(self, record: Record) -> bool:
+        """Whether the run has yet to reach the measurements of this artifact, as it is now."""
+        return not any(other.name == record.name and self._belongs(other) for other in self.measured.artifacts)
+
+    def _belongs(self, record: Record) -> bool:
+        if record.key and self.file.keys:
+            return self.file.keys.get(record.name) == record.key
+        return self.file.models.get(record.name) == record.path
+
     def sources(self, stage: Stage) -> str:
         """What ``stage`` started from, and its teacher."""
         if stage.step is None:
@@ -195,9 +215,12 @@ def read(workdir: Path) -> Run:
 
 def _stage(entry: StageRun, workdir: Path) -> Stage:
     directory = workdir / entry.path
+    manifest = directory / "artifact.json"
+    if not manifest.is_file():
+        raise UserError(f"{manifest}: is not there, so nothing is known of {entry.name}; run the recipe again")
     return Stage(
         entry=entry,
-        manifest=_view(Manifest, directory / "artifact.json"),
+        manifest=_view(Manifest, manifest),
         history=_lines(directory / "history.jsonl"),
         details=_json(directory / "details.json"),
     )

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from compress.errors import UserError
 from compress.report import plots, sections, words
 from compress.report.numbers import Row, rows_of
-from compress.report.read import Run, read
+from compress.report.read import Run, Stage, read
 from compress.report.units import kept_units
 
 KEPT = "What is left: filled cells are kept; a shaded cell stands for neighbours of which a part is kept."
@@ -89,13 +89,25 @@ def _chapters(run: Run, several: bool) -> list[Chapter]:
         name = f"{run.name}/{stage.entry.name}" if several else stage.entry.name
         cut = stage.entry.type == "prune"
         figures = [
-            Figure(plots.losses(name, stage), "The training loss and its terms."),
-            Figure(plots.evaluations(name, stage), "The loss that chose the checkpoint."),
+            Figure(plots.losses(name, stage), _of_losses(stage)),
+            Figure(plots.evaluations(name, stage), _of_evaluations(stage)),
             Figure(kept_units(name, stage.manifest) if cut else None, KEPT, wide=True),
             Figure(plots.histograms(name, stage), CLIPPED, wide=True),
         ]
         chapters.append(Chapter(name, stage.entry.type, _drawn(figures)))
     return [chapter for chapter in chapters if chapter.figures]
+
+
+def _of_losses(stage: Stage) -> str:
+    several = any(len(line.get("terms", {})) > 1 for line in stage.history)
+    return "The training loss and its terms, weighted: they add up to it." if several else "The training loss."
+
+
+def _of_evaluations(stage: Stage) -> str:
+    settings = (stage.step.config.get("train") if stage.step else None) or {}
+    if stage.entry.type == "learn_masks" or settings.get("keep") == "last":
+        return "The loss on held-out text; the last step was handed on."
+    return "The loss on held-out text, which chose the checkpoint."
 
 
 def _drawn(figures: Sequence[Figure]) -> list[Figure]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from compress.report import formats
-from compress.report.numbers import Row, change, metrics_of, smallest, speedup
+from compress.report.numbers import Row, change, metrics_of, name_and_way, smallest, speedup
 from compress.report.read import Run, Stage, Touched
 from compress.report.words import name_of
 
@@ -36,7 +36,8 @@ def _columns(rows: Sequence[Row]) -> Iterator[tuple[str, str, Cell]]:
     yield "size", "MB", lambda row: formats.megabytes(row.record.bytes)
     yield "smaller", "than fp32 / fp16", _ratios
     for at, metric in enumerate(metrics_of(rows)):
-        yield name_of(metric), "", _quality_cell(metric)
+        name, way = name_and_way(metric)
+        yield name_of(name), way, _quality_cell(metric)
         if at == 0:
             yield "change", f"of {name_of(metric)}", _change_cell(rows, metric)
     yield (
@@ -141,7 +142,8 @@ def conditions(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _own_conditions(row: Row) -> Iterator[tuple[str, str]]:
-    how = {key: value for key, value in row.record.quality.items() if key not in row.quality and key != "samples"}
+    numbers = row.record.quality
+    how = {key: numbers[key] for key in numbers if key not in row.quality and name_and_way(key)[0] != "samples"}
     yield from formats.flat({"quality": how})
     yield from formats.flat({"speed": row.record.speed.model_extra})
     yield from formats.flat(row.record.conditions)
@@ -178,7 +180,14 @@ def samples(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Generated text, a card for each input: the input, its reference, and what each artifact made of it."""
     cards: dict[str, dict[str, str]] = {}
     for row in rows:
-        for sample in row.record.quality.get("samples", []):
+        for label, sample in _samples(row):
             given = {part: sample[part] for part in ("input", "reference") if sample.get(part)}
-            cards.setdefault(sample.get("input", ""), given)[row.label] = sample.get("output", "")
+            cards.setdefault(sample.get("input", ""), given)[label] = sample.get("output", "")
     return list(cards.values())
+
+
+def _samples(row: Row) -> Iterator[tuple[str, dict[str, str]]]:
+    for key, found in row.record.quality.items():
+        name, way = name_and_way(key)
+        if name == "samples":
+            yield from ((f"{row.label} ({way})" if way else row.label, sample) for sample in found)

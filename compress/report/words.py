@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from compress.report.formats import flat, megabytes, number, percent, ratio
-from compress.report.numbers import Row, change, original, quality, reference, smallest, speedup, unquantized
+from compress.report.numbers import (
+    Row,
+    change,
+    name_and_way,
+    original,
+    quality,
+    reference,
+    smallest,
+    speedup,
+    unquantized,
+)
 from compress.report.read import Run
 
 SMALL_MODEL = 5_000_000
@@ -19,7 +29,11 @@ def headline(rows: Sequence[Row]) -> str:
     """What the run achieved, in one sentence."""
     row = smallest(rows)
     if row is None:
-        return "Nothing here was both compressed and measured, so there is no size to compare."
+        small = [other.label for other in rows if not other.plain]
+        if not small:
+            return "Nothing here is compressed, so there is nothing to compare."
+        verb = "is" if len(small) == 1 else "are"
+        return f"{_listed(small)} {verb} compressed, but no size was measured; put {{type: size}} under measure."
     return f"{row.label} {_size(rows, row)}{_speed(rows, row)}; {_quality(rows, row)}."
 
 
@@ -60,7 +74,9 @@ def _quality(rows: Sequence[Row], row: Row) -> str:
 def name_of(metric: str) -> str:
     """A metric's name in running text."""
     known = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-    return known.get(metric, "ROUGE-Lsum" if metric == "rougeLsum" else metric.replace("_", " "))
+    name, way = name_and_way(metric)
+    text = known.get(name, "ROUGE-Lsum" if name == "rougeLsum" else name.replace("_", " "))
+    return f"{text} ({way})" if way else text
 
 
 def _device(row: Row) -> str:
@@ -129,7 +145,9 @@ def _reload(runs: Sequence[Run]) -> Iterator[str]:
                 continue
             sizes = _sizes_by_kind(kept)
             if any(len(lengths) > 1 for lengths in sizes.values()):
-                yield f"{name} keeps different sizes in different layers; it reloads through compress.load only."
+                yield f"{name} keeps different sizes in different layers; it opens with compress.load only."
+            elif stage.step and stage.step.coverage and stage.step.coverage.note:
+                yield f"{name} has a shape without stock class; it {stage.step.coverage.note}."
             elif sizes.get("encoder.heads") != sizes.get("decoder.heads"):
                 yield f"{name} has unequal encoder and decoder heads; its ONNX export runs in our runtime only."
 
@@ -152,16 +170,21 @@ def kind_of(axis: str) -> str:
 
 def not_measured(rows: Sequence[Row]) -> list[str]:
     """What a reader may look for and not find, with the reason."""
+    late = [row.label for row in rows if row.late]
+    here = [row for row in rows if not row.late]
     missing = {
-        "quality": [row.label for row in rows if not row.quality],
-        "speed": [row.label for row in rows if not row.record.speed.timed],
-        "size": [row.label for row in rows if row.record.bytes is None],
+        "quality": [row.label for row in here if not row.quality],
+        "speed": [row.label for row in here if not row.record.speed.timed],
+        "size": [row.label for row in here if row.record.bytes is None],
     }
     found = [
         f"{what} of {'any artifact' if len(names) == len(rows) else _listed(names)}: the recipe does not ask for it"
         for what, names in missing.items()
         if names
     ]
+    if late:
+        what = "any artifact" if len(late) == len(rows) else _listed(late)
+        found.append(f"{what}, as it is now: the run stopped before; run the recipe to its end")
     timed = [row for row in rows if row.record.speed.timed]
     if timed and all("cpu" in device_of(row) for row in timed):
         found.append("speed on a GPU: this run used the CPU")

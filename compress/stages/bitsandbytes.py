@@ -16,6 +16,9 @@ from compress.models.structure import stock_tensors
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage, owners
 
+BLOCK = 64
+"""Weights that share a scale in 4 bits; bitsandbytes packs other widths into models that cannot compute on a CPU."""
+
 
 class BitsAndBytes(Stage):
     """Quantize the products without training: ``nf4``, ``fp4`` (QLoRA, arXiv 2305.14314) or ``int8`` (LLM.int8,
@@ -41,6 +44,14 @@ class BitsAndBytes(Stage):
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         if family_of(source.config).uniform_config(source.config, source.sizes) is None:
             yield "bitsandbytes loads through the stock classes, which cannot express these sizes; prune uniformly"
+        if self.scheme == "int8":
+            return
+        for axis in family_of(source.config).axes(source.config):
+            if (width := source.sizes[axis.name] * axis.slots[0].width) % BLOCK:
+                yield (
+                    f"scheme: {self.scheme} needs widths that are multiples of {BLOCK}, and {axis.name} is {width} "
+                    "wide; use int8"
+                )
 
 
 def _coverage(model: Any, source: Artifact) -> Coverage:

@@ -17,16 +17,19 @@ from compress.objective import LossTerm, Objective, Side
 from compress.registry import TERMS
 from compress.stages.stage import Context, Result, Shape
 from compress.surgery.coverage import Coverage
-from compress.training import Group, Place, TrainConfig, Trained, train
+from compress.train_config import Group, TrainConfig
+from compress.training import Place, Trained, train
 
 
 def _some(config: TrainConfig) -> TrainConfig:
     if config.steps == 0:
         raise ValueError("steps is 0, and this stage does nothing but train")
+    if config.lr == 0:
+        raise ValueError("lr is 0, and this stage does nothing but train weights")
     return config
 
 
-Terms = tuple[Annotated[SerializeAsAny[LossTerm], BeforeValidator(TERMS.read)], ...]
+Terms = tuple[Annotated[SerializeAsAny[LossTerm], BeforeValidator(TERMS.read), TERMS], ...]
 Training = Annotated[TrainConfig, AfterValidator(_some)]
 
 
@@ -101,6 +104,8 @@ def term_problems(
                 f"terms[{i}] ({term.type}) compares unit by unit, so the teacher must be {source.root!r}, "
                 f"the model this one descends from, or trained from it and not pruned; it is {teacher.name!r}"
             )
+        else:
+            yield from (f"terms[{i}] ({term.type}): {text}" for text in term.problems(source, teacher))
     if teacher is not None and teacher.config.vocab_size != source.config.vocab_size:
         yield (
             f"teacher {teacher.name!r} has a vocabulary of {teacher.config.vocab_size} tokens, "

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from compress import collective
 from compress.artifact import Artifact, copy_settings, save_masks, save_model
 from compress.functional import importance
 from compress.models import family_of
@@ -24,7 +25,7 @@ from compress.surgery.mask import attach, detach, masks_of
 from compress.surgery.unit import unit_weights
 from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.mask_l1 import MaskL1
-from compress.training import TrainConfig
+from compress.train_config import TrainConfig
 
 Method = Literal["learned", "magnitude", "loss_aware", "movement"]
 
@@ -62,6 +63,10 @@ class LearnMasks(Stage):
     def _agrees(self) -> LearnMasks:
         if self.method == "movement" and self.weights_lr is None:
             raise ValueError("method movement follows weights while they train; give weights_lr")
+        if self.method == "magnitude" and self.train.steps != 0:
+            raise ValueError(
+                "method magnitude reads the weights as they are, so there is nothing to train; leave train out"
+            )
         if self.method != "magnitude" and self.train.steps == 0:
             raise ValueError(f"method {self.method} needs steps to train; give train: {{steps: N}}")
         if not self.axes or len(set(self.axes)) != len(self.axes):
@@ -158,11 +163,11 @@ class _Scores(nn.Module):
         for axis, mask in masks.items():
             buffer = axis.replace(".", "/")
             self.register_buffer(buffer, torch.zeros_like(mask))
-            mask.register_hook(self._adding(buffer, mask.detach(), score))
+            mask.register_hook(self._adding(buffer, mask, score))
 
     def _adding(self, buffer: str, mask: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], None]:
         def add(grad: Tensor) -> None:
-            getattr(self, buffer).add_(score(mask, grad))
+            getattr(self, buffer).add_(score(mask.detach(), collective.mean(grad)))
 
         return add
 

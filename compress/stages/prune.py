@@ -19,7 +19,7 @@ from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import AxisKind, count_parameters, sized_axes
-from compress.stages.stage import Context, Result, Shape, Stage
+from compress.stages.stage import LOAD_ONLY, Context, Result, Shape, Stage
 from compress.surgery.cut import compose, cut, ranked
 from compress.surgery.mask import detach, fold
 
@@ -44,7 +44,9 @@ class Prune(Stage):
     ``keep`` is one exact fraction for every masked axis (``2/4``) or one per kind (``{heads: 2/4, ffn: 1/4}``);
     ``parameters`` asks instead for the largest uniform fraction within a budget, a share of the source's parameters or
     a count. Uniform cuts keep as many units in every layer, which stock classes can express; ``uniform: false`` ranks
-    heads and FFN neurons across layers, rounds, keeps one of each per layer, and reloads through ``compress.load``.
+    heads and FFN neurons across layers, rounds, and keeps one of each per layer. Sizes that no stock class has, as of
+    heads in another ratio than hidden where a config ties them, open with ``compress.load`` only; plan, run and report
+    say so.
     Kept units get mask 1; ``fold: true`` multiplies their mask values into the weights.
     """
 
@@ -81,6 +83,9 @@ class Prune(Stage):
         keep = ranked(scores, targets)
         coverage = cut(model, family, keep)
         coverage.require(f"{self.name or self.type}: prune to {self.keep or self.parameters}")
+        after = {axis.name: axis.size for axis in sized_axes(model, family)}
+        if family.uniform_config(source.config(), after) is None:
+            coverage = coverage.model_copy(update={"note": LOAD_ONLY})
         save_model(model, source, out)
         return Result(
             traits=source.traits - self.takes | self.gives,
@@ -112,10 +117,11 @@ class Prune(Stage):
         uneven = next((axis for axis, target in exact.items() if target.denominator != 1), None)
         if uneven is not None and self.uniform:
             size = sizes[uneven] if isinstance(self.keep, dict) else math.gcd(*(sizes[axis] for axis in kinds))
-            allowed = ", ".join(f"{units}/{size}" for units in range(1, min(size, 16) + 1))
+            allowed = "".join(f"{units}/{size}, " for units in range(1, min(size, 17)))  # all of them would be no cut
+            allowed += "..., " if size > 17 else ""
             raise ModelError(
                 f"keep: {ratios[kinds[uneven]]} of the {sizes[uneven]} units of {uneven} is no whole number; "
-                f"allowed: {allowed}{', ...' if size > 16 else ''}, or uniform: false, which rounds"
+                f"allowed: {allowed}{'or ' if allowed else ''}uniform: false, which rounds"
             )
         return {axis: max(1, round(target)) for axis, target in exact.items()}
 

@@ -31,7 +31,7 @@ from compress.surgery.quantize import (
 )
 from compress.terms.logits import ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
-from compress.training import TrainConfig
+from compress.train_config import TrainConfig
 
 SAMPLE = 1024
 """Embedding rows that the cosine is taken over."""
@@ -55,6 +55,7 @@ class Quantize(Stage):
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     gives: ClassVar[frozenset[str]] = frozenset({"quantized"})
     trains: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _agrees(self) -> Quantize:

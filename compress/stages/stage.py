@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from compress.artifact import Artifact
 from compress.data import Data
+from compress.models import family_of
 from compress.models.structure import AxisKind
 from compress.schema import Strict
 from compress.surgery.coverage import Coverage
@@ -37,6 +38,10 @@ class Result:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+LOAD_ONLY = "opens with compress.load only"
+"""Of sizes that no stock class can be built with."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """What is known of a stage's input or teacher before any work."""
@@ -53,6 +58,13 @@ class Shape:
     """Masked, with units scored and their masks left at 1."""
     deployable: bool = False
     """Quantized, with the inputs of products quantized as the deployed kernel does it."""
+
+    @property
+    def note(self) -> str:
+        """What to know of the result besides its traits."""
+        if self.traits & {"quantized", "onnx", "bitsandbytes"}:  # no stock class opens them anyway
+            return ""
+        return "" if family_of(self.config).uniform_config(self.config, self.sizes) else LOAD_ONLY
 
 
 class Stage(Strict):

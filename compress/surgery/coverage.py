@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from compress.errors import NothingDoneError
+from compress.models.structure import stock_tensors
 from compress.schema import Strict
 
 
@@ -14,7 +15,7 @@ def owners(model: nn.Module) -> list[nn.Module]:
 
 
 class Coverage(Strict):
-    """Modules with own parameters, distinct parameters (shared ones once), and bytes of parameters and buffers."""
+    """Modules with own parameters, distinct parameters (shared ones once), bytes of parameters and saved buffers."""
 
     modules_touched: int
     modules_total: int
@@ -34,7 +35,7 @@ class Coverage(Strict):
         """What training could change: modules and parameters that require a gradient."""
         owning = [list(module.parameters(recurse=False)) for module in owners(model)]
         distinct = list(model.parameters())
-        size = sum(tensor.numel() * tensor.element_size() for tensor in [*distinct, *model.buffers()])
+        size = sum(tensor.numel() * tensor.element_size() for tensor in stock_tensors(model))
         return cls(
             modules_touched=sum(any(parameter.requires_grad for parameter in own) for own in owning),
             modules_total=len(owning),

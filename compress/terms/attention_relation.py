@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from compress.errors import ModelError
 from compress.functional.relation import attention_relation
+from compress.models import family_of
 from compress.models.structure import Attention, ModelFamily
-from compress.objective import StateTerm, View
+from compress.objective import Outline, StateTerm, View
 
 
 class AttentionRelation(StateTerm):
@@ -29,14 +31,31 @@ class AttentionRelation(StateTerm):
     def attentions(self, family: ModelFamily, config: Any) -> Sequence[Attention]:
         return [attention for attention in family.attentions(config) if attention.causal]
 
+    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[str]:
+        assert teacher is not None
+        layers = self.attentions(family_of(teacher.config), teacher.config)
+        if not -len(layers) <= self.layer < len(layers):
+            yield self._no_layer(len(layers))
+            return
+        ours, theirs = self.attentions(family_of(student.config), student.config)[-1], layers[self.layer]
+        widths = _width(student, ours), _width(teacher, theirs)
+        if any(width % self.heads for width in widths):
+            common = math.gcd(*widths)
+            allowed = ", ".join(str(count) for count in range(1, common + 1) if common % count == 0)
+            yield (
+                f"heads: {self.heads} does not divide {widths[0]} and {widths[1]}, the widths of all heads of student "
+                f"and teacher; allowed: {allowed}"
+            )
+
+    def _no_layer(self, layers: int) -> str:
+        return f"layer: {self.layer}; allowed: {-layers} to {layers - 1}, the teacher's"
+
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         assert teacher is not None
         ours = self.attentions(student.side.family, student.side.config)[-1]
         layers = self.attentions(teacher.side.family, teacher.side.config)
         if not -len(layers) <= self.layer < len(layers):
-            raise ModelError(
-                f"attention_relation.layer: {self.layer}; allowed: {-len(layers)} to {len(layers) - 1}, the teacher's"
-            )
+            raise ModelError(f"attention_relation.{self._no_layer(len(layers))}")
         theirs = layers[self.layer]
         mask = student.mask_BT
         pairs = ((ours.query, theirs.query), (ours.key, theirs.key), (ours.value, theirs.value))
@@ -53,3 +72,10 @@ class AttentionRelation(StateTerm):
         ]
         tokens = mask.sum().clamp(min=1) * self.heads
         return torch.stack(losses).sum() / tokens
+
+
+def _width(model: Outline, attention: Attention) -> int:
+    """Channels of the queries of all heads."""
+    axis = next(axis for axis in family_of(model.config).axes(model.config) if axis.name == attention.axis)
+    slot = next(slot for slot in axis.slots if slot.module == attention.query.module)
+    return model.sizes[axis.name] * slot.width

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from compress import collective
 from compress.functional.contrastive import smoothed, token_contrastive, update_bank
 from compress.objective import Side, StateTerm, View
 
@@ -50,7 +51,8 @@ class TokenContrastive(StateTerm):
         )
         if bank is not None and module.training:
             rows = smoothed(projected.detach(), bank, momentum=self.momentum)
-            module.bank.copy_(update_bank(module.bank, tokens, rows, mask))
+            seen, values = collective.gathered(tokens[mask]), collective.gathered(rows[mask])
+            module.bank.copy_(update_bank(module.bank, seen, values, torch.ones_like(seen)))
         return losses_BT.sum() / mask.sum().clamp(min=1)
 
 

@@ -25,6 +25,16 @@ def test_lines_are_texts(tmp_path: Path) -> None:
     assert read(tmp_path, text="lines.txt") == ["one", "two"]
 
 
+def test_a_tokenizer_learns_from_the_text_that_is_scored(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    (tmp_path / "lines.txt").write_text("  one \n\ttwo\n")
+    found = [
+        read_corpus(Source.model_validate({"text": "lines.txt", "strip": strip}), tmp_path, "data.train")
+        for strip in (False, True)
+    ]
+    assert found == [["  one ", "\ttwo"], ["one", "two"]]
+
+
 def test_pairs_give_both_sides(tmp_path: Path) -> None:
     assert read(tmp_path, json="rows.jsonl", source="q", target="a") == ["who", "you", "when", "now"]
     prompts = read(tmp_path, json="rows.jsonl", prompt="q", response="a")

@@ -32,11 +32,14 @@ PAIR = {"json": "rows.jsonl", "source": "question", "target": "more"}
 TOKENS = {"json": "rows.jsonl", "input_ids": "ids", "labels": "labels"}
 
 
+@pytest.mark.parametrize("strip", [True, False])
 def test_text_is_one_stream_and_every_token_but_the_first_is_scored_once(
-    folder: Path, causal_tokenizer: Any, causal: ModelInterface
+    folder: Path, causal_tokenizer: Any, causal: ModelInterface, strip: bool
 ) -> None:
-    split = train({"train": {"text": "lines.txt"}, "block": 7}, causal_tokenizer, causal, folder)
-    stream = causal_tokenizer("\n".join(LINES))["input_ids"]
+    split = train({"train": {"text": "lines.txt", "strip": strip}, "block": 7}, causal_tokenizer, causal, folder)
+    text = "\n".join(LINES if strip else [f" {line} " for line in LINES])
+    stream = causal_tokenizer(text)["input_ids"]
+    assert split.text == text
     read = [token for row in split for token in row["input_ids"]]
     scored = [token for row in split for token in row["labels"]]
     assert read == stream[:-1]
@@ -54,13 +57,46 @@ def test_rows_that_keep_their_line_end_are_the_same_text(
         "".join(json.dumps({"text": f"{line}\n" if line else ""}) + "\n" for line in LINES)
     )
     ended = train({"train": {"json": "ended.jsonl"}}, causal_tokenizer, causal, folder)
-    lines = train({"train": {"text": "lines.txt"}}, causal_tokenizer, causal, folder)
+    lines = train({"train": {"text": "lines.txt", "strip": True}}, causal_tokenizer, causal, folder)
     assert (ended.text, ended.words) == (lines.text, lines.words)
+    (folder / "twice.jsonl").write_text(json.dumps({"text": "a \n\n"}) + "\n" + json.dumps({"text": "b\n"}) + "\n")
+    for strip, text in ((False, "a \n\nb"), (True, "a\n\nb")):
+        split = train({"train": {"json": "twice.jsonl", "strip": strip}}, causal_tokenizer, causal, folder)
+        assert (split.text, split.lines) == (text, 3)
+
+
+CODE = "def f(x):\n    return x\n\n\n\tx = 2 \x0c\u2028\n  "
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_indentation_empty_lines_and_spaces_are_text(
+    tmp_path: Path, causal_tokenizer: Any, causal: ModelInterface, kind: str
+) -> None:
+    (tmp_path / "code").write_text(CODE + "\n" if kind == "text" else json.dumps({"text": CODE}))
+    split = train({"train": {kind: "code"}}, causal_tokenizer, causal, tmp_path)
+    assert split.text == CODE
+    assert causal_tokenizer.decode([split[0]["input_ids"][0], *split[0]["labels"]]) == CODE
+    assert (split.lines, split.words) == (6, 7 + 6)
+    stripped = train({"train": {kind: "code", "strip": True}}, causal_tokenizer, causal, tmp_path)
+    assert stripped.text == "def f(x):\nreturn x\n\n\nx = 2\n"
+    assert (stripped.lines, stripped.words) == (split.lines, split.words)
+    assert stripped.tokens < split.tokens
 
 
 def test_the_default_block_is_the_context(folder: Path, causal_tokenizer: Any, causal: ModelInterface) -> None:
     split = train({"train": {"text": "lines.txt"}}, causal_tokenizer, replace(causal, context=5), folder)
     assert split.longest == 5
+
+
+def test_text_shorter_than_a_block_is_one_row_that_batches_repeat(
+    folder: Path, causal_tokenizer: Any, causal: ModelInterface
+) -> None:
+    (folder / "short.txt").write_text("the cat\n")
+    split = train({"train": {"text": "short.txt"}, "block": 64}, causal_tokenizer, causal, folder)
+    ids = causal_tokenizer("the cat")["input_ids"]
+    assert [row["labels"] for row in split] == [ids[1:]]
+    batches = list(split.loader(16, seed=3, shuffle=True, steps=3))
+    assert [batch["labels"].tolist() for batch in batches] == [[ids[1:]]] * 3
 
 
 def test_the_prompt_is_not_scored_and_the_response_ends(

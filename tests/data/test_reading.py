@@ -3,6 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from compress.data import Source
@@ -119,6 +121,41 @@ def test_mistakes_are_told_in_one_line(
     with pytest.raises(DataError, match=message) as caught:
         read_text(source(**written), folder, "data.test")
     assert "\n" not in str(caught.value)
+
+
+EMPTY = {
+    "lines.txt": b"",
+    "lines.txt.gz": gzip.compress(b""),
+    "rows.jsonl.gz": gzip.compress(b""),
+    "list.json": b"[]",
+    "object.json": b"{}",
+    "header.csv": b"text\n",
+    "header.csv.gz": gzip.compress(b"text\n"),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_files_without_a_row_are_told(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(EMPTY[name])
+    kind = {".json": "json", ".csv": "csv", ".txt": "text", ".jsonl": "json"}[Path(name.removesuffix(".gz")).suffix]
+    with pytest.raises(DataError, match=r"^data\.eval: .*(is empty|holds no rows|no rows are left of 0)") as caught:
+        read_text(Source.model_validate({kind: name}), folder, "data.eval")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_without_a_row_is_told(folder: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "rows.parquet")
+    with pytest.raises(DataError, match=r"data\.eval: .*rows\.parquet holds no rows"):
+        read_text(Source.model_validate({"parquet": "rows.parquet"}), folder, "data.eval")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "lines.txt.gz", "rows.csv.gz"])
+def test_a_file_that_was_cut_off_is_told(folder: Path, name: str) -> None:
+    whole = gzip.compress(b"text\nthe cat\n" * 50)
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    kind = {"rows.jsonl.gz": "json", "lines.txt.gz": "text", "rows.csv.gz": "csv"}[name]
+    with pytest.raises(DataError, match=rf"data\.eval: cannot read .*{name} as {kind}: ."):
+        read_text(Source.model_validate({kind: name}), folder, "data.eval")
 
 
 def test_parallel_files_of_unequal_length(folder: Path) -> None:

@@ -36,6 +36,8 @@ def test_every_short_form_is_understood_and_round_trips(written: dict[str, objec
         ({"json": "a", "labels": "y"}, "labels needs input_ids"),
         ({"json": "a", "split": "test"}, "split belongs to hub"),
         ({"hub": "a"}, "needs a split"),
+        ({"json": "a", "source": "x", "target": "y", "strip": True}, "strip belongs to running text"),
+        ({"text": {"source": "a", "target": "b"}, "strip": True}, "strip belongs to running text"),
         ({"json": "a", "limit": 0}, "greater than or equal to 1"),
         ({"jsn": "a"}, "Did you mean 'json'?"),
     ],

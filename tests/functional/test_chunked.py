@@ -44,6 +44,41 @@ def test_value_and_gradients_equal_the_whole(tokens, size, seed, upstream):
     assert not means.requires_grad
 
 
+@pytest.mark.parametrize("size", [1, 16, 256])
+def test_a_bf16_head_gets_its_gradient_as_exactly_in_small_chunks_as_in_one(size):
+    """The head as ``prepared`` holds it under autocast; sums over chunks must not be rounded chunk by chunk."""
+    generator = torch.Generator().manual_seed(0)
+    states, shift = torch.randn(256, 16, generator=generator), torch.randn(16, generator=generator)
+    states, head = (states + shift).bfloat16(), torch.randn(64, 16, generator=generator).bfloat16()
+    labels = torch.randint(4, (256,), generator=generator)
+
+    def gradient(dtype, size):
+        leaf, wide = head.to(dtype).requires_grad_(), torch.promote_types(dtype, torch.float32)
+        weights = torch.ones(2, dtype=wide)
+
+        def sums(rows, chunk):
+            return _losses(F.linear(chunk, leaf).to(wide), labels[rows])
+
+        total, _ = chunked_means(sums, size, weights, states.to(dtype), [leaf])
+        (found,) = torch.autograd.grad(total, [leaf])
+        assert found.dtype == dtype
+        return found.double()
+
+    exact = gradient(torch.float64, 256)
+    assert (gradient(torch.bfloat16, size) - exact).norm() < 2**-7 * exact.norm()
+
+
+def test_a_second_backward_pass_is_refused():
+    (states, weight, bias), labels = _problem(6, 0)
+    total, _ = chunked_means(
+        lambda rows, chunk: _losses(F.linear(chunk, weight, bias), labels[rows]), 4,
+        torch.ones(2, dtype=torch.float64), states * 1.0, [weight, bias],
+    )  # fmt: skip
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second time"):
+        total.backward()
+
+
 def test_gradient_stops_where_none_is_wanted():
     (states, weight, bias), labels = _problem(6, 0)
     frozen = weight.detach()

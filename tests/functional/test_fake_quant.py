@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.functional import fake_quant as fq
 
@@ -180,7 +182,7 @@ def test_a_clip_value_below_zero_quantizes_to_zero_and_can_recover() -> None:
     assert fq.pact_codes(W, alpha, bits=4)[1] == 0
     gamma = torch.tensor(-3.0, dtype=torch.float64)
     assert torch.equal(
-        fq.dynamic_scaling(W, gamma, bits=4), fq.dynamic_scaling(W, torch.tensor(fq.GAMMA_MIN).double(), bits=4)
+        fq.dynamic_scaling(W, gamma, bits=4), fq.dynamic_scaling(W, torch.tensor(fq.SCALE_MIN).double(), bits=4)
     )
 
 
@@ -194,8 +196,9 @@ def test_straight_through_gradients() -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("dim", [None, 0, 1])
-def test_search_gamma_finds_the_best_clip_value(bits: int, dim: int | None) -> None:
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("seed", [0, 4, 6])  # rows whose best clip value at 8 bits lies 2 to 3 % beyond max |w|
+def test_search_gamma_finds_the_best_clip_value(bits: int, dim: int | None, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, 300, generator=generator, dtype=torch.float64)
     weight = weight if dim != 1 else weight.T.contiguous()
     weight[(0, 0)] = 9.0  # an outlier
@@ -207,7 +210,7 @@ def test_search_gamma_finds_the_best_clip_value(bits: int, dim: int | None) -> N
 
     dense = torch.stack([error(torch.full_like(gamma, g)) for g in torch.linspace(0.5, 12, 600).tolist()]).amin(0)
     assert gamma.shape == (() if dim is None else (weight.shape[dim],))
-    assert (error(gamma) <= (1.15 if bits == 8 else 1.002) * dense).all()
+    assert (error(gamma) <= 1.01 * dense).all()
     assert (error(gamma) <= error(torch.ones_like(gamma))).all()
 
 
@@ -282,6 +285,30 @@ def test_activation_block(seed: int, size: int, block: int, spread: float) -> No
     upstream = torch.rand_like(x)
     (gradient,) = torch.autograd.grad(quantized, x, upstream)
     assert torch.equal(gradient, upstream)
+
+
+class Copies(TorchDispatchMode):
+    """Names the operators that only copy a tensor of this many numbers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.seen = size, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("clone", "copy_", "_to_copy", "constant_pad_nd"):
+            self.seen += [str(func)] if out.numel() >= self.size else []
+        return out
+
+
+@pytest.mark.parametrize("quantize", [partial(fq.activation_block, block=8), fq.activation_asymmetric])
+def test_quantizing_float32_activations_copies_none_of_them(quantize: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(3, 16, requires_grad=True)
+    with Copies(x.numel()) as copies:
+        quantized = quantize(x)
+    quantized.sum().backward()
+    assert copies.seen == []
+    assert x.grad is not None and torch.equal(x.grad, torch.ones_like(x))
 
 
 def test_activation_block_golden_and_edges() -> None:

@@ -1,5 +1,8 @@
+import json
 import math
 import os
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ from compress.artifact import Artifact, adopt
 from compress.data import Data
 from compress.errors import DataError, RecipeError
 from compress.functional.divergence import forward_kl
-from compress.measure.decoding import padded, until_end
+from compress.measure.decoding import Decoding, ends_of, padded, until_end
 from compress.measure.quality import Quality
+from compress.measure.subject import subject_of
 
 from .conftest import LINES, data_of
 
@@ -133,6 +137,14 @@ def test_sampling_reports_mean_and_deviation_over_seeds(gpt2: Artifact, folder: 
     assert first["conditions"]["quality"]["decoding"]["seeds"] == (1, 2, 3)
 
 
+def test_text_without_spaces_has_no_word_perplexity(gpt2: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("themouse" * 400)
+    quality = measured(Quality(), {"base": gpt2}, data_of(gpt2, tmp_path, test=TEXT, block=8))["base"]["quality"]
+    assert quality["perplexity"] > 1
+    assert "word_perplexity" not in quality
+    assert re.match(r"no word perplexity: [\d,]+ tokens a word", quality["note"])
+
+
 def test_seq2seq_models_generate_from_sources(bart: Artifact, folder: Path) -> None:
     data = data_of(bart, folder, eval=PAIRS)
     for beams in (1, 2):
@@ -169,15 +181,21 @@ def test_what_cannot_be_measured_is_told(
 def test_beams_of_an_exported_model_give_torch_s_text(gpt2: Artifact, gpt2_onnx: Artifact, folder: Path) -> None:
     data = data_of(gpt2, folder, test=PROMPTS)
     texts = []
-    for beams, penalty in ((1, 1.0), (3, 1.0), (3, -2.0)):
-        decoding = {"beams": beams, "length_penalty": penalty, "max_new_tokens": 12}
-        quality = Quality.model_validate({"metric": "bleu", "decoding": decoding})
+    for beams in (1, 3):
+        quality = Quality.model_validate({"metric": "bleu", "decoding": {"beams": beams, "max_new_tokens": 12}})
         found = measured(quality, {"base": gpt2, "onnx": gpt2_onnx}, data)
         samples = [found[name]["quality"]["samples"] for name in ("base", "onnx")]
         assert samples[0] == samples[1]
         texts.append(samples[1])
     assert texts[0] != texts[1]
-    assert texts[1] != texts[2]
+
+
+def test_both_runtimes_are_told_the_settings_that_take_part() -> None:
+    common = {"max_new_tokens": 64, "do_sample": False}
+    assert Decoding().options() == Decoding(length_penalty=2.0).options() == common
+    assert Decoding(beams=3, length_penalty=2.0).options() == common | {"num_beams": 3, "length_penalty": 2.0}
+    drawn = {"do_sample": True, "temperature": 0.5, "top_k": 7, "top_p": 0.9}
+    assert Decoding(beams=3, **drawn).options() == {"max_new_tokens": 64} | drawn
 
 
 def test_references_must_exist_and_share_the_vocabulary(gpt2: Artifact, bart: Artifact, folder: Path) -> None:
@@ -189,13 +207,44 @@ def test_references_must_exist_and_share_the_vocabulary(gpt2: Artifact, bart: Ar
         Quality.model_validate({"metric": "agreement"})
 
 
+def with_ends(artifact: Artifact, out: Path, ends: int | list[int] | None) -> Artifact:
+    """A copy in which the generation settings alone say where a row ends."""
+    shutil.copytree(artifact.path, out)
+    for name in ("config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (file := out / name).exists():
+            settings = json.loads(file.read_text())
+            kept = {key: value for key, value in settings.items() if not key.startswith("eos_token")}
+            file.write_text(json.dumps(kept | ({"eos_token_id": None} if name == "config.json" else {})))
+    (out / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    return Artifact(out, artifact.manifest)
+
+
+def test_both_runtimes_stop_where_the_generation_settings_say(
+    gpt2: Artifact, gpt2_onnx: Artifact, tmp_path: Path
+) -> None:
+    prompts, decoding = [[5, 9, 12], [7, 8]], Decoding(max_new_tokens=8)
+    free = subject_of(with_ends(gpt2, tmp_path / "free", None), "cpu").generate(prompts, decoding, 0)
+    assert [len(row) for row in free] == [8, 8]
+    for number, ends in enumerate([free[0][3], [free[0][3], free[1][5]]]):
+        for kind, artifact in (("torch", gpt2), ("onnx", gpt2_onnx)):
+            ended = subject_of(with_ends(artifact, tmp_path / f"{kind}{number}", ends), "cpu")
+            assert ended.generate(prompts, decoding, 0) == [until_end(row, ends) for row in free], kind
+
+
+def test_the_end_of_a_tokenizer_ends_a_row_too(gpt2: Artifact, tmp_path: Path) -> None:
+    made = with_ends(gpt2, tmp_path / "made", [7, 9])
+    assert (ends_of(gpt2, gpt2.tokenizer()), ends_of(made, gpt2.tokenizer())) == ([0], [7, 9, 0])
+    assert ends_of(made, made.tokenizer()) == [7, 9]
+
+
 def test_padding_and_ends() -> None:
     ids, mask = padded([[1, 2], [3]], 9, left=True)
     assert (ids.tolist(), mask.tolist()) == ([[1, 2], [9, 3]], [[1, 1], [0, 1]])
     ids, mask = padded([[1, 2], [3]], 9, left=False)
     assert (ids.tolist(), mask.tolist()) == ([[1, 2], [3, 9]], [[1, 1], [1, 0]])
     assert until_end([4, 2, 5], 2) == [4]
-    assert until_end([4, 5], 2) == until_end([4, 5], None) == [4, 5]
+    assert until_end([4, 5], 2) == until_end([4, 5], None) == until_end([4, 5], [2, 3]) == [4, 5]
+    assert until_end([4, 3, 2, 5], [2, 3]) == [4]
 
 
 SHARED = os.environ.get("COMPRESS_SHARED", "")
@@ -206,7 +255,7 @@ def test_a_trained_model_scores_what_its_card_says() -> None:
     """Counts of the card (54.88 over all tokens), and the first eight blocks against a pass row by row."""
     shared = Path(SHARED)
     model = adopt(shared / "models/gpt2-ptb")
-    whole = data_of(model, shared / "data/ptb", test={"text": "ptb.test.txt"}, block=256)
+    whole = data_of(model, shared / "data/ptb", test={"text": "ptb.test.txt", "strip": True}, block=256)
     assert whole.test is not None
     assert (whole.test.tokens, whole.test.words) == (98_595, 82_430)
     few = replace(whole.test, rows=whole.test.rows.select(range(8)), text=None)

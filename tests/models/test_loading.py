@@ -75,8 +75,24 @@ def test_a_config_of_another_family_is_refused(tmp_path):
         load_config(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "version https://git-lfs"])
-def test_a_tokenizer_that_is_no_json_is_refused(tmp_path, content):
+@pytest.mark.parametrize("content", ["[]", "null", "3", '{"model_type": "gpt2", "n_head": []}', '{"model_type": []}'])
+def test_a_config_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config") as caught:
+        build(load_config(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_generation_settings_that_are_none_are_refused(tiny_gpt2, tmp_path):
+    tiny_gpt2().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_stock(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "version https://git-lfs", "{}", "[]", "3"])
+def test_a_tokenizer_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ModelError, match="no readable tokenizer"):
+    with pytest.raises(ModelError, match="no readable tokenizer") as caught:
         load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from compress.errors import DataError, ModelError
-from compress.models.loading import build
+from compress.models.loading import build, load_stock, load_tokenizer
 from compress.models.scratch import new_config, train_bpe
+from compress.onnx.export import export
 
 TEXTS = ["the cat sat on the mat", "der Hund lief in den Park", "42 dogs; no cats!"] * 4
 CAUSAL = train_bpe(TEXTS, 280, "causal")
@@ -40,6 +43,37 @@ def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
     assert again.eos_token_id == CAUSAL.eos_token_id
 
 
+def quickstart_teacher() -> tuple[Any, Any]:
+    teacher = Path(__file__).parents[2] / "recipes" / "quickstart" / "teacher"
+    return load_tokenizer(teacher), load_stock(teacher)
+
+
+def saved_and_opened(tmp_path: Path) -> tuple[Any, Any]:
+    CAUSAL.save_pretrained(tmp_path)
+    config = new_config({"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2}, CAUSAL)
+    return AutoTokenizer.from_pretrained(tmp_path), build(config)
+
+
+@pytest.mark.parametrize("made", ["trained here", "the quickstart's"])
+def test_what_a_tokenizer_returns_can_be_given_to_the_model(made: str, tmp_path: Path) -> None:
+    tokenizer, model = saved_and_opened(tmp_path) if made == "trained here" else quickstart_teacher()
+    encoded = tokenizer("the cat", return_tensors="pt")
+    expected = model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits
+    assert torch.equal(model(**encoded).logits, expected)
+    assert set(encoded) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.optimum
+def test_what_a_tokenizer_returns_can_be_given_to_an_exported_model(tmp_path: Path) -> None:
+    optimum = pytest.importorskip("optimum.onnxruntime", exc_type=ImportError)
+    tokenizer, model = saved_and_opened(tmp_path / "tokenizer")
+    model.config.save_pretrained(tmp_path / "tokenizer")
+    export(model, tmp_path / "tokenizer")
+    encoded = tokenizer("the cat", return_tensors="pt")
+    found = optimum.ORTModelForCausalLM.from_pretrained(tmp_path / "tokenizer").generate(**encoded, max_new_tokens=2)
+    assert found.shape[1] > encoded["input_ids"].shape[1]
+
+
 def test_too_little_text_is_told() -> None:
     with pytest.raises(DataError, match=r"train_bpe is 5000, but data.train only holds text for \d+ tokens"):
         train_bpe(TEXTS, 5000, "causal")
@@ -60,6 +94,12 @@ def test_a_decoder_starts_with_the_end_token() -> None:
     assert config.forced_eos_token_id == tokenizer.eos_token_id
 
 
+def test_what_may_be_0_in_a_config_is_left_alone() -> None:
+    zeros = {"attn_pdrop": 0, "bos_token_id": 0, "use_cache": False, "n_layer": 1, "n_embd": 8, "n_head": 2}
+    config = new_config({"model_type": "gpt2", **zeros}, CAUSAL)
+    assert (config.attn_pdrop, config.bos_token_id, config.use_cache) == (0, 0, False)
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
@@ -67,6 +107,12 @@ def test_a_decoder_starts_with_the_end_token() -> None:
         ({"model_type": "nothing"}, "model_type 'nothing' is not supported; supported: gpt2, bart"),
         ({"model_type": "llama"}, "model_type 'llama' is not supported"),
         ({"model_type": "gpt2", "layers": 1}, "config.layers is no setting of gpt2"),
+        ({"model_type": "gpt2", "n_layer": 0}, "config.n_layer is 0; allowed: whole numbers from 1"),
+        ({"model_type": "gpt2", "n_embd": -4}, "config.n_embd is -4; allowed: whole numbers from 1"),
+        ({"model_type": "gpt2", "n_inner": -3}, "config.n_inner is -3; allowed: whole numbers from 1"),
+        ({"model_type": "gpt2", "n_layer": True}, "config.n_layer is True; allowed: whole numbers from 1"),
+        ({"model_type": "gpt2", "num_hidden_layers": -1}, "config.num_hidden_layers is -1; allowed"),
+        ({"model_type": "bart", "decoder_layers": 0}, "config.decoder_layers is 0; allowed"),
         ({"model_type": "gpt2", "vocab_size": 10}, "config.vocab_size is 10, but the tokenizer has 280 tokens"),
     ],
 )

@@ -25,11 +25,12 @@ class Replay:
     """A decoder without a cache: it remembers the tokens of its rows and asks for the logits of the whole each time."""
 
     def __init__(self, logits_of: LogitsOf, prompts: Any) -> None:
-        self.logits_of, self.tokens, self.most_rows = logits_of, prompts[:, :0], 0
+        self.logits_of, self.tokens = logits_of, prompts[:, :0]
+        self.rows: list[int] = []
 
     def feed(self, input_ids: Any) -> Any:
         self.tokens = np.concatenate([self.tokens, input_ids], axis=1)
-        self.most_rows = max(self.most_rows, len(input_ids))
+        self.rows.append(len(input_ids))
         return self.logits_of(self.tokens).copy()
 
     def reorder(self, rows: Any) -> None:
@@ -38,11 +39,15 @@ class Replay:
 
 def searched(logits_of: LogitsOf, prompts: Any, ends: list[int], **options: Any) -> list[list[int]]:
     """New tokens of each prompt."""
-    decoder, chosen = Replay(logits_of, prompts), Options(**options)
+    return searched_with(Replay(logits_of, prompts), prompts, ends, **options)
+
+
+def searched_with(decoder: Replay, prompts: Any, ends: list[int], **options: Any) -> list[list[int]]:
+    chosen = Options(**options)
     logits = decoder.feed(prompts)[:, -1]
     rules = Rules.of(chosen, prompts.shape[1], ends, logits.shape[-1])
     found = beam_search(decoder, logits, prompts, chosen, rules)
-    assert decoder.most_rows <= len(prompts) * chosen.num_beams
+    assert max(decoder.rows) <= len(prompts) * chosen.num_beams
     return [row[prompts.shape[1] :].tolist() for row in found]
 
 
@@ -98,6 +103,50 @@ def test_prompts_are_searched_apart(seed: int, beams: int) -> None:
     options = {"max_new_tokens": 8, "num_beams": beams, "length_penalty": 0.5}
     alone = [searched(logits_of, prompt[None], [0, 3], **options)[0] for prompt in prompts]
     assert searched(logits_of, prompts, [0, 3], **options) == alone
+
+
+def test_many_ends_among_the_likeliest_leave_as_many_beams() -> None:
+    ends, beams, favoured = [2, 5, 7, 8], 3, np.zeros(40, np.float32)
+    favoured[ends] = 6
+    decoder = Replay(lambda tokens: table(0, 40)(tokens) + favoured, np.array([[1]]))
+    options = {"num_beams": beams, "max_new_tokens": 6, "length_penalty": 2.0, "early_stopping": "never"}
+    searched_with(decoder, np.array([[1]]), ends, **options)
+    assert set(decoder.rows[1:]) == {beams}
+
+
+LATE_WINS = {(): [0.45, 0.3, 0.25], (1,): [0.5, 0.45, 0.05], (2,): [0.1, 0.5, 0.4], (1, 1, 1, 1, 1): [0.98, 0.01, 0.01]}
+"""Text 1 1 1 1 1 0 beats 0 per token, but when 0 and 1 0 are finished it lags behind both."""
+SHORT_IS_PUNISHED_LESS = {
+    (): [0.15, 0.8, 0.05],
+    (1,): [0.02, 0.97, 0.01],
+    (2,): [0.9, 0.05, 0.05],
+    (1, 1): [0.98, 0.01, 0.01],
+}
+"""Text 1 1 0 times its length beats 0; had 1 1 to be 30 tokens long, it could not even beat 2 0."""
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "penalty", "early", "expected"),
+    [
+        (LATE_WINS, 1.0, "never", [1, 1, 1, 1, 1, 0]),
+        (LATE_WINS, 1.0, False, [0]),
+        (LATE_WINS, 1.0, True, [0]),
+        (SHORT_IS_PUNISHED_LESS, -1.0, "never", [1, 1, 0]),
+        (SHORT_IS_PUNISHED_LESS, -1.0, False, [1, 1, 0]),
+        (SHORT_IS_PUNISHED_LESS, -1.0, True, [0]),
+    ],
+)
+def test_when_a_prompt_is_decided(
+    probabilities: dict[tuple[int, ...], list[float]], penalty: float, early: bool | str, expected: list[int]
+) -> None:
+    def logits_of(tokens: Any) -> Any:
+        rows = [tuple(row[1:]) for row in tokens.tolist()]
+        others = [[0.005, 0.99, 0.005] if set(row) == {1} and len(row) < 5 else [1 / 3] * 3 for row in rows]
+        found = [probabilities.get(row, other) for row, other in zip(rows, others, strict=True)]
+        return np.log(np.array(found, np.float32))[:, None]
+
+    options = {"max_new_tokens": 30, "num_beams": 2, "length_penalty": penalty, "early_stopping": early}
+    assert searched(logits_of, np.array([[1]]), [0], **options) == [expected]
 
 
 def test_one_beam_is_greedy() -> None:

@@ -200,6 +200,9 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
     (found / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json"):
         Runtime.open(found)
+    (found / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"config\.json holds no JSON object"):
+        Runtime.open(found)
     (found / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="names no number of positions"):
         Runtime.open(found)

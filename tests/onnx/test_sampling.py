@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,12 @@ def test_greedy_takes_the_first_of_equal_logits() -> None:
         ("temperature", 0), ("top_p", 0), ("top_p", 1.5), ("top_k", -1), ("max_new_tokens", 0), ("max_new_tokens", 1.5),
         ("num_beams", 0), ("num_beams", 2.0), ("length_penalty", math.nan), ("length_penalty", 51),
         ("early_stopping", "always"), ("early_stopping", 1), ("no_repeat_ngram_size", -1), ("min_length", -1),
-        ("min_new_tokens", -2),
+        ("min_new_tokens", -2), ("seed", -1), ("eos_token_id", "end"), ("forced_bos_token_id", 0.5),
+        ("forced_eos_token_id", (2, None)),
     ],
 )  # fmt: skip
 def test_impossible_options_are_named(option: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"^{option}: {value!r} is not [^\n]*$"):
+    with pytest.raises(UserError, match=f"^{option}: {re.escape(repr(value))} is not [^\n]*$"):
         Options(**{option: value})
 
 

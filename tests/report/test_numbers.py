@@ -1,11 +1,13 @@
 """References, ratios, the trade-off front, and the sentences made of them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.report import numbers, words
-from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun
+from compress.report import numbers, sections, words
+from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun, Step
 
 POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
 
@@ -29,7 +31,8 @@ def run_of(*artifacts):
         )
         manifest = Manifest(traits=traits, quantization=extra[0] if extra else None)
         stages.append(Stage(StageRun(name=name, type="x", path=name), manifest, (), {}))
-    return Run("run", RunFile(), Measurements(artifacts=tuple(records)), tuple(stages))
+    models = {record.name: record.path for record in records}
+    return Run("run", RunFile(models=models), Measurements(artifacts=tuple(records)), tuple(stages))
 
 
 def headline(*artifacts):
@@ -76,6 +79,22 @@ def test_front_is_what_no_point_beats(points, lower):
     assert best == sorted(best)
 
 
+def test_a_metric_measured_in_two_ways_is_two_columns():
+    quality = {
+        "bleu": 3.5, "perplexity": 50.0, "tokens": 900, "perplexity (split eval)": 60.0, "tokens (split eval)": 700,
+        "samples": [{"input": "a", "output": "b"}], "samples (beams 4)": [{"input": "a", "output": "c"}],
+    }  # fmt: skip
+    run = Run("run", RunFile(models={"base": ""}), Measurements(artifacts=(Record(name="base", quality=quality),)), ())
+    rows = numbers.rows_of([run])
+    assert list(rows[0].quality) == ["perplexity", "perplexity (split eval)", "bleu"]
+    table = sections.measured(rows)
+    assert table.titles[1:] == [("perplexity", ""), ("perplexity", "split eval"), ("BLEU", "")]
+    assert table.lines[0][1:] == ["50.00", "60.00", "3.50"]
+    assert sections.conditions(rows) == [("quality.tokens", "900"), ("quality.tokens (split eval)", "700")]
+    assert sections.samples(rows) == [{"input": "a", "base": "b", "base (beams 4)": "c"}]
+    assert words.name_of("rougeL (beams 4)") == "ROUGE-L (beams 4)"
+
+
 def test_headline_says_slower_when_it_is():
     sentence = headline(("base", (), 400, 50.0, 10.0), ("small", ("quantized",), 40, 49.0, 20.0))
     assert "2.0x slower per token than base" in sentence
@@ -85,14 +104,23 @@ def test_headline_says_slower_when_it_is():
 @pytest.mark.parametrize(
     ("artifacts", "part"),
     [
-        ([("base", (), 400, 50.0, None)], "Nothing here was both compressed and measured"),
-        ([], "Nothing here was both compressed and measured"),
+        ([("base", (), 400, 50.0, None)], "Nothing here is compressed"),
+        ([], "Nothing here is compressed"),
+        ([("base", (), None, 50.0, None), ("s", ("pruned",), None, 51.0, None)], "s is compressed, but no size was"),
         ([("base", (), 400, None, None), ("s", ("pruned",), 40, None, None)], "its quality was not measured"),
         ([("s", ("pruned",), 40, 51.0, None)], "with nothing uncompressed to compare it to"),
     ],
 )
 def test_headline_without_all_the_numbers(artifacts, part):
     assert part in headline(*artifacts)
+
+
+def test_a_student_of_a_smaller_shape_is_compressed():
+    run = run_of(("big", (), 400, 50.0, None), ("student", (), 40, 60.0, None, None, 10))
+    made = replace(run.stages[1], manifest=Manifest(lineage=(Step(stage="student", type="distill"),)))
+    run = replace(run, stages=(run.stages[0], made))
+    assert words.headline(numbers.rows_of([run])).startswith("student is 10.0x smaller than big")
+    assert numbers.change(numbers.rows_of([run]), numbers.rows_of([run])[1], "perplexity") == pytest.approx(0.2)
 
 
 def test_headline_speaks_of_the_smallest_artifact_that_was_fully_measured():

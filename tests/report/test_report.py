@@ -136,6 +136,14 @@ def test_a_broken_work_directory_is_the_users_mistake(tmp_path, content, message
     assert "\n" not in str(caught.value)
 
 
+def test_a_stage_without_its_manifest_is_not_taken_for_an_untouched_model(tmp_path):
+    workdir = write_run(tmp_path / "run", trained=False)
+    manifest = next(workdir.glob("*-small-onnx-*")) / "artifact.json"
+    manifest.unlink()
+    with pytest.raises(UserError, match=rf"{manifest}: is not there.* run the recipe again"):
+        build([workdir], tmp_path / "out")
+
+
 def test_no_work_directory_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="no work directory"):
         build([], tmp_path)

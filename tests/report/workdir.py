@@ -77,7 +77,8 @@ def write_run(
         "recipe": {"version": 1, "name": "gpt2-ptb-25x"},
         "seed": 0,
         "stages": stages,
-        "models": {"base": "gpt2"},
+        "models": {"base": "gpt2"} | {stage["name"]: stage["path"] for stage in stages if stage["name"] != "masks"},
+        "keys": {name: f"key of {name}" for name in ("base", *SOURCES) if name != "masks"},
         "environment": environment,
     }
     _json(workdir / "run.json", run)
@@ -192,7 +193,7 @@ def _record(
     *,
     measure: frozenset[str],
 ) -> dict:
-    record: dict = {"name": name, "path": name}
+    record: dict = {"name": name, "path": name, "key": f"key of {name}"}
     if "size" in measure:
         ratio = 4 * PARAMETERS / (size * MB)
         record |= {"parameters": parameters, "bytes": int(size * MB), "bytes_total": int(size * MB) + 4096}

@@ -49,6 +49,15 @@ def test_quantizes_saves_and_reloads(
     assert 0 < error < worst
 
 
+def test_widths_that_4_bits_cannot_compute_are_refused(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue("tiny_gpt2")(hidden=144, heads=6).save_pretrained(tmp_path / "base")
+    base = adopt(tmp_path / "base")
+    shape = Shape(name="base", config=base.config(), sizes=base.sizes(), traits=frozenset(), root="base")
+    found = next(BitsAndBytes().problems(shape, None))
+    assert found == "scheme: nf4 needs widths that are multiples of 64, and hidden is 144 wide; use int8"
+    assert not list(BitsAndBytes(scheme="int8").problems(shape, None))
+
+
 def test_touching_nothing_raises(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,8 @@ def test_a_cut_model_keeps_its_shape_and_its_units(
     cut = run_stage({"type": "prune", "keep": {"heads": "3/4"}}, masks, out="cut")
     made = run_stage(stage(steps=2), cut, data=learnable(base), out="trained")
     assert made.traits == {"pruned"} and made.manifest.kept == cut.manifest.kept and made.sizes() == cut.sizes()
+    trained, pruned = (each.manifest.lineage[-1].coverage for each in (made, cut))
+    assert trained["bytes_before"] == trained["bytes_after"] == pruned["bytes_after"]  # the same tensors are counted
     ids = torch.arange(3, 12)[None]
     with torch.no_grad():
         assert not torch.equal(made.model()(ids).logits, cut.model()(ids).logits)

@@ -103,6 +103,27 @@ def test_each_kind_has_its_own_fraction_and_others_stay(base: Any, masked: Any, 
     }
 
 
+@pytest.mark.parametrize(
+    ("config", "expressible"),
+    [
+        ({"keep": {"heads": "1/2"}}, False),
+        ({"keep": {"hidden": "1/2"}}, False),
+        ({"keep": {"ffn": "1/2"}}, True),
+        ({"keep": "1/2"}, True),
+        ({"keep": "0.6", "uniform": False}, False),
+    ],
+)
+def test_a_shape_without_stock_class_is_told(
+    config: Any, expressible: bool, base: Any, masked: Any, run_stage: Any, shape_of: Any
+) -> None:
+    source = masked(base())
+    made = run_stage(prune(**config), source)
+    told = "" if expressible else "opens with compress.load only"
+    assert made.manifest.lineage[-1].coverage["note"] == told
+    assert made.stock_shape() == expressible
+    assert STAGES.read(prune(**config)).shape(shape_of(source, masked=("hidden", "heads", "ffn"))).note == told
+
+
 def test_one_set_of_masks_makes_many_sizes(base: Any, masked: Any, run_stage: Any) -> None:
     source = masked(base())
     small, middle, large = (run_stage(prune(keep=f"{n}/4"), source, out=str(n)) for n in (1, 2, 3))
@@ -270,8 +291,8 @@ def test_a_run_repeats_itself(base: Any, masked: Any, run_stage: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (prune(keep="1/3"), r"keep: 1/3 of the 32 units of hidden is no whole number; allowed: 1/4, 2/4, 3/4, 4/4, or"),
-        (prune(keep={"heads": "1/3"}), r"1/3 of the 4 units of layer\.0\.heads .* allowed: 1/4, 2/4, 3/4, 4/4, or"),
+        (prune(keep="1/3"), r"keep: 1/3 of the 32 units of hidden is no whole number; allowed: 1/4, 2/4, 3/4, or"),
+        (prune(keep={"heads": "1/3"}), r"1/3 of the 4 units of layer\.0\.heads .* allowed: 1/4, 2/4, 3/4, or"),
         (prune(keep={"ffn": "1/7"}), r"allowed: 1/128, 2/128, .*, 16/128, \.\.\., or uniform: false, which rounds"),
         (
             prune(parameters=0.01),

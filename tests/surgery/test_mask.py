@@ -155,6 +155,36 @@ def test_folded_then_cut_is_masked_with_zeros(model, tiny_inputs):
     close(model(**inputs).logits, masked)
 
 
+@pytest.mark.parametrize("written", ["in place", "by a step"])
+def test_a_unit_closed_without_loading_is_out_of_the_statistics_too(model, tiny_inputs, written):
+    """Whatever writes the zeros, the masked model computes what the cut one does."""
+    family, inputs = family_of(model.config), tiny_inputs(model)
+    values = soft(model, zeros=True)
+    masks = attach(model, family, KINDS)
+    with torch.no_grad():
+        for axis, mask in masks.named().items():
+            if written == "in place":
+                mask.copy_(values[axis])
+            else:
+                mask.grad = mask - values[axis]
+    if written == "by a step":
+        torch.optim.SGD(masks.parameters(), lr=1.0).step()
+        assert all((mask[::2] == 0).all() for mask in masks.named().values())
+    masked = model(**inputs).logits
+    fold(model, family)
+    cut(model, family, {axis: mask.nonzero().flatten() for axis, mask in values.items()})
+    close(model(**inputs).logits, masked)
+
+
+def test_nothing_open_is_finite(model, tiny_inputs):
+    masks = attach(model, family_of(model.config), ("hidden",))
+    masks.load({"hidden": torch.zeros(masks["hidden"].numel())})
+    logits = model(**tiny_inputs(model)).logits
+    logits.sum().backward()
+    assert logits.isfinite().all()
+    assert masks["hidden"].grad.isfinite().all()
+
+
 def test_masks_checkpoint_with_the_model_but_stay_out_of_stock_files(model, tiny_inputs, tmp_path):
     family, inputs = family_of(model.config), tiny_inputs(model)
     plain = copy.deepcopy(model)

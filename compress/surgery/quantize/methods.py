@@ -12,8 +12,6 @@ from torch import Tensor
 from compress.functional import fake_quant as fq
 from compress.surgery.quantize.spec import MethodName
 
-SCALE_MIN = 1e-6
-
 
 @dataclass(frozen=True)
 class Method:
@@ -31,7 +29,7 @@ class Method:
 
 def positive(scale: Tensor) -> Tensor:
     """Hold a learned scale at 1e-6 or more; the gradient passes, so that one which fell below can come back."""
-    return torch.where(scale > SCALE_MIN, scale, SCALE_MIN + (scale - scale.detach()))
+    return torch.where(scale > fq.SCALE_MIN, scale, fq.SCALE_MIN + (scale - scale.detach()))
 
 
 def _start_gamma(weight: Tensor, *, bits: int, dim: int | None, search: bool) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress import collective
 from compress.functional import fake_quant as fq
 from compress.surgery.quantize.methods import METHODS, positive
 from compress.surgery.quantize.spec import MatrixSpec
@@ -87,7 +88,7 @@ class FakeQuantWeight(nn.Module):
             return fq.noise(weight, quantized, p=self.noise_p) if self.training and self.noise_p < 1 else quantized
 
     def _observe(self, gradient: Tensor) -> None:
-        self.squares.lerp_(gradient.detach().square(), 1 - SQUARES_DECAY)
+        self.squares.lerp_(collective.mean(gradient.detach()).square(), 1 - SQUARES_DECAY)
 
 
 class StoredWeight(nn.Module):

@@ -1,0 +1,37 @@
+"""Whether a student's rows say the same to its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from compress.pipeline.inputs import Inputs
+from compress.recipe.references import Link
+from compress.stages.stage import Shape
+
+
+def teacher_problems(inputs: Inputs, item: Link, shapes: Mapping[str, Shape]) -> Iterator[str]:
+    """What is wrong between the teacher of a stage that trains and the data as its student reads them.
+
+    The vocabularies of tokenizers are compared wherever both models have one; ready rows of token ids need none.
+    """
+    teacher, student = shapes[item.teacher or item.source], shapes[item.source]
+    data, context = inputs.data(item.root), teacher.config.max_position_embeddings
+    if data and data.train and data.train.model.context > context and data.train.longest > context:
+        yield (
+            f"teacher {teacher.name!r} takes {context} tokens, but rows of {data.train.name} have "
+            f"{data.train.longest}; cut them with {data.train.cutting}"
+        )
+    pair = [inputs.tokenizer(root) for root in dict.fromkeys((student.root, teacher.root))]
+    if len(pair) == 2 and None not in pair and (at := _difference(*pair)):
+        yield (
+            f"teacher {teacher.name!r} has another vocabulary than the student {student.name!r}: "
+            f"token {at[0]} is {at[2]!r} for the one and {at[1]!r} for the other; they must share one"
+        )
+
+
+def _difference(student: Any, teacher: Any) -> tuple[int, str, str] | None:
+    """The first id that both know and take for different tokens; what only one has besides is no difference."""
+    ours, theirs = ({id_: token for token, id_ in each.get_vocab().items()} for each in (student, teacher))
+    ids = (id_ for id_ in sorted(ours.keys() & theirs.keys()) if ours[id_] != theirs[id_])
+    return next(((id_, ours[id_], theirs[id_]) for id_ in ids), None)

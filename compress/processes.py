@@ -1,0 +1,52 @@
+"""Which process of a run this is, as the launcher says: one by default, several under ``accelerate launch``.
+
+Every process runs the same code over the same files. Process 0, the main one, alone makes, measures and tells.
+"""
+
+from __future__ import annotations
+
+import os
+
+_COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_LOCAL = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
+"""torch's own variables first, then those of MPI launchers."""
+
+
+def count() -> int:
+    """Processes of this run, on all machines."""
+    return _told(_COUNT, 1)
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return _told(_RANK, 0) if count() > 1 else 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine, from 0."""
+    return _told(_LOCAL, rank()) if count() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this is process 0."""
+    return rank() == 0
+
+
+def share(size: int) -> slice:
+    """Which of ``size`` things are this process's: each has one owner, and no owner has two more than another."""
+    return slice(rank() * size // count(), (rank() + 1) * size // count())
+
+
+def on_cpu() -> bool:
+    """Whether the launcher was told ``--cpu``."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+
+
+def alone_by_mistake() -> bool:
+    """Whether ``accelerate launch --cpu`` was asked for several processes: it starts one, unless through mpirun."""
+    return count() == 1 and on_cpu() and "MASTER_ADDR" in os.environ
+
+
+def _told(names: tuple[str, ...], otherwise: int) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name)), otherwise)

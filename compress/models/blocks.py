@@ -60,8 +60,8 @@ class Stack:
     """Embeddings, a chain of blocks, a last normalization, and the head (none for an encoder).
 
     A block's ``norm`` names the normalization that its input goes through. ``token_scale`` multiplies the rows of
-    ``tokens``; position p reads row p + ``position_offset`` of ``positions``; the buffer ``logits_bias`` is added to the
-    logits.
+    ``tokens``; position p reads row p + ``position_offset`` of ``positions``; the buffer ``logits_bias`` is added to
+    the logits.
     """
 
     tokens: str

@@ -23,6 +23,7 @@ SHARED_OVER = 4096
 ALIGNMENT = 64
 """Offsets in a file of weights are multiples of this many bytes."""
 
+BOOL = TensorProto.BOOL
 FLOAT = TensorProto.FLOAT
 INT32 = TensorProto.INT32
 INT64 = TensorProto.INT64
@@ -82,6 +83,18 @@ class Graph:
         """Add a node with several outputs; an empty input or output leaves an optional one out."""
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
         return list(outputs)
+
+    def either(
+        self, condition: str, op: str, then: Sequence[str], otherwise: Sequence[str], output: str, **attributes: Any
+    ) -> str:
+        """Add a node with one output that reads the inputs ``then`` where ``condition`` holds, else ``otherwise``."""
+        branches = {}
+        for name, inputs in (("then_branch", then), ("else_branch", otherwise)):
+            value = f"{output}.{name}"
+            node = helper.make_node(op, inputs, [value], name=value, **attributes)
+            described = helper.make_tensor_value_info(value, FLOAT, None)
+            branches[name] = helper.make_graph([node], value, [], [described])
+        return self.node("If", [condition], output, **branches)
 
     def model(self) -> onnx.ModelProto:
         """The finished model, free of doc strings and metadata."""
@@ -143,7 +156,9 @@ def save(model: onnx.ModelProto, path: Path, *, external_over: int = EXTERNAL_OV
     onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name)
 
 
-def save_pair(first: onnx.ModelProto, second: onnx.ModelProto, paths: tuple[Path, Path], shared: Path, **options: Any) -> None:
+def save_pair(
+    first: onnx.ModelProto, second: onnx.ModelProto, paths: tuple[Path, Path], shared: Path, **options: Any
+) -> None:
     """Write two graphs; large weights that both hold go once into ``shared``, which lies beside them.
 
     ``options`` are those of :func:`save`.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from compress.models.blocks import AttentionBlock, Block, CrossAttention, FeedForward, Stack
 from compress.onnx.activations import activation
-from compress.onnx.graph import CONTRIB, INT32, Graph
+from compress.onnx.graph import BOOL, CONTRIB, INT32, Graph
 from compress.onnx.weights import Weights
 
 MASKED = -1e9
@@ -154,32 +155,30 @@ def _parts(graph: Graph, block: AttentionBlock, projected: str) -> list[str]:
 def encoder_attention(graph: Graph, weights: Weights, block: AttentionBlock, x: str, mask: str) -> str:
     """Attention of every position to every position that ``mask`` [B, S] int32 leaves."""
     parts = _parts(graph, block, weights.product(graph, block.qkv, x))
-    return weights.product(graph, block.out, _masked_attention(graph, block, parts, mask))
+    attended = graph.node("MultiHeadAttention", [*parts, "", mask], f"{block.out}.input", **_masked(block))
+    return weights.product(graph, block.out, attended)
 
 
 @dataclass(frozen=True)
 class Source:
     """What cross-attention reads besides queries and its cache.
 
-    ``states`` [B, U, E] are the encoder's states whose keys and values the cache does not hold yet: all R in the first
-    step, none later. ``lengths`` are the two numbers R - U and U, ``padding`` [B, 1, 1, R] is added to the scores.
+    ``states`` [B, U, E] are the encoder's states whose keys and values the cache does not hold: all while it is empty,
+    none afterwards. ``cached`` is true afterwards, ``mask`` [B, R] int32 is 0 at padding.
     """
 
     states: str
-    lengths: str
-    padding: str
+    cached: str
+    mask: str
 
 
 def source(graph: Graph, states: str, mask: str, past: str) -> Source:
-    """Derive it from all states [B, R, E], their mask [B, R], and a cache [B, heads, R - U, head size]."""
+    """Derive it from all states [B, R, E], their mask [B, R], and a cache [B, heads, R or 0, head size]."""
     read = graph.node("Shape", [past], start=2, end=3)
-    unread = graph.node("Sub", [graph.node("Shape", [states], start=1, end=2), read])
-    hidden = graph.node("Equal", [mask, graph.integers(0)])
-    bias = graph.node("Where", [hidden, graph.scalar(MASKED), graph.scalar(0.0)])
     return Source(
         states=graph.node("Slice", [states, read, graph.integers(TO_THE_END), graph.integers(1)]),
-        lengths=graph.node("Concat", [read, unread], axis=0),
-        padding=graph.node("Unsqueeze", [bias, graph.integers(1, 2)]),
+        cached=graph.node("Cast", [graph.node("Squeeze", [read])], to=BOOL),
+        mask=graph.node("Cast", [mask], to=INT32),
     )
 
 
@@ -188,51 +187,29 @@ def cross_attention(
 ) -> str:
     """Attention of a decoder to the states of an encoder; ``cache`` names the past and the present key and value.
 
-    softmax(q [K_past, K_new]^T) [V_past; V_new], computed part by part, so that a step reads the cache where it lies: a
-    concatenated copy, which takes longer than the attention, is made for the present alone.
+    The present is what this step projected. Attention reads it, or the past where that holds something: the cache is
+    never copied. The projections, which would not be prepacked inside a branch, take no rows once the past is there.
     """
     past, present = cache
-    split_heads = graph.integers(0, 0, -1, block.head_size)
-    query = graph.node("Reshape", [weights.product(graph, block.query, x), split_heads])
-    query = graph.node("Transpose", [query], perm=[0, 2, 1, 3])
+    query = weights.product(graph, block.query, x)
     projected = weights.product(graph, (block.key, block.value), at.states)
-    turned = graph.node(
-        "Transpose",
-        [graph.node("Reshape", [projected, graph.integers(0, 0, 2 * block.heads, block.head_size)])],
-        perm=[0, 2, 1, 3],
-    )
-    parts = [f"{block.out}.{part}" for part in ("key", "value")]
-    new = graph.nodes("Split", [turned], parts, name=f"{block.out}.split", axis=1, num_outputs=2)
-    scores = [
-        graph.node("FusedMatMul", [query, keys], domain=CONTRIB, transB=1, alpha=block.scale) for keys in (past[0], new[0])
-    ]
-    biased = graph.node("Add", [graph.node("Concat", scores, axis=3), at.padding])
-    weighed = [f"{block.out}.{part}" for part in ("past", "new")]
-    graph.nodes(
-        "Split",
-        [graph.node("Softmax", [biased], axis=-1), at.lengths],
-        weighed,
-        name=f"{block.out}.weights",
-        axis=3,
-    )
-    sums = [graph.node("MatMul", pair) for pair in zip(weighed, (past[1], new[1]), strict=True)]
-    attended = graph.node("Transpose", [graph.node("Add", sums)], perm=[0, 2, 1, 3])
-    for before, added, after in zip(past, new, present, strict=True):
-        graph.node("Concat", [before, added], after, axis=2)
-    merged = graph.node("Reshape", [attended, graph.integers(0, 0, block.heads * block.head_size)], f"{block.out}.input")
-    return weights.product(graph, block.out, merged)
-
-
-def _masked_attention(graph: Graph, block: AttentionBlock, parts: list[str], mask: str) -> str:
-    return graph.node(
+    heads = graph.node("Reshape", [projected, graph.integers(0, 0, 2 * block.heads, block.head_size)])
+    turned = graph.node("Transpose", [heads], perm=[0, 2, 1, 3])
+    graph.nodes("Split", [turned], present, name=f"{block.out}.split", axis=1, num_outputs=2)
+    attended = graph.either(
+        at.cached,
         "MultiHeadAttention",
-        [*parts, "", mask],
+        [query, *past, "", at.mask],
+        [query, *present, "", at.mask],
         f"{block.out}.input",
-        domain=CONTRIB,
-        num_heads=block.heads,
-        scale=block.scale,
-        mask_filter_value=MASKED,
+        **_masked(block),
     )
+    return weights.product(graph, block.out, attended)
+
+
+def _masked(block: AttentionBlock | CrossAttention) -> dict[str, Any]:
+    """Attributes of a MultiHeadAttention whose mask adds -1e9 to the scores of padding."""
+    return {"domain": CONTRIB, "num_heads": block.heads, "scale": block.scale, "mask_filter_value": MASKED}
 
 
 def feed_forward(graph: Graph, weights: Weights, block: FeedForward, x: str) -> str:

@@ -23,7 +23,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-import torch
 from torch import nn
 
 from compress.errors import ParityError

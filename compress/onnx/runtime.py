@@ -119,7 +119,7 @@ class Runtime:
         return chosen, Rules.of(chosen, start, ends, self._vocabulary)
 
     def _read(self, input_ids: Array, mask: Array | None, rules: Rules) -> tuple[Decoding | Seq2SeqDecoding, Array]:
-        """Read prompts or sources; return what goes on decoding, and the logits [B, V] that choose the first new token."""
+        """Read prompts or sources; return what goes on decoding, and the logits [B, V] of the first new token."""
         given = self._given(input_ids)
         if self.reads_sources:
             answer = self.answer(input_ids, mask)

@@ -1,4 +1,4 @@
-"""The graphs of an encoder-decoder model, built node by node from its description and weights, float and packed alike."""
+"""The graphs of an encoder-decoder model, built node by node from its description and weights, float and packed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from compress.onnx.weights import Weights
 
 BATCH, SOURCE, NEW = "batch_size", "encoder_sequence_length", "decoder_sequence_length"
 PAST, TOTAL, READ = "past_decoder_sequence_length", "total_decoder_sequence_length", "past_encoder_sequence_length"
+PROJECTED = "projected_encoder_sequence_length"
 
 
 def encoder_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
@@ -43,13 +44,13 @@ def encoder_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
 
 
 def decoder_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
-    """Build the decoder, one graph without branches for the first step and all later ones.
+    """Build the decoder, one graph for the first step and all later ones.
 
     Inputs, after optimum's conventions: ``encoder_attention_mask`` [B, R], ``input_ids`` [B, S],
     ``encoder_hidden_states`` [B, R, E], ``past_key_values.i.decoder.{key,value}`` [B, heads, P, head size] and
     ``past_key_values.i.encoder.{key,value}`` [B, heads, R or 0, head size]. Outputs: ``logits`` [B, S, V] and
-    ``present.*`` in the same order. The keys and values of encoder states that the past does not hold are projected:
-    all of them while it is empty, none afterwards.
+    ``present.*`` in the same order. While the past of the encoder's states is empty, they are projected and are its
+    present; afterwards that present is empty, and the past goes on serving.
     """
     graph = Graph(GROWING)
     mask = graph.input("encoder_attention_mask", INT64, [BATCH, SOURCE])
@@ -77,7 +78,7 @@ def decoder_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
     start = tokens(graph, weights, stack, ids), counted_positions(graph, weights, stack, ids, past)
     _logits(graph, weights, stack, chain(graph, weights, stack, start, output))
     for index, (own, crossing) in enumerate(pairs):
-        for side, block, length in (("decoder", own, TOTAL), ("encoder", crossing, SOURCE)):
+        for side, block, length in (("decoder", own, TOTAL), ("encoder", crossing, PROJECTED)):
             for name in cache_names("present", index, side):
                 graph.output(name, FLOAT, [BATCH, block.heads, length, block.head_size])
     return graph.model()

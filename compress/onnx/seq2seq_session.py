@@ -39,8 +39,6 @@ class Seq2SeqDecoding:
             for each in pasts
         }
         self._length = 0
-        self._options = ort.RunOptions()
-        self._options.only_execute_path_to_fetches = True  # later steps make no copy of what does not change
         self._sources = np.arange(len(input_ids))
 
     def feed(self, input_ids: Array) -> Array:
@@ -58,13 +56,13 @@ class Seq2SeqDecoding:
             bind_input(binding, name, array)
         for name, value in self._cache.items():
             binding.bind_ortvalue_input(name, value)
-        # what was computed from the source does not change after the first call
+        # what was computed from the source is there after the first call
         renewed = [name for name in self._cache if _OWN in name or not self._length]
         for name in renewed:
             binding.bind_output(self._presents[name], "cpu")
         logits = np.empty((*input_ids.shape, self._vocabulary), np.float32)
         bind_output(binding, "logits", logits)
-        self._session.run_with_iobinding(binding, self._options)
+        self._session.run_with_iobinding(binding)
         self._cache |= dict(zip(renewed, binding.get_outputs(), strict=False))
         self._length += input_ids.shape[1]
         return logits

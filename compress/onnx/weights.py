@@ -169,7 +169,7 @@ class Weights:
     epsilons: Mapping[str, float]
 
     def product(self, graph: Graph, module: str | Sequence[str], x: str, output: str = "") -> str:
-        """Multiply by a module's weight and add its bias, if it has one; several modules give their outputs in order."""
+        """Multiply by a module's weight and add its bias, if any; several modules give their outputs in order."""
         modules = (module,) if isinstance(module, str) else tuple(module)
         matrices = [self.matrices[each] for each in modules]
         matrix = matrices[0] if len(matrices) == 1 else fused(matrices)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from compress.models.structure import stock_tensors
+from compress.onnx.names import MODEL_FILE
 from compress.onnx.runtime import Runtime
 from compress.surgery.quantize import packed_bytes
 
@@ -61,7 +62,7 @@ def test_rows_of_the_embedding_are_exact(exported: Callable[..., Any]) -> None:
     (first,) = [node for node in extended.graph.node if node.name == "transformer.h.0.ln_1"]
     extended.graph.output.append(onnx.helper.make_tensor_value_info(first.input[1], 1, None))
     onnx.save(extended, found.directory / "model.onnx")
-    session = Runtime.open(found.directory)._session
+    session = Runtime.open(found.directory)._sessions[MODEL_FILE]
     ids = np.arange(67)[None]
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.zeros_like(ids)}
     for value in session.get_inputs()[3:]:

@@ -50,7 +50,7 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
     ids = np.array([tokenizer.encode(request.prompt).ids])
     if request.beams > 1:
         found = runtime.generate(ids, max_new_tokens=request.max_new_tokens, num_beams=request.beams)
-        yield tokenizer.decode(found[0, ids.shape[1] :].tolist())
+        yield tokenizer.decode(found[0, runtime.given(ids).shape[1] :].tolist())
         return
     options: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "seed": request.seed}
     if request.temperature:

@@ -58,13 +58,18 @@ def ends_of(artifact: Artifact, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys([*own, *as_tokens(getattr(tokenizer, "eos_token_id", None))]))
 
 
+def forced_tokens(config: Any) -> dict[str, Any]:
+    """The tokens that the answers of a model have to begin and to end with, in either runtime."""
+    return {name: getattr(config, name, None) for name in ("forced_bos_token_id", "forced_eos_token_id")}
+
+
 def generation_settings(config: Any, tokenizer: Any, ends: Sequence[int], decoding: Decoding) -> GenerationConfig:
     """Spell out ``decoding`` for ``generate``, with the special tokens of the model and nothing else of its own."""
     known = ModelInterface.of(config, tokenizer)
     chosen = decoding.options()
     if known.task == "seq2seq":
         chosen |= {"decoder_start_token_id": known.decoder_start}
-        chosen |= {name: getattr(config, name, None) for name in ("forced_bos_token_id", "forced_eos_token_id")}
+        chosen |= forced_tokens(config)
     special = {"pad_token_id": known.pad, "eos_token_id": list(ends) or None, "bos_token_id": config.bos_token_id}
     return GenerationConfig(**special, **chosen)
 

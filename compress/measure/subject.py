@@ -15,8 +15,7 @@ from torch import Tensor
 
 from compress.artifact import Artifact
 from compress.data import Batch, ModelInterface
-from compress.errors import ModelError
-from compress.measure.decoding import Decoding, ends_of, generation_settings, padded, until_end
+from compress.measure.decoding import Decoding, ends_of, forced_tokens, generation_settings, padded, until_end
 from compress.models.structure import IGNORE
 from compress.objective import Side, nll, run_body
 from compress.onnx.runtime import Runtime
@@ -86,14 +85,11 @@ class OnnxSubject:
     runtime = "onnxruntime"
 
     def __init__(self, artifact: Artifact) -> None:
-        if artifact.manifest.task != "causal":
-            raise ModelError(
-                f"{artifact.path}: the quality of an exported {artifact.manifest.task} model is not measured"
-            )
         self.model = Runtime.open(artifact.path)
         tokenizer = artifact.tokenizer()
         self.pad = ModelInterface.of(artifact.config(), tokenizer).pad
         self.ends = ends_of(artifact, tokenizer)
+        self.forced = forced_tokens(artifact.config())
 
     def nll(self, batch: Batch) -> tuple[float, int]:
         scored = batch["labels"] != IGNORE
@@ -101,10 +97,14 @@ class OnnxSubject:
         return float(F.cross_entropy(logits_NV, batch["labels"][scored], reduction="sum").double()), int(scored.sum())
 
     def logits(self, batch: Batch) -> Tensor:
-        found = self.model.logits(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
+        ids, mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy()
+        if self.model.reads_sources:
+            found = self.model.answer(ids, mask).feed(batch["decoder_input_ids"].numpy())
+        else:
+            found = self.model.logits(ids, mask)
         return torch.from_numpy(np.asarray(found, dtype=np.float32))
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[list[int]]:
-        ids, mask = padded(prompts, self.pad, left=True)
-        found = self.model.generate(ids.numpy(), mask.numpy(), seed=seed, eos_token_id=self.ends, **decoding.options())
-        return [until_end(row, self.ends) for row in found[:, ids.shape[1] :].tolist()]
+        ids, mask = (each.numpy() for each in padded(prompts, self.pad, left=not self.model.reads_sources))
+        found = self.model.generate(ids, mask, seed=seed, eos_token_id=self.ends, **self.forced, **decoding.options())
+        return [until_end(row, self.ends) for row in found[:, self.model.given(ids).shape[1] :].tolist()]

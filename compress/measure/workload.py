@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from compress.onnx.runtime import Runtime
+from compress.onnx.seq2seq_session import Seq2SeqDecoding
 from compress.onnx.session import Array, Decoding
 
 
@@ -72,15 +73,15 @@ class OnnxStepper:
 
     def __init__(self, directory: Path, threads: int) -> None:
         self._runtime = Runtime.open(directory, threads=threads)
-        self._decoding: Decoding
+        self._decoding: Decoding | Seq2SeqDecoding
         self._tokens: Array
 
     def prefill(self, ids: Any, new_tokens: int) -> None:
-        self._decoding = self._runtime.start(len(ids), ids.shape[1] + new_tokens)
-        self._choose(self._decoding.feed(ids))
+        self._decoding, logits = self._runtime.begin(ids, longest=ids.shape[1] + new_tokens)
+        self._choose(logits)
 
     def step(self) -> None:
-        self._choose(self._decoding.feed(self._tokens))
+        self._choose(self._decoding.feed(self._tokens)[:, -1])
 
     def _choose(self, logits: Array) -> None:
-        self._tokens = logits[:, -1].argmax(-1)[:, None]
+        self._tokens = logits.argmax(-1)[:, None]

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
@@ -152,7 +153,8 @@ def _greedy(model: nn.Module, runtime: Runtime, error: float, prompts: Array) ->
     One pass of torch over the finished text says what it would have chosen at each place.
     """
     asked = prompts.shape[1]
-    text = runtime.generate(prompts, max_new_tokens=min(NEW_TOKENS, runtime.context - asked), eos_token_id=-1)
+    free: dict[str, Any] = dict.fromkeys(("eos_token_id", "forced_bos_token_id", "forced_eos_token_id"), -1)
+    text = runtime.generate(prompts, max_new_tokens=min(NEW_TOKENS, runtime.context - asked), **free)
     source = prompts if runtime.reads_sources else None
     length = 1 if runtime.reads_sources else asked
     written, read = text[:, length:], text[:, :-1]

@@ -44,9 +44,11 @@ class Rules:
 
         Raises UserError for a forced token outside the vocabulary.
         """
-        first, last = options.forced_bos_token_id, options.forced_eos_token_id
-        for name, value in (("forced_bos_token_id", first), ("forced_eos_token_id", last)):
-            if not all(0 <= token < vocabulary for token in as_tokens(value)):
+        forced = {}
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            value = getattr(options, name)
+            forced[name] = np.array([token for token in as_tokens(value) if token >= 0], np.int64)
+            if (forced[name] >= vocabulary).any():
                 raise UserError(f"{name}: {value} is not a token of the vocabulary, 0 to {vocabulary - 1}")
         return cls(
             start=start,
@@ -54,8 +56,8 @@ class Rules:
             shortest=options.min_length if options.min_new_tokens is None else start + options.min_new_tokens,
             ends=np.array([token for token in ends if 0 <= token < vocabulary], np.int64),
             ngram=options.no_repeat_ngram_size,
-            first=np.array(as_tokens(first), np.int64),
-            last=np.array(as_tokens(last), np.int64),
+            first=forced["forced_bos_token_id"],
+            last=forced["forced_eos_token_id"],
         )
 
     def apply(self, scores: Array, tokens: Array) -> None:

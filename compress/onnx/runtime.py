@@ -35,6 +35,7 @@ class Runtime:
     def __init__(self, sessions: Mapping[str, ort.InferenceSession], settings: dict[str, Any]) -> None:
         self._sessions = sessions
         self._start: int | None = settings.get("decoder_start_token_id")
+        self._forced = {name: settings.get(name) for name in ("forced_bos_token_id", "forced_eos_token_id")}
         self._context: int = settings["context"]
         self._ends = as_tokens(settings.get("eos_token_id"))
         self._pad: int | None = settings.get("pad_token_id")
@@ -86,12 +87,12 @@ class Runtime:
         Stops when every row has ended; a row that ended earlier is filled with padding. Raises UserError for an option
         that is out of range, and for a prompt that is empty, ends in padding, or leaves too little of the context.
         """
-        chosen, rules = self._begin(input_ids, attention_mask, options)
-        given = self._given(input_ids)
+        chosen, rules = self._checked(input_ids, attention_mask, options)
+        given = self.given(input_ids)
         if chosen.num_beams == 1:
             tokens = list(self._tokens(input_ids, attention_mask, chosen, rules))
             return np.concatenate([given, np.stack(tokens, axis=1)], axis=1)
-        decoding, logits = self._read(input_ids, attention_mask, rules)
+        decoding, logits = self.begin(input_ids, attention_mask, rules.longest)
         found = beam_search(decoding, logits, given, chosen, rules)
         padded = np.full((len(found), max(map(len, found))), self._padding(rules))
         for row, text in zip(padded, found, strict=True):
@@ -103,43 +104,51 @@ class Runtime:
 
         Raises UserError as ``generate`` does, and for beam search, which knows no token before the last.
         """
-        chosen, rules = self._begin(input_ids, attention_mask, options)
+        chosen, rules = self._checked(input_ids, attention_mask, options)
         if chosen.num_beams > 1:
             raise UserError(f"num_beams: {chosen.num_beams} beams know no token before the last; stream with 1")
         return self._tokens(input_ids, attention_mask, chosen, rules)
 
-    def _begin(self, input_ids: Array, attention_mask: Array | None, options: dict[str, Any]) -> tuple[Options, Rules]:
-        chosen = Options(**options)
+    def begin(
+        self, input_ids: Array, attention_mask: Array | None = None, longest: int | None = None
+    ) -> tuple[Decoding | Seq2SeqDecoding, Array]:
+        """Read prompts or sources; return what goes on decoding, and the logits [B, V] of the first new token.
+
+        ``longest`` is the most tokens a row will have, :meth:`given` and new ones.
+        """
+        given = self.given(input_ids)
+        if self.reads_sources:
+            answer = self.answer(input_ids, attention_mask)
+            return answer, answer.feed(given)[:, -1]
+        decoding = self.start(len(given), longest)
+        return decoding, decoding.feed(given, attention_mask)[:, -1]
+
+    def given(self, input_ids: Array) -> Array:
+        """The tokens that new ones follow: the prompts, or for sources the token that begins an answer."""
+        return np.full((len(input_ids), 1), self._start) if self.reads_sources else input_ids
+
+    def _checked(
+        self, input_ids: Array, attention_mask: Array | None, options: dict[str, Any]
+    ) -> tuple[Options, Rules]:
+        own = {name: value for name, value in self._forced.items() if options.get(name) is None}
+        chosen = Options(**{**options, **own})
         _check_shape(input_ids)
         if not self.reads_sources:
             _check_ends(attention_mask)
-        start = self._given(input_ids).shape[1]
+        start = self.given(input_ids).shape[1]
         self._check_length(0 if self.reads_sources else start, chosen.max_new_tokens)
         ends = self._ends if chosen.eos_token_id is None else as_tokens(chosen.eos_token_id)
         return chosen, Rules.of(chosen, start, ends, self._vocabulary)
-
-    def _read(self, input_ids: Array, mask: Array | None, rules: Rules) -> tuple[Decoding | Seq2SeqDecoding, Array]:
-        """Read prompts or sources; return what goes on decoding, and the logits [B, V] of the first new token."""
-        given = self._given(input_ids)
-        if self.reads_sources:
-            answer = self.answer(input_ids, mask)
-            return answer, answer.feed(given)[:, -1]
-        decoding = self.start(len(given), rules.longest)
-        return decoding, decoding.feed(given, mask)[:, -1]
-
-    def _given(self, input_ids: Array) -> Array:
-        """The tokens that new ones follow: the prompts, or for sources the token that begins an answer."""
-        return np.full((len(input_ids), 1), self._start) if self.reads_sources else input_ids
 
     def _tokens(
         self, input_ids: Array, attention_mask: Array | None, options: Options, rules: Rules
     ) -> Iterator[Array]:
         generator = np.random.default_rng(options.seed)
-        given = self._given(input_ids)
+        given = self.given(input_ids)
         text = np.empty((len(given), rules.longest), np.int64)
         text[:, : rules.start] = given
         ended = np.zeros(len(given), dtype=bool)
-        decoding, logits = self._read(input_ids, attention_mask, rules)
+        decoding, logits = self.begin(input_ids, attention_mask, rules.longest)
         for length in range(rules.start, rules.longest):
             rules.apply(logits, text[:, :length])
             tokens = np.where(ended, self._padding(rules), choose(logits, options, generator))

@@ -25,7 +25,8 @@ class Options:
     leave, with a generator started at ``seed``. ``num_beams`` above 1 is beam search, which ``length_penalty`` and
     ``early_stopping`` steer (see :mod:`compress.onnx.beams`).
 
-    ``eos_token_id``, one or several, ends a row; None takes the model's own, and a negative number never ends one.
+    ``eos_token_id``, one or several, ends a row; ``forced_bos_token_id`` comes first, ``forced_eos_token_id`` where the
+    length allows no more. None takes the model's own; a negative number is no token.
     ``min_length`` counts the prompt, ``min_new_tokens``, which goes first, does not.
     """
 

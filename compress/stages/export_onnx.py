@@ -22,7 +22,7 @@ from compress.surgery.quantize import QuantizationSpec
 
 
 class ExportOnnx(Stage):
-    """Write ``model.onnx`` with a key/value cache, float or packed as the source is.
+    """Write ``model.onnx`` with a key/value cache, or an encoder and its decoder, float or packed as the source is.
 
     ``graph: decoding`` is built from onnxruntime's fused operators; ``plain`` is what torch's exporter makes of the
     stock model, float only. A packed graph quantizes the inputs of products per block, as its kernel does. A source
@@ -76,6 +76,8 @@ class ExportOnnx(Stage):
         except ModelError as error:
             yield str(error)
         quantized = "quantized" in source.traits
+        if self.graph == "plain" and source.config.is_encoder_decoder:
+            yield "graph: plain is traced from decoders alone; an encoder and its decoder take decoding"
         if self.graph == "plain" and quantized:
             yield "graph: plain holds float weights only; a quantized model takes decoding"
         if quantized and not source.deployable and self.activations == "exact":

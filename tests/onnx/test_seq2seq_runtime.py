@@ -1,0 +1,121 @@
+"""Answers of an exported encoder and decoder: the stock library's text, greedy and with beams, also through optimum."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compress.errors import UserError
+from compress.onnx.runtime import Runtime
+
+SOURCES = np.random.default_rng(1).integers(3, 60, (3, 9))
+MASK = (np.arange(9) < np.array([9, 4, 7])[:, None]).astype(np.int64)
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"forced_bos_token_id": 7, "forced_eos_token_id": 9},
+    {"num_beams": 2},
+    {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "no_repeat_ngram_size": 3},
+    {"num_beams": 4, "length_penalty": 0.5, "forced_bos_token_id": 7, "forced_eos_token_id": 9, "min_length": 4},
+]
+
+
+@pytest.fixture(params=[0, 1])
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of a random model."""
+    return int(request.param)
+
+
+@pytest.fixture
+def answering(exported: Callable[..., Any], tiny_bart: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that exports a random BART far from uniform, with its start token."""
+
+    def make(seed: int, bits: int = 0, **options: Any) -> Any:
+        torch.manual_seed(seed)
+        model = tiny_bart(**options)
+        with torch.no_grad():
+            model.final_logits_bias.zero_()
+            for parameter in model.parameters():
+                parameter.mul_(4 if parameter.dim() > 1 else 1)
+        return exported(bits, model=model)
+
+    return make
+
+
+def likeliest(model: Any) -> list[int]:
+    """Tokens in the order in which the model begins its answers with them."""
+    with torch.no_grad():
+        start = torch.full((3, 1), model.config.decoder_start_token_id)
+        logits = model(torch.from_numpy(SOURCES), decoder_input_ids=start).logits
+    order: list[int] = logits[:, -1].mean(0).argsort(descending=True).tolist()
+    return order
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("shape", [{}, {"heads": 3, "hidden": 36, "scale_embedding": True}], ids=["", "copying"])
+def test_text_equals_that_of_the_stock_library(
+    answering: Callable[..., Any], seed: int, shape: dict[str, Any], options: dict[str, Any]
+) -> None:
+    found = answering(seed, **shape)
+    order = likeliest(found.model)
+    special = {"eos_token_id": order[2:6], "pad_token_id": order[-1]}
+    start = found.model.config.decoder_start_token_id
+    (found.directory / "generation_config.json").write_text(json.dumps(special | {"decoder_start_token_id": start}))
+    expected = found.model.generate(
+        torch.from_numpy(SOURCES), attention_mask=torch.from_numpy(MASK), max_new_tokens=14, do_sample=False,
+        **{"forced_eos_token_id": None, **special, **options},
+    )  # fmt: skip
+    got = Runtime.open(found.directory, threads=1).generate(
+        SOURCES, MASK, max_new_tokens=14, **{"forced_eos_token_id": -1, **options}
+    )
+    assert got.tolist() == expected.tolist()
+
+
+def test_a_stream_gives_the_tokens_of_the_text(answering: Callable[..., Any], seed: int) -> None:
+    runtime = Runtime.open(answering(seed).directory, threads=1)
+    options: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": -1}
+    streamed = np.stack(list(runtime.stream(SOURCES, MASK, **options)), axis=1)
+    assert streamed.tolist() == runtime.generate(SOURCES, MASK, **options)[:, 1:].tolist()
+
+
+def test_forced_tokens_of_the_directory_count(answering: Callable[..., Any], seed: int) -> None:
+    """As in ``generate`` of the stock library, what the directory forces holds unless the caller says otherwise."""
+    found = answering(seed)
+    file = found.directory / "generation_config.json"
+    file.write_text(json.dumps({"decoder_start_token_id": 2, "forced_bos_token_id": 7, "forced_eos_token_id": 9}))
+    runtime = Runtime.open(found.directory, threads=1)
+    text = runtime.generate(SOURCES, MASK, max_new_tokens=5, eos_token_id=-1)
+    assert (text[:, 1] == 7).all()
+    assert (text[:, -1] == 9).all()
+    free = runtime.generate(
+        SOURCES, MASK, max_new_tokens=5, eos_token_id=-1, forced_bos_token_id=-1, forced_eos_token_id=-1
+    )
+    assert not (free[:, 1] == 7).all()
+
+
+def test_what_does_not_fit_is_told(answering: Callable[..., Any]) -> None:
+    runtime = Runtime.open(answering(0).directory, threads=1)
+    long = np.full((1, runtime.context + 1), 5)
+    with pytest.raises(UserError, match=f"{runtime.context + 1} tokens exceed the context of {runtime.context}"):
+        runtime.generate(long, max_new_tokens=1)
+    with pytest.raises(UserError, match="exceed the context"):
+        runtime.generate(SOURCES, max_new_tokens=runtime.context + 1)
+
+
+@pytest.mark.optimum
+@pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize("beams", [1, 4])
+def test_optimum_generates_the_same_text(answering: Callable[..., Any], bits: int, beams: int) -> None:
+    optimum = pytest.importorskip("optimum.onnxruntime", exc_type=ImportError)
+    found = answering(0, bits)
+    model = optimum.ORTModelForSeq2SeqLM.from_pretrained(found.directory)
+    options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": likeliest(found.model)[3], "num_beams": beams}
+    expected = model.generate(
+        torch.from_numpy(SOURCES), attention_mask=torch.from_numpy(MASK), do_sample=False, **options
+    )
+    got = Runtime.open(found.directory).generate(SOURCES, MASK, **options)
+    assert got.tolist() == expected.tolist()

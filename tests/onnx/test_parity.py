@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from compress.errors import ParityError
 from compress.functional.fake_quant import activation_block
@@ -31,6 +31,17 @@ def node(graph: onnx.ModelProto, name: str) -> onnx.NodeProto:
 def constant(graph: onnx.ModelProto, name: str, value: Any) -> str:
     graph.graph.initializer.append(numpy_helper.from_array(value, name))
     return name
+
+
+def set_attribute(product: onnx.NodeProto, name: str, value: int) -> None:
+    (attribute,) = [each for each in product.attribute if each.name == name]
+    attribute.i = value
+
+
+def put_before(graph: onnx.ModelProto, name: str, *nodes: onnx.NodeProto) -> None:
+    at = [each.name for each in graph.graph.node].index(name)
+    for each in reversed(nodes):
+        graph.graph.node.insert(at, each)
 
 
 def wrong_zero_point(graph: onnx.ModelProto) -> None:
@@ -56,8 +67,32 @@ def dropped_bias(graph: onnx.ModelProto) -> None:
     del product.input[3:]
 
 
+def float_inputs(graph: onnx.ModelProto) -> None:
+    """The kernel is not asked to quantize the product's inputs."""
+    set_attribute(node(graph, MODULE), "accuracy_level", 0)
+
+
+def smaller_blocks(graph: onnx.ModelProto) -> None:
+    """The same weights, but two scales of inputs where torch has one."""
+    product = node(graph, MODULE)
+    (codes,) = [numpy_helper.to_array(t) for t in graph.graph.initializer if t.name == product.input[1]]
+    (filled,) = [each for each in graph.graph.node if product.input[2] in each.output]
+    rows, _, packed = codes.shape
+    product.input[1] = constant(graph, "halves", codes.reshape(rows, -1, packed // 2))
+    scale = numpy_helper.to_array(filled.attribute[0].t)
+    product.input[2] = constant(graph, "scale", np.full((rows, 2 * codes.shape[1]), scale[0]))
+    set_attribute(product, "block_size", packed)  # 4 bits: two codes a byte
+
+
 @pytest.mark.parametrize(
-    ("mutate", "where"), [(wrong_zero_point, MODULE), (shifted_scale, "lm_head"), (dropped_bias, MODULE)]
+    ("mutate", "where"),
+    [
+        (wrong_zero_point, MODULE),
+        (shifted_scale, "lm_head"),
+        (dropped_bias, MODULE),
+        (float_inputs, MODULE),
+        (smaller_blocks, MODULE),
+    ],
 )
 def test_a_wrong_product_fails(exported: Callable[..., Any], mutate: Callable[[Any], None], where: str) -> None:
     found = exported(4, hidden=64)
@@ -74,6 +109,52 @@ def test_asymmetric_activations_fail(exported: Callable[..., Any]) -> None:
         if isinstance(module, Product):
             module.spec = module.spec.model_copy(update={"activations": "asymmetric"})
     with pytest.raises(ParityError, match="differs relatively"):
+        check_parity(found.model, found.directory, found.packed.spec)
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        (1, f"{MODULE} differs relatively from torch"),
+        (4, "logits with float inputs of products differ from torch"),
+    ],
+    ids=["in place of the kernel's", "before the kernel's"],
+)
+def test_asymmetric_activations_of_a_node_fail(exported: Callable[..., Any], level: int, message: str) -> None:
+    """Rounded to 8 bits for the whole tensor, with a zero point; behind that the first test alone is blind."""
+    found = exported(4, hidden=64)
+    graph = found.graph
+    product = node(graph, MODULE)
+    parts = [f"rounded.{part}" for part in ("codes", "scale", "zero")]
+    rounding = helper.make_node("DynamicQuantizeLinear", product.input[:1], parts)
+    product.input[0] = "rounded"
+    set_attribute(product, "accuracy_level", level)
+    put_before(graph, MODULE, rounding, helper.make_node("DequantizeLinear", parts, ["rounded"]))
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match=message):
+        check_parity(found.model, found.directory, found.packed.spec)
+
+
+def test_only_the_graph_as_it_is_shows_inputs_that_8_bits_cannot_hold(exported: Callable[..., Any]) -> None:
+    """A constant goes into one channel before a product and comes off behind it: exact for each product and in float32.
+
+    But the kernel's scales then follow that channel, and the others of its block are rounded away.
+    """
+    found = exported(4, hidden=64)
+    graph = found.graph
+    module = "transformer.h.0.attn.c_attn"
+    product = node(graph, module)
+    (x,), (y,) = product.input[:1], product.output
+    shift = np.zeros(64, np.float32)
+    shift[0] = 300
+    added = found.model.get_submodule(module).weight.detach().numpy() @ shift
+    before = helper.make_node("Add", [x, constant(graph, "shift", shift)], ["shifted"])
+    behind = helper.make_node("Sub", ["moved", constant(graph, "added", added)], [y])
+    product.input[0], product.output[0] = "shifted", "moved"
+    put_before(graph, module, before)
+    put_before(graph, "transformer.h.0.attn.c_proj.input", behind)
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match=r"model\.onnx: logits differ from torch by"):
         check_parity(found.model, found.directory, found.packed.spec)
 
 

@@ -202,6 +202,26 @@ def test_a_product_that_is_not_packed_fails(exported: Callable[..., Any], tiny_g
         check_parity(model, found.directory, packed.spec)
 
 
+def test_a_packed_product_that_torch_does_not_have_fails(exported: Callable[..., Any]) -> None:
+    """One with the identity rounds the residual stream to 8 bits, and gives the same in float32."""
+    found = exported(4, hidden=64)
+    graph = found.graph
+    stream = "transformer.h.0.ln_2.sum"
+    reader = node(graph, "transformer.h.1.ln_1")
+    reader.input[list(reader.input).index(stream)] = "rounded"
+    ones = np.eye(64, dtype=np.uint8) + 8  # 8 is zero
+    codes = constant(graph, "identity.codes", (ones[:, ::2] | ones[:, 1::2] << 4).reshape(64, 1, 32))
+    inputs = [stream, codes, constant(graph, "identity.scales", np.ones((64, 1), np.float32))]
+    sizes = {"bits": 4, "block_size": 64, "K": 64, "N": 64}
+    product = helper.make_node(
+        "MatMulNBits", inputs, ["rounded"], name="identity", domain="com.microsoft", accuracy_level=4, **sizes
+    )
+    put_before(graph, "transformer.h.1.ln_1", product)
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match=r"model\.onnx: holds a packed product that torch has not: identity"):
+        check_parity(found.model, found.directory, found.packed.spec)
+
+
 def test_text_that_torch_would_not_write_fails(exported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     found = exported()
     honest = Runtime.generate

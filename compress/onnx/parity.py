@@ -62,8 +62,8 @@ class _Comparison:
 
     @property
     def spread(self) -> float:
-        """The range of the reference's logits."""
-        return float(np.ptp(self.reference))
+        """The range of the reference's logits; of one token's, which may all be the same, the range with zero."""
+        return float(np.ptp(self.reference if self.reference.shape[-1] > 1 else np.append(self.reference, 0)))
 
 
 def check_parity(
@@ -144,7 +144,7 @@ def _float_twin(directory: Path) -> Iterator[Runtime]:
 
 def _cases(vocabulary: int, context: int, generator: np.random.Generator) -> Iterator[_Case]:
     longest = min(LONGEST, context)
-    half, steps = longest // 2, min(STEPS, longest)
+    half, steps = max(1, longest // 2), min(STEPS, longest)
     for lengths, pieces in (
         ((longest,), (longest,)),
         ((1, 1), (1,)),
@@ -153,9 +153,11 @@ def _cases(vocabulary: int, context: int, generator: np.random.Generator) -> Ite
         ((steps,), (1,) * steps),
         ((half + 2, half), (half, 2)),
     ):
-        total = sum(pieces)
-        mask = (np.arange(total) >= total - np.array(lengths)[:, None]).astype(np.int64)
-        yield _Case(generator.integers(0, vocabulary, mask.shape), mask, tuple(piece for piece in pieces if piece))
+        ends = np.minimum(np.cumsum(pieces), longest)  # below a context of 4 some pieces do not fit
+        rows = np.clip(lengths, 1, ends[-1])
+        mask = (np.arange(ends[-1]) >= ends[-1] - rows[:, None]).astype(np.int64)
+        fitting = tuple(int(piece) for piece in np.diff(ends, prepend=0) if piece)
+        yield _Case(generator.integers(0, vocabulary, mask.shape), mask, fitting)
 
 
 def _compare(model: nn.Module, runtime: Runtime, cases: Iterable[_Case]) -> _Comparison:
@@ -178,9 +180,12 @@ def _in_pieces(runtime: Runtime, case: _Case) -> Array:
 def _greedy(model: nn.Module, runtime: Runtime, error: float, prompts: Array) -> dict[str, float]:
     """Let the graph write; wherever torch's choice after the same tokens is clear, it must be the graph's.
 
-    One pass of torch over the finished text says what it would have chosen at each place.
+    One pass of torch over the finished text says what it would have chosen at each place. Nothing is chosen where the
+    context has no room for a prompt and a new token, or the vocabulary has one token.
     """
     length = prompts.shape[1]
+    if not length or model.config.vocab_size == 1:  # type: ignore[union-attr]
+        return {"greedy_tokens": 0, "greedy_undecided": 0}
     text = runtime.generate(prompts, max_new_tokens=min(NEW_TOKENS, runtime.context - length), eos_token_id=-1)
     written, read = text[:, length:], text[:, :-1]
     reference = _torch_logits(model, read, np.ones_like(read))[:, length - 1 :]

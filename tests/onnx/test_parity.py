@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from compress.errors import ParityError
 from compress.functional.fake_quant import activation_block
-from compress.onnx.parity import check_parity
+from compress.onnx.parity import _cases, check_parity
 from compress.onnx.product_parity import product_inputs
 from compress.onnx.runtime import Runtime
 from compress.surgery.quantize import Product
@@ -252,3 +252,50 @@ def test_product_inputs_round_the_same_whatever_the_last_bit(columns: int, block
     difference = (activation_block(x, block=block) - activation_block(moved, block=block)).abs().max()
     assert difference <= 1e-5 * x.abs().max()
     assert x.abs().max() == pytest.approx(50)
+
+
+SMALL = [(1, 67), (2, 67), (3, 67), (24, 1), (1, 1)]
+"""Positions and vocabulary."""
+
+
+@pytest.mark.parametrize(
+    ("graph", "context", "vocab"), [*(("decoding", *sizes) for sizes in SMALL), ("plain", 2, 67), ("plain", 1, 1)]
+)
+def test_small_models_are_compared_too(exported: Callable[..., Any], graph: str, context: int, vocab: int) -> None:
+    found = exported(graph=graph, positions=context, vocab=vocab)
+    assert found.figures["max_logit_error"] <= found.figures["limit"]
+    assert found.figures["greedy_tokens"] == (0 if 1 in (context, vocab) else 2 * (context - 1))
+    runtime = Runtime.open(found.directory)
+    ids = np.arange(context)[None] % vocab
+    with torch.no_grad():
+        expected = found.model(torch.from_numpy(ids)).logits
+    torch.testing.assert_close(torch.from_numpy(runtime.logits(ids)), expected)
+
+
+@pytest.mark.parametrize(("context", "vocab"), SMALL)
+def test_small_packed_models_are_compared_too(exported: Callable[..., Any], context: int, vocab: int) -> None:
+    figures = exported(4, positions=context, vocab=vocab).figures
+    assert figures["products"] > 0
+    assert figures["max_float_logit_error"] <= figures["float_limit"]
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 24])
+def test_pieces_fill_the_context_and_no_more(context: int) -> None:
+    cases = list(_cases(67, context, np.random.default_rng(0)))
+    for case in cases:
+        assert case.ids.shape == case.mask.shape
+        assert sum(case.pieces) == case.ids.shape[1] <= context and min(case.pieces) > 0
+        assert case.mask.any(axis=1).all()
+    assert max(case.ids.shape[1] for case in cases) == context
+    assert {len(case.pieces) > 1 for case in cases} == {False} | {context > 1}
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_wrong_wiring_of_a_small_model_fails(exported: Callable[..., Any], context: int) -> None:
+    found = exported(positions=context)
+    graph = found.graph
+    first, second = node(graph, "transformer.h.0.ln_2"), node(graph, "transformer.h.1.ln_1")
+    first.input[2], second.input[2] = second.input[2], first.input[2]
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match="logits differ"):
+        check_parity(found.model, found.directory)

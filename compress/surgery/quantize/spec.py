@@ -36,7 +36,9 @@ class WeightQuantization(Strict):
     @model_validator(mode="after")
     def _norm_where_it_counts(self) -> WeightQuantization:
         if self.norm_gradient and self.method != "dynamic_scaling":
-            raise ValueError(f"norm_gradient needs method: dynamic_scaling; {self.method} does not learn through a norm")
+            raise ValueError(
+                f"norm_gradient needs method: dynamic_scaling; {self.method} does not learn through a norm"
+            )
         return self
 
 

@@ -60,6 +60,7 @@ def _run(objective, data, out: Path, config):
         (5, {"num_negatives": 2}),
         (5, {"num_negatives": 2, "negatives": "student"}),
         (5, {"num_negatives": 2, "negatives": "vocabulary"}),
+        (7, {"bank": "position"}),
     ],
 )
 def test_interrupted_and_resumed_equals_straight(stop, contrast, tiny_gpt2, data, tmp_path, monkeypatch):

@@ -7,12 +7,10 @@ Run: python benchmarks/training_step.py [--layers 6] [--hidden 256] [--batch 8] 
 
 import argparse
 import copy
-import json
-import statistics
-import time
-from collections.abc import Callable
+import sys
 
 import torch
+from comparing import Step, at_least_two, conclude, medians, ratio, timed
 from torch import Tensor, nn
 from transformers import GPT2Config
 
@@ -32,8 +30,6 @@ from compress.surgery.quantize import (
 from compress.terms.logits import ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
 from compress.train_config import Group, TrainConfig, parameter_groups
-
-Step = Callable[[], None]
 
 BOUNDS = {"masked": 1.15, "quantized": 1.35}
 """What a step may cost at most, as a multiple of the plain step."""
@@ -108,40 +104,23 @@ def step(
     return run
 
 
-def seconds(run: Step, device: str) -> float:
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=at_least_two, default=15)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
-    kinds = steps(options)
-    for run in kinds.values():
-        seconds(run, options.device)
-    rounds = [{name: seconds(run, options.device) for name, run in kinds.items()} for _ in range(options.rounds)]
-    result = {
-        "conditions": {**vars(options), "precision": "bf16", "threads": torch.get_num_threads()},
-        "step_ms": {name: 1e3 * statistics.median(each[name] for each in rounds) for name in kinds},
-        "ratios": {name: ratio([each[name] / each["plain"] for each in rounds], BOUNDS[name]) for name in BOUNDS},
-    }
-    print(json.dumps(result, indent=2))
-
-
-def ratio(values: list[float], bound: float) -> dict[str, float | bool]:
-    low, median, high = statistics.quantiles(values, n=4)
-    return {"median": median, "quartile_1": low, "quartile_3": high, "bound": bound, "within": median <= bound}
+    rounds = timed(steps(options), options.rounds, options.device)
+    return conclude(
+        {**vars(options), "precision": "bf16", "threads": torch.get_num_threads()},
+        medians(rounds),
+        ratios={name: ratio(rounds, name, "plain", bound) for name, bound in BOUNDS.items()},
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

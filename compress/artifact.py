@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,15 @@ from typing import Any, Literal
 import pydantic
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.files import publish, sha256
+from compress.files import publish, require_whole, sha256
 from compress.models import family_of
 from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve, save_config
+from compress.models.settings import copy_settings
 from compress.models.structure import ModelFamily
 from compress.schema import Strict
 from compress.surgery.cut import cut
@@ -31,12 +31,6 @@ from compress.surgery.quantize import QuantizationSpec, restore
 MANIFEST = "artifact.json"
 MASKS = "masks.safetensors"
 QUANTIZED = "quantized.safetensors"
-SETTINGS = (
-    *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt"),
-    *("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "spiece.model", "chat_template.jinja"),
-)
-"""Files of a stock directory that a result takes over: configs and tokenizer, and nothing else that lies there."""
-_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file")
 NOTES = ("history.jsonl", "details.json")
 """Files a stage may add that tell how it went; hashed, but not part of the digest."""
 
@@ -169,7 +163,10 @@ def adopt(source: str | Path) -> Artifact:
     if not weights:
         raise ModelError(f"{source}: holds no .safetensors file, and weights are read from nothing else")
     for name in weights:
-        _require_whole(path, name)
+        try:
+            require_whole(path / name)
+        except ValueError as error:
+            raise ModelError(f"{path}: no readable {name} ({error})") from None
     digest = _digest(path, files)
     sizes = {axis.name: axis.size for axis in family.axes(config)}
     return Artifact(
@@ -208,7 +205,7 @@ def seal(
 
 def save_model(model: Any, source: Artifact, out: Path) -> None:
     """Write a stock directory: ``config.json``, ``model.safetensors`` with shared tensors once, tokenizer files."""
-    copy_settings(source, out)
+    copy_settings(source.path, out)
     save_config(model, out)
     save_file(stock_state(model), out / "model.safetensors", metadata={"format": "pt"})
 
@@ -217,24 +214,6 @@ def save_masks(values: Mapping[str, Tensor], out: Path, *, scores: bool) -> None
     """Write ``masks.safetensors``: masks by axis, or scores to rank the units of a model whose masks stay at 1."""
     state = {axis.replace(".", "/"): value.detach().cpu().float().contiguous() for axis, value in values.items()}
     save_file(state, out / MASKS, metadata={"holds": "scores" if scores else "masks"})
-
-
-def copy_settings(source: Artifact, out: Path) -> None:
-    """Copy the configs and tokenizer files of a stock directory, without the paths that some tools leave in them."""
-    out.mkdir(parents=True, exist_ok=True)
-    for file in source.path.iterdir():
-        if file.name not in SETTINGS:
-            continue
-        shutil.copyfile(file, out / file.name)
-        if file.name.endswith("config.json"):
-            _forget_paths(out / file.name)
-
-
-def _forget_paths(file: Path) -> None:
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    kept = {name: value for name, value in settings.items() if name not in _PATHS}
-    if kept != settings:
-        file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def stock_state(model: Any) -> dict[str, Tensor]:
@@ -273,14 +252,6 @@ def _opened(path: Path) -> Artifact:
         if sha256(path / name) != digest:
             raise ModelError(f"{path}: {name} is not the file that was sealed")
     return Artifact(path, manifest)
-
-
-def _require_whole(path: Path, name: str) -> None:
-    try:
-        with safe_open(path / name, framework="pt"):
-            """Opening compares the length with what the header says."""
-    except SafetensorError as error:
-        raise ModelError(f"{path}: no readable {name} ({error})") from None
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:

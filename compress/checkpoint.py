@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress import collective, processes
-from compress.files import publish
+from compress.files import publish, require_whole
 
 _MODEL, _OPTIMIZER, _RANDOM = "model.safetensors", "optimizer.safetensors", "random.safetensors"
 _PROGRESS, _BEST = "progress.json", "best.safetensors"
@@ -124,9 +123,8 @@ class Checkpoints:
             if best and progress.best_step is not None:
                 files.append(self.directory / _BEST)
             for file in files:
-                with safe_open(file, framework="pt"):
-                    """Opening compares the length with what the header says."""
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
+                require_whole(file)
+        except (OSError, ValueError, TypeError) as error:
             raise _TornError(f"{file.name}: {' '.join(str(error).split())}") from None
         return progress
 

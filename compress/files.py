@@ -8,6 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 PARTIAL = ".partial"
 """Ends the name of what is not whole yet."""
 
@@ -38,6 +40,15 @@ def sha256(path: Path) -> str:
     """The hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_whole(file: Path) -> None:
+    """Raise ValueError, with the reason in one line, for a safetensors file that is missing or not whole."""
+    try:
+        with safe_open(file, framework="np"):
+            """Opening compares the length with what the header says."""
+    except (OSError, SafetensorError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def _sync(path: Path) -> None:

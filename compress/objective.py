@@ -28,7 +28,8 @@ from compress.surgery.quantize import operands
 Batch = Mapping[str, Tensor]
 """LongTensors ``input_ids``, ``attention_mask``, ``labels`` (and ``decoder_*`` for sequence-to-sequence models).
 
-``labels[b, t]`` is the token that position t must predict (already aligned); -100 is not scored."""
+``labels[b, t]`` is the token that position t must predict (already aligned); -100 is not scored. For terms that are
+``numbered``, ``rows`` [B] has the number of each row in the training data."""
 
 
 class Outline(Protocol):
@@ -79,6 +80,14 @@ class StateTerm(LossTerm):
     def module(self, student: Side, teacher: Side) -> nn.Module | None:
         """Trainable parts of the term (projections, memory bank), or None."""
         return None
+
+    @property
+    def numbered(self) -> bool:
+        """The term keeps something of each row of the training data, so batches must say which rows they hold."""
+        return False
+
+    def make_room(self, module: nn.Module | None, rows: int, longest: int) -> None:
+        """Make room in a numbered term's module for so many rows of at most ``longest`` tokens, before any step."""
 
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         """Return the scalar loss of a batch."""
@@ -159,6 +168,7 @@ class Objective(nn.Module):
         self.logit_terms = [term for term in terms if isinstance(term, LogitTerm)]
         self.state_terms = [term for term in terms if isinstance(term, StateTerm)]
         self.hidden = any(term.hidden for term in self.state_terms)
+        self.numbered = any(term.numbered for term in self.state_terms)
         built = {str(i): term.module(student, teacher or student) for i, term in enumerate(self.state_terms)}
         self.parts = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
 
@@ -166,6 +176,12 @@ class Objective(nn.Module):
         """A name per term, unique: a repeated type gets its position appended."""
         types = [term.type for term in self.terms]
         return [name if types.count(name) == 1 else f"{name}.{i}" for i, name in enumerate(types)]
+
+    def make_room(self, rows: int, longest: int) -> None:
+        """Let the numbered terms make room for the rows of the training data."""
+        for i, term in enumerate(self.state_terms):
+            if term.numbered:
+                term.make_room(self._part(i), rows, longest)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted total (a scalar) and the unweighted mean of each term, which carries no gradient."""
@@ -205,7 +221,7 @@ class Objective(nn.Module):
 
 def run_body(side: Side, batch: Batch, *, hidden: bool = False) -> Any:
     """Run the model without its head; the output has ``last_hidden_state`` [B, T, D]."""
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "rows")}
     body = side.model.get_submodule(side.family.body)
     return body(**inputs, output_hidden_states=hidden, use_cache=False, return_dict=True)
 

@@ -18,6 +18,11 @@ Several = Annotated[tuple[Name, ...], BeforeValidator(_listed), Field(min_length
 """One name, or a list of several."""
 
 
+def added(default: Any) -> Any:
+    """A field that came after results were made: at its default nothing is written, and they keep their keys."""
+    return Field(default, exclude_if=lambda value: value == default)
+
+
 class Strict(BaseModel):
     """A frozen pydantic model that rejects unknown keys, NaN and infinity; a field's docstring is its description."""
 

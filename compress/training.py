@@ -84,6 +84,8 @@ class _Loop:
 
     def __post_init__(self) -> None:
         config, place = self.config, self.place
+        if self.objective.numbered:
+            self.objective.make_room(len(self.data), self.data.longest)
         built = parameter_groups({**self.groups, "projections": list(self.objective.parts.parameters())}, config)
         if not built:
             raise NothingDoneError(f"{place.name}: nothing to train; every parameter is frozen")
@@ -138,6 +140,7 @@ class _Loop:
             shuffle=True,
             start=self.progress.step * self.config.accumulate,
             steps=self.total * self.config.accumulate,
+            numbered=self.objective.numbered,
         )
         return iter(loader)
 

@@ -58,6 +58,7 @@ def way(name: str) -> tuple[Objective, dict[Any, list[nn.Parameter]], dict[str, 
         terms += [{"type": "token_contrastive", "size": 8}, "hidden_mse"]
         config |= {"accumulate": 2}
     if name == "uneven":
+        terms.append({"type": "token_contrastive", "size": 8, "bank": "position"})
         config = {"batch": 5}
     if name == "unused":
         terms, config = ["causal_kv"], {"batch": 8, "accumulate": 2}

@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import compress
-from compress.artifact import MANIFEST, Artifact, Step, adopt, copy_settings, save_masks, save_model, seal, stock_state
+from compress.artifact import MANIFEST, Artifact, Step, adopt, save_masks, save_model, seal, stock_state
 from compress.errors import ModelError
 from compress.models.scratch import train_bpe
+from compress.models.settings import copy_settings
 from compress.surgery.cut import cut
 from compress.surgery.mask import attach, masks_of
 
@@ -297,7 +298,7 @@ def test_a_masked_artifact_is_the_base_to_others_and_soft_masked_to_us(
     tmp_path: Path, base: Artifact, tiny_inputs: Any
 ) -> None:
     partial = tmp_path / "partial"
-    copy_settings(base, partial)
+    copy_settings(base.path, partial)
     shutil.copyfile(base.path / "model.safetensors", partial / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
     masks = {axis: torch.rand(size, generator=generator) for axis, size in base.sizes().items()}
@@ -356,7 +357,7 @@ def test_no_path_of_this_machine_is_written(family: str, request: Any, tmp_path:
 def test_what_is_copied_beside_the_weights(tmp_path: Path, base: Artifact) -> None:
     for name in ("merges.txt", "chat_template.jinja", "model.safetensors.index.json", "history.jsonl", "details.json"):
         (base.path / name).write_text("{}")
-    copy_settings(base, tmp_path / "out")
+    copy_settings(base.path, tmp_path / "out")
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "generation_config.json", "merges.txt", "chat_template.jinja"}
 
@@ -380,7 +381,7 @@ def test_paths_and_strangers_stay_behind(tmp_path: Path, base: Artifact) -> None
     (base.path / "config.json").write_text(json.dumps(config))
     (base.path / "tokenizer_config.json").write_text(json.dumps({"name_or_path": secret, "model_max_length": 9}))
     (base.path / "notes.txt").write_text("private")
-    copy_settings(base, tmp_path / "out")
+    copy_settings(base.path, tmp_path / "out")
     texts = {file.name: file.read_text() for file in (tmp_path / "out").iterdir()}
     assert "notes.txt" not in texts
     assert json.loads(texts["tokenizer_config.json"]) == {"model_max_length": 9}

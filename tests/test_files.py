@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from compress.files import publish, sha256, write_text
+from compress.files import publish, require_whole, sha256, write_text
 
 
 @pytest.fixture
@@ -82,3 +84,16 @@ def test_a_file_system_that_cannot_sync_directories_still_serves(
 def test_a_hash_is_that_of_the_content(tmp_path: Path) -> None:
     write_text(tmp_path / "empty", "")
     assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_tensors_are_whole_or_told(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(ValueError, match="No such file"):
+        require_whole(file)
+    save_file({"a": np.ones(100, np.float32)}, file)
+    require_whole(file)
+    content = file.read_bytes()
+    for torn in (b"", content[:20], content[:-1], content + b"x"):
+        file.write_bytes(torn)
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
+            require_whole(file)

@@ -21,7 +21,7 @@ from compress.models.loading import load_stock, load_tokenizer
 from compress.models.scratch import train_bpe
 from compress.pipeline import Inputs, Run, make_plan
 from compress.pipeline.keys import identity, key, packages, stage_key
-from compress.pipeline.records import difference, join
+from compress.pipeline.records import Found, difference, join
 from compress.pipeline.running import choose_device
 from compress.pipeline.workdir import locked
 from compress.recipe import read_recipe
@@ -408,17 +408,54 @@ def test_two_splits_of_one_artifact_are_both_kept_and_shown(recipe: Path) -> Non
     assert "quality (split eval, batch 2).split: data.eval" in text
 
 
+def test_artifacts_on_different_splits_share_no_column(recipe: Path) -> None:
+    (recipe.parent / "test.txt").write_text("the mat ran to the dog\n" * 4)
+    start, _ = RECIPE.replace("eval: {text", "test: {text: test.txt}, eval: {text").split("  - count")
+    recipe.write_text(start + "  - {type: quality, of: one}\n  - {type: quality, split: eval, batch: 2, of: two}\n")
+    done = run(recipe)
+    one, two = ({record["name"]: record for record in done.records}[name] for name in ("one", "two"))
+    assert "perplexity" in one["quality"]
+    assert {name for name in two["quality"] if not name.endswith(" (split eval, batch 2)")} == set()
+    assert two["conditions"]["quality"]["split"] == "data.eval"
+    build([done.workdir], done.workdir)
+    lines = [line.strip("| ").split(" | ") for line in (done.workdir / "report.md").read_text().splitlines()]
+    header = next(line for line in lines if line[0] == "artifact" and "perplexity" in line)
+    cells = {line[0]: dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)}
+    assert cells["one"]["perplexity"] == number(one["quality"]["perplexity"])
+    assert (cells["two"]["perplexity"], cells["one"]["perplexity (split eval, batch 2)"]) == ("–", "–")
+    assert cells["two"]["perplexity (split eval, batch 2)"] == number(
+        two["quality"]["perplexity (split eval, batch 2)"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("split", "settings", "column"),
+    [
+        ("data.test", {"batch": 2}, "perplexity"),  # other settings are told by the conditions alone
+        ("data.eval", {"split": "eval"}, "perplexity (split eval)"),
+        ("data.test", {"split": "eval"}, "perplexity"),  # the one split there is
+    ],
+)
+def test_what_counts_is_the_split_that_was_measured(split: str, settings: dict[str, Any], column: str) -> None:
+    found: Found = {}
+    records: list[dict[str, Any]] = [{}, {}]
+    for record, chosen, data in zip(records, ({}, settings), ("data.test", split), strict=True):
+        measurement = Quality.model_validate(chosen)
+        numbers = {"quality": {"perplexity": 9.0}, "conditions": {"quality": {"split": data}}}
+        join(record, numbers, measurement, measurement, found)
+    assert [list(record["quality"]) for record in records] == [["perplexity"], [column]]
+    assert all(list(record["conditions"]) == ["quality"] for record in records)
+
+
 def test_a_later_measurement_stands_beside_the_first() -> None:
     first = Quality()
     later = Quality.model_validate({"metric": ["perplexity", "bleu"], "split": "eval", "decoding": {"beams": 4}})
     record: dict[str, Any] = {"name": "one"}
-    join(record, {"quality": {"perplexity": 9.0}, "conditions": {"quality": {"split": "data.test"}}}, first, first)
-    join(
-        record,
-        {"quality": {"perplexity": 8.0, "bleu": 3.0}, "conditions": {"quality": {"split": "data.eval"}}},
-        first,
-        later,
-    )
+    found: Found = {}
+    measured = {"quality": {"perplexity": 9.0}, "conditions": {"quality": {"split": "data.test"}}}
+    join(record, measured, first, first, found)
+    again = {"quality": {"perplexity": 8.0, "bleu": 3.0}, "conditions": {"quality": {"split": "data.eval"}}}
+    join(record, again, first, later, found)
     assert record == {
         "name": "one",
         "quality": {"perplexity": 9.0, "perplexity (split eval, beams 4)": 8.0, "bleu": 3.0},

@@ -103,6 +103,13 @@ def test_names_of_recipes_differ() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_penn_treebank_is_read_as_its_figures_were() -> None:
+    """Its lines begin and end with a space, which would be scored."""
+    texts = [*(path.read_text(encoding="utf-8") for path in RECIPES), *(block for _, block in SHOWN)]
+    sources = [source for text in texts for source in re.findall(r"\{text: ptb\.[^}]*\}", text)]
+    assert sources and all("strip: true" in source for source in sources)
+
+
 @pytest.mark.parametrize(("page", "block"), SHOWN)
 def test_every_recipe_in_the_documentation_is_sound(page: str, block: str, tmp_path: Path) -> None:
     """A block without ``version`` is a part of a recipe."""

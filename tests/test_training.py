@@ -32,10 +32,10 @@ def data(tmp_path):
     return open_data(spec, tokenizer=None, model=ModelInterface("causal", 64, 67), base=tmp_path)
 
 
-def _objective(tiny_gpt2):
+def _objective(tiny_gpt2, **contrast):
     torch.manual_seed(0)
     student, teacher = tiny_gpt2(seed=0).train(), tiny_gpt2(seed=1)
-    terms = [CrossEntropy(), ForwardKL(), TokenContrastive(size=8)]
+    terms = [CrossEntropy(), ForwardKL(), TokenContrastive(size=8, **contrast)]
     sides = [Side(model, family_of(model.config)) for model in (student, teacher)]
     return Objective(sides[0], terms, teacher=sides[1])
 
@@ -51,13 +51,24 @@ def _run(objective, data, out: Path, config):
     return train(objective, groups, data.train, data.eval, config, Place(out, seed=3, bar=False))
 
 
-@pytest.mark.parametrize("stop", [4, 7, 11])
-def test_interrupted_and_resumed_equals_straight(stop, tiny_gpt2, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("stop", "contrast"),
+    [
+        (4, {}),
+        (7, {}),
+        (11, {}),
+        (5, {"num_negatives": 2}),
+        (5, {"num_negatives": 2, "negatives": "student"}),
+        (5, {"num_negatives": 2, "negatives": "vocabulary"}),
+        (7, {"bank": "position"}),
+    ],
+)
+def test_interrupted_and_resumed_equals_straight(stop, contrast, tiny_gpt2, data, tmp_path, monkeypatch):
     config = _config(accumulate=2)
-    straight = _objective(tiny_gpt2)
+    straight = _objective(tiny_gpt2, **contrast)
     first = _run(straight, data, tmp_path / "straight", config)
 
-    objective = _objective(tiny_gpt2)
+    objective = _objective(tiny_gpt2, **contrast)
     calls = {"n": 0}
     original = Objective.forward
 
@@ -71,7 +82,7 @@ def test_interrupted_and_resumed_equals_straight(stop, tiny_gpt2, data, tmp_path
     with pytest.raises(KeyboardInterrupt):
         _run(objective, data, tmp_path / "resumed", config)
     monkeypatch.undo()
-    fresh = _objective(tiny_gpt2)
+    fresh = _objective(tiny_gpt2, **contrast)
     second = _run(fresh, data, tmp_path / "resumed", config)
     assert first == second
     for (name, a), b in zip(straight.state_dict().items(), fresh.state_dict().values(), strict=True):

@@ -107,7 +107,7 @@ class Encoder:
         targets = self._ended(self._encode([pair.references[0] for pair in pairs], special=True))
         kept, cut = self._cut(sources, self.spec.max_source, keep_end=True), self._cut(targets, self.spec.max_target)
         truncated = sum(a != b or c != d for a, b, c, d in zip(sources, kept, targets, cut, strict=True))
-        split = self._split(kept, cut)
+        split = self._split(kept, cut, cuttable=True)
         return replace(split, examples=_examples(kept, pairs), truncated=truncated)
 
     def tokens(self, rows: Sequence[TokenRow]) -> Split:
@@ -130,25 +130,32 @@ class Encoder:
             [(row.input_ids if row.labels is None else row.labels)[1:] for row in rows],
         )
 
-    def _split(self, inputs: Sequence[Sequence[int] | Ids], labels: Sequence[Sequence[int] | Ids]) -> Split:
+    def _split(
+        self, inputs: Sequence[Sequence[int] | Ids], labels: Sequence[Sequence[int] | Ids], *, cuttable: bool = False
+    ) -> Split:
+        """``cuttable``: the recipe can cut rows that do not fit the model."""
         scored = sum(np.count_nonzero(np.asarray(row) != IGNORE) for row in labels)
         if not scored:
             raise DataError(f"{self.where}: no token is scored; all labels are -100")
-        columns = {"input_ids": self._column(inputs, "input_ids"), "labels": self._column(labels, "labels")}
+        named = {"input_ids": inputs, "labels": labels}
+        columns = {name: self._column(found, name, cuttable) for name, found in named.items()}
         lengths = [len(one) + len(other) for one, other in zip(inputs, labels, strict=True)]
         table = InMemoryTable(pa.table({**columns, "length": pa.array(lengths, pa.int64())}))
         rows = Dataset(table, fingerprint=self.where)  # or all of it is copied to make one up
         return Split(self.where, rows, self.model, tokens=int(scored))
 
-    def _column(self, rows: Sequence[Sequence[int] | Ids], column: str) -> pa.LargeListArray:
+    def _column(self, rows: Sequence[Sequence[int] | Ids], column: str, cuttable: bool) -> pa.LargeListArray:
         """The rows in four bytes a token; raises DataError for one that does not fit the model."""
         fitting = []
         for at, row in enumerate(rows):
             if len(row) > self.model.context:
                 option = {"input_ids": "max_source", "labels": "max_target"}[column]
+                advice = (
+                    f"cut longer rows with {option}" if cuttable else "rows of input_ids are not cut; give shorter ones"
+                )
                 raise DataError(
                     f"{self.where}: row {at}: {column} has {len(row)} tokens; the model takes {self.model.context} "
-                    f"(cut longer rows with {option if self.model.task == 'seq2seq' else 'block'})"
+                    f"({advice})"
                 )
             ids = np.asarray(row, np.int64)
             wrong = (ids < 0) | (ids >= self.model.vocabulary)

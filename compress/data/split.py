@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,28 +80,37 @@ class Split:
         return None if self.text is None else len(self.text.split()) + self.lines
 
     def loader(
-        self, batch_size: int, *, seed: int = 0, start: int = 0, steps: int | None = None, shuffle: bool = False
-    ) -> DataLoader[dict[str, list[int]]]:
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        steps: int | None = None,
+        shuffle: bool = False,
+        numbered: bool = False,
+    ) -> DataLoader[int]:
         """Return batches ``start`` to ``steps`` of an endless chain of epochs; without ``steps``, those of the first.
 
         Which rows a batch holds is a pure function of (seed, number of the batch), so that a run resumed at ``start``
         sees what it would have seen. ``shuffle`` draws rows of like length together and drops the last short batch of
-        an epoch (unless it is the only one); without it rows keep the file's order and all are seen.
+        an epoch (unless it is the only one); without it rows keep the file's order and all are seen. ``numbered`` adds
+        ``rows`` [B], the number of each row in the split.
         """
         lengths = np.asarray(self.rows.with_format("numpy")["length"])
         order = Order(lengths, batch_size, seed, shuffle)
         return DataLoader(
-            self,  # type: ignore[arg-type]
+            range(len(self)),  # type: ignore[arg-type]
             batch_sampler=BatchRange(order, start, order.per_epoch if steps is None else steps),
-            collate_fn=self._collate,
+            collate_fn=partial(self._batch, numbered=numbered),
             generator=torch.Generator().manual_seed(seed),  # or a loader draws from the random state of training
         )
 
-    def _collate(self, rows: Sequence[dict[str, list[int]]]) -> Batch:
+    def _batch(self, numbers: list[int], *, numbered: bool) -> Batch:
         try:
-            return collate(rows, self.model)
+            batch = collate([self[number] for number in numbers], self.model)
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
+        return batch | ({"rows": torch.tensor(numbers)} if numbered else {})
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,9 +52,7 @@ def token_contrastive(
         ValueError: shapes that do not fit, or an option outside its range.
     """
     _check_options(temperature, num_negatives, negatives)
-    if teacher.shape != student.shape or mask.shape != student.shape[:-1]:
-        shapes = tuple(student.shape), tuple(teacher.shape), tuple(mask.shape)
-        raise ValueError(f"student and teacher must be [..., T, D] and mask [..., T], got {shapes}")
+    _check_shapes(student, teacher, mask)
     mask = mask.bool()
     states, targets = _unit(student, mask), _unit(teacher, mask)
     anchors = _unit(smoothed(student, bank, momentum=momentum), mask)
@@ -73,6 +71,46 @@ def token_contrastive(
     scores = anchors @ others.transpose(-1, -2) / temperature
     scores = torch.where(itself, positive.unsqueeze(-1), scores)
     return scores.masked_fill(~(allowed | keep_positive), -math.inf).logsumexp(-1) - positive
+
+
+def vocabulary_contrastive(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    *,
+    bank: Tensor,
+    tokens: Tensor,
+    num_negatives: int,
+    temperature: float = 0.1,
+    momentum: float = 0.0,
+    positive_in_denominator: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """-log [ exp(s(q_i, t_i) / tau) / sum_{j in S_i} exp(s(q_i, b_j) / tau) ]: negatives from the whole vocabulary.
+
+    As `token_contrastive` (QuantGPT, arXiv 2203.10705, the random negatives it compares its own with), but a token's
+    negatives are `num_negatives` rows b of the bank [V, D], drawn uniformly and without replacement (all, where there
+    are fewer). Rows that are zero (ids never seen) and the row of the token's own id are not drawn. `tokens` [..., T]
+    are the ids, which also choose the row that smooths q. No gradient flows to the bank.
+
+    Memory: `num_negatives` x D numbers a token. Returns [..., T] and raises ValueError as `token_contrastive` does.
+    """
+    _check_options(temperature, num_negatives)
+    _check_shapes(student, teacher, mask)
+    if bank.ndim != 2 or bank.shape[-1] != student.shape[-1] or tokens.shape != mask.shape:
+        shapes = tuple(bank.shape), tuple(tokens.shape)
+        raise ValueError(f"bank must be [V, D] and tokens [..., T], got {shapes} for {tuple(student.shape)}")
+    mask, bank = mask.bool(), bank.detach()
+    anchors = _unit(smoothed(student, bank[tokens], momentum=momentum), mask)
+    positive = (anchors * _unit(teacher, mask)).sum(-1, keepdim=True) / temperature
+
+    rows, allowed = _draw(bank, tokens, num_negatives, generator)
+    allowed = allowed & mask.unsqueeze(-1)
+    keep_positive = positive_in_denominator | ~allowed.any(-1, keepdim=True)
+    others = _unit(bank, bank.any(-1)).to(anchors.dtype)[rows]
+    scores = torch.cat([positive, (others @ anchors.unsqueeze(-1)).squeeze(-1) / temperature], -1)
+    scores = scores.masked_fill(~torch.cat([keep_positive, allowed], -1), -math.inf)
+    return scores.logsumexp(-1) - positive.squeeze(-1)
 
 
 def smoothed(student: Tensor, bank: Tensor | None, *, momentum: float) -> Tensor:
@@ -109,7 +147,7 @@ def update_bank(bank: Tensor, ids: Tensor, values: Tensor, mask: Tensor) -> Tens
     return bank.detach().index_copy(0, seen, means)
 
 
-def _check_options(temperature: float, num_negatives: int | None, negatives: str) -> None:
+def _check_options(temperature: float, num_negatives: int | None, negatives: str = "teacher") -> None:
     if not temperature > 0.0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if num_negatives is not None and num_negatives < 1:
@@ -118,11 +156,33 @@ def _check_options(temperature: float, num_negatives: int | None, negatives: str
         raise ValueError(f"negatives must be 'teacher' or 'student', got {negatives!r}")
 
 
+def _check_shapes(student: Tensor, teacher: Tensor, mask: Tensor) -> None:
+    if teacher.shape != student.shape or mask.shape != student.shape[:-1]:
+        shapes = tuple(student.shape), tuple(teacher.shape), tuple(mask.shape)
+        raise ValueError(f"student and teacher must be [..., T, D] and mask [..., T], got {shapes}")
+
+
 def _unit(states: Tensor, mask: Tensor) -> Tensor:
     """Rows of length 1 in float32 or wider; rows that are masked (whatever they hold) or zero stay zero."""
     states = states.to(torch.promote_types(states.dtype, torch.float32)).where(mask.unsqueeze(-1), 0.0)
     length: Tensor = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
     return states / length.masked_fill(length == 0, math.inf)
+
+
+def _draw(bank: Tensor, tokens: Tensor, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Rows [..., T, K] of the bank, and which of them are negatives: at most `count`, seen, and not the token's own.
+
+    Every token looks through a window of its own at one shuffled list of the seen rows, one row wider than `count` in
+    case its own is among them: no number a token and a row is drawn.
+    """
+    seen = bank.any(-1).nonzero().squeeze(-1)
+    seen = seen[torch.randperm(len(seen), generator=generator, device=bank.device)]
+    size = max(len(seen), 1)
+    start = torch.randint(size, tokens.shape, generator=generator, device=bank.device)
+    window = torch.arange(min(count + 1, len(seen)), device=bank.device)
+    rows = seen[(start.unsqueeze(-1) + window) % size]
+    other = rows != tokens.unsqueeze(-1)
+    return rows, other & (other.cumsum(-1) <= count)
 
 
 def _sample(allowed: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

@@ -36,7 +36,9 @@ _GRID_POINTS, _GRID_LEVELS = 21, 3
 _BEYOND = 6  # codes past max |w| that search_gamma tries
 
 
-def dynamic_scaling(weight: Tensor, gamma: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
+def dynamic_scaling(
+    weight: Tensor, gamma: Tensor, *, bits: int, dim: int | None = None, norm_gradient: bool = False
+) -> Tensor:
     """Module-wise dynamic scaling (Tao et al., QuantGPT, arXiv 2203.10705, section 3.2, equation 5 and its gradient).
 
         alpha = gamma ||w||_1 / N,   w_q = alpha round(n clip(w, -alpha, alpha) / alpha) / n
@@ -45,8 +47,11 @@ def dynamic_scaling(weight: Tensor, gamma: Tensor, *, bits: int, dim: int | None
 
         dL/dgamma = ||w||_1/N sum_i g_i d_i,   d = sign(w) where |w| >= alpha, else Q(u) - u
         dL/dw_i   = g_i where |w_i| < alpha, else 0        (||w||_1 counts as a constant)
+
+    `norm_gradient` keeps ||w||_1 in the graph, as others do: every weight moves alpha, and dL/dw_i gains
+    sign(w_i) gamma/N dL/dalpha with dL/dalpha = sum_i g_i d_i. The values stay the same.
     """
-    clip = _dynamic_clip(weight, gamma, dim)
+    clip = _dynamic_clip(weight if norm_gradient else weight.detach(), gamma, dim)
     return clipped_rounding(weight, clip, levels(bits))
 
 
@@ -250,4 +255,4 @@ def _clipping_error(size: Tensor, clip: Tensor, n: int) -> Tensor:
 
 
 def _dynamic_clip(weight: Tensor, gamma: Tensor, dim: int | None) -> Tensor:
-    return grouped(gamma.clamp(min=SCALE_MIN), weight, dim) * group_mean(weight.detach().abs(), dim)
+    return grouped(gamma.clamp(min=SCALE_MIN), weight, dim) * group_mean(weight.abs(), dim)

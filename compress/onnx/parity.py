@@ -52,8 +52,8 @@ class _Comparison:
 
     @property
     def spread(self) -> float:
-        """The range of the reference's logits."""
-        return float(np.ptp(self.reference))
+        """The range of the reference's logits; of one token's, which may all be the same, the range with zero."""
+        return float(np.ptp(self.reference if self.reference.shape[-1] > 1 else np.append(self.reference, 0)))
 
 
 def check_parity(
@@ -73,7 +73,7 @@ def check_parity(
     runtime = Runtime.open(directory)
     generator = np.random.default_rng(seed)
     vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
-    cases = list(cases_of(runtime, vocabulary, generator))
+    cases = list(cases_of(vocabulary, runtime.context, generator, with_sources=runtime.reads_sources))
     compared = _compare(model, runtime, cases)
     limit = FLOAT_LIMIT * compared.spread
     prompts = generator.integers(0, vocabulary, (2, min(8, runtime.context // 2)))
@@ -99,7 +99,7 @@ def _require(runtime: Runtime, what: str, error: float, limit: float) -> None:
 
 
 def _products(model: nn.Module, runtime: Runtime, directory: Path, spec: QuantizationSpec) -> dict[str, float]:
-    errors = dict(product_errors(list(_graphs(directory).values()), model, spec.matrices))
+    errors = dict(product_errors(_graphs(directory), model, spec.matrices))
     for module, error in errors.items():
         _require(runtime, f"{module} differs relatively", error, PRODUCT_LIMIT)
     return {"products": len(errors), "max_product_error": max(errors.values())}
@@ -150,9 +150,12 @@ def _compare(model: nn.Module, runtime: Runtime, cases: Iterable[Case]) -> _Comp
 def _greedy(model: nn.Module, runtime: Runtime, error: float, prompts: Array) -> dict[str, float]:
     """Let the graph write; wherever torch's choice after the same tokens is clear, it must be the graph's.
 
-    One pass of torch over the finished text says what it would have chosen at each place.
+    One pass of torch over the finished text says what it would have chosen at each place. Nothing is chosen where the
+    context has no room for a prompt and a new token, or the vocabulary has one token.
     """
     asked = prompts.shape[1]
+    if not asked or model.config.vocab_size == 1:  # type: ignore[union-attr]
+        return {"greedy_tokens": 0, "greedy_undecided": 0}
     free: dict[str, Any] = dict.fromkeys(("eos_token_id", "forced_bos_token_id", "forced_eos_token_id"), -1)
     text = runtime.generate(prompts, max_new_tokens=min(NEW_TOKENS, runtime.context - asked), **free)
     source = prompts if runtime.reads_sources else None

@@ -31,10 +31,12 @@ class Case:
     source_mask: Array | None = None
 
 
-def cases_of(runtime: Runtime, vocabulary: int, generator: np.random.Generator) -> Iterator[Case]:
+def cases_of(
+    vocabulary: int, context: int, generator: np.random.Generator, *, with_sources: bool = False
+) -> Iterator[Case]:
     """Whole rows and rows in pieces, alone and in batches of unequal length."""
-    longest = min(LONGEST, runtime.context)
-    half, steps = longest // 2, min(STEPS, longest)
+    longest = min(LONGEST, context)
+    half, steps = max(1, longest // 2), min(STEPS, longest)
     for lengths, pieces in (
         ((longest,), (longest,)),
         ((1, 1), (1,)),
@@ -43,15 +45,17 @@ def cases_of(runtime: Runtime, vocabulary: int, generator: np.random.Generator) 
         ((steps,), (1,) * steps),
         ((half + 2, half), (half, 2)),
     ):
-        total = sum(pieces)
-        mask = (np.arange(total) >= total - np.array(lengths)[:, None]).astype(np.int64)
-        case = Case(generator.integers(0, vocabulary, mask.shape), mask, tuple(piece for piece in pieces if piece))
-        yield _with_source(case, lengths, vocabulary, generator) if runtime.reads_sources else case
+        ends = np.minimum(np.cumsum(pieces), longest)  # below a context of 4 some pieces do not fit
+        rows = np.clip(lengths, 1, ends[-1])
+        mask = (np.arange(ends[-1]) >= ends[-1] - rows[:, None]).astype(np.int64)
+        fitting = tuple(int(piece) for piece in np.diff(ends, prepend=0) if piece)
+        case = Case(generator.integers(0, vocabulary, mask.shape), mask, fitting)
+        yield _with_source(case, rows, vocabulary, generator) if with_sources else case
 
 
-def _with_source(case: Case, lengths: tuple[int, ...], vocabulary: int, generator: np.random.Generator) -> Case:
+def _with_source(case: Case, lengths: Array, vocabulary: int, generator: np.random.Generator) -> Case:
     """Sources of the given lengths, padded on the right; the rows themselves are whole."""
-    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
     return Case(case.ids, np.ones_like(case.mask), case.pieces, generator.integers(0, vocabulary, mask.shape), mask)
 
 

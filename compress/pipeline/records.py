@@ -7,21 +7,32 @@ from typing import Any
 
 from compress.measure.measurement import Measurement
 
+Found = dict[tuple[str, str], tuple[Measurement, Any]]
+"""For each number of a run, by place and name: the measurement that found it first, and the split it was found on."""
 
-def join(record: dict[str, Any], numbers: Mapping[str, Any], first: Measurement, measurement: Measurement) -> None:
+
+def join(
+    record: dict[str, Any], numbers: Mapping[str, Any], first: Measurement, measurement: Measurement, found: Found
+) -> None:
     """Add what a measurement found to the record of an artifact; nothing that is there already is overwritten.
 
     ``first`` is the first measurement of this type that was taken of the artifact. Where a later one found a number of
     the same name, both stay: the later as ``perplexity (split eval)``, its name with what was measured otherwise. Its
-    conditions stand beside those of the first in the same way.
+    conditions stand beside those of the first in the same way. A number that the run found on other data first, be it
+    of another artifact, is named so too: figures of different data never share a name.
     """
-    ways = {False: difference(first, measurement, without=measurement.names), True: difference(first, measurement)}
-    for place, found in numbers.items():
-        if not isinstance(found, dict):
-            record[place] = found
+    split = numbers.get("conditions", {}).get(measurement.type, {}).get("split")
+    for place, values in numbers.items():
+        if not isinstance(values, dict):
+            record[place] = values
             continue
-        there, way = record.setdefault(place, {}), ways[place == "conditions"]
-        there.update({f"{name} ({way})" if way and name in there else name: value for name, value in found.items()})
+        there = record.setdefault(place, {})
+        told = place == "conditions"  # these say the split themselves
+        for name, value in values.items():
+            earlier, other = (first, split) if told else found.setdefault((place, name), (measurement, split))
+            apart = split != other
+            way = difference(earlier if apart else first, measurement, () if told else measurement.names)
+            there[f"{name} ({way})" if way and (apart or name in there) else name] = value
 
 
 def difference(first: Measurement, other: Measurement, without: Collection[str] = ()) -> str:

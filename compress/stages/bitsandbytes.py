@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from compress.artifact import Artifact, copy_settings
+from compress.artifact import Artifact
 from compress.models import family_of
 from compress.models.bitsandbytes import Scheme, bitsandbytes_products, load_bitsandbytes
 from compress.models.loading import build
+from compress.models.settings import copy_settings
 from compress.models.structure import stock_tensors
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage, owners
@@ -37,7 +38,7 @@ class BitsAndBytes(Stage):
         model = load_bitsandbytes(source.path, self.scheme, device=context.device)
         coverage = _coverage(model, source)
         coverage.require(f"bitsandbytes ({self.scheme})")
-        copy_settings(source, out)
+        copy_settings(source.path, out)
         model.save_pretrained(out, safe_serialization=True)
         return Result(traits=source.traits | self.gives, coverage=coverage, kept=source.manifest.kept)
 

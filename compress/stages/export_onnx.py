@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 
 from safetensors.torch import load_file
 
-from compress.artifact import QUANTIZED, Artifact, copy_settings
+from compress.artifact import QUANTIZED, Artifact
 from compress.errors import ModelError
 from compress.models.blocks import activation_name, require_described
+from compress.models.settings import copy_settings
 from compress.models.structure import stock_tensors
 from compress.onnx.activations import require_activation
 from compress.onnx.export import Packed, export
@@ -45,7 +46,7 @@ class ExportOnnx(Stage):
             source = replace(source, manifest=source.manifest.model_copy(update={"quantization": spec}))
             packed = Packed(spec, load_file(source.path / QUANTIZED))
         model = source.model()
-        copy_settings(source, out)
+        copy_settings(source.path, out)
         _write_tokenizer_file(source, out)
         parity = export(model, out, packed=packed, graph=self.graph, seed=context.seed)
         (out / "details.json").write_text(json.dumps({"parity": parity}))

@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compress import collective
-from compress.artifact import Artifact, copy_settings, save_masks, save_model
+from compress.artifact import Artifact, save_masks, save_model
 from compress.functional import importance
 from compress.models import family_of
+from compress.models.settings import copy_settings
 from compress.models.structure import MASKS, AxisKind, sized_axes, stock_tensors
 from compress.objective import LossTerm
 from compress.stages.fitting import Terms, fit, require_ancestor, side, term_problems
@@ -121,7 +122,7 @@ class LearnMasks(Stage):
         if self.method == "learned" and self.weights_lr is not None:
             save_model(model, source, out)
         else:
-            copy_settings(source, out)
+            copy_settings(source.path, out)
             for file in source.path.glob("model*.safetensors*"):
                 shutil.copyfile(file, out / file.name)
         save_masks(values, out, scores=self.method != "learned")

@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress.artifact import QUANTIZED, Artifact, copy_settings
+from compress.artifact import QUANTIZED, Artifact
+from compress.models.settings import copy_settings
 from compress.models.structure import ModelFamily, stock_tensors
 from compress.stages.fitting import Terms, fit, require_ancestor, side, term_problems
 from compress.stages.stage import Context, Result, Shape, Stage
@@ -88,7 +89,7 @@ class Quantize(Stage):
         )
         model.eval()
         state, spec = packed_state(model)
-        copy_settings(source, out)
+        copy_settings(source.path, out)
         save_file(state, out / QUANTIZED)
         crowding["quantized"] = _crowding(model, family)
         details = {"histograms": histograms(model), "embedding_cosine": crowding}

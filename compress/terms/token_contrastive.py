@@ -2,62 +2,123 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compress import collective
-from compress.functional.contrastive import smoothed, token_contrastive, update_bank
+from compress.errors import UserError
+from compress.functional.contrastive import smoothed, token_contrastive, update_bank, vocabulary_contrastive
 from compress.objective import Side, StateTerm, View
+from compress.schema import added
+
+GB = 2**30
+MOST = 4
+"""GB of a bank with a row a position: every checkpoint holds all of it."""
 
 
 class TokenContrastive(StateTerm):
-    """Pull each token's last state towards the teacher's same token and away from the sequence's other tokens.
+    """Pull each token's last state towards the teacher's same token and away from other tokens.
 
-    Both sides are projected linearly to ``size`` dimensions; the student's projected token is smoothed with the row of
-    a memory bank that its vocabulary id selects: q = momentum * bank[id] + (1 - momentum) * h. The mean is over real
-    tokens. Projections and bank live for the stage only.
+    Both sides are projected linearly to ``size`` dimensions; the student's projected token is smoothed with its row of
+    a memory bank: q = momentum * bank[row] + (1 - momentum) * h. ``bank`` has a row a ``vocabulary`` id, or one a
+    ``position`` of the training data. Other tokens are those of the sequence as the ``teacher`` (or ``student``) shows
+    them, or ``num_negatives`` random rows of the bank (``vocabulary``). The mean is over real tokens. Projections and
+    bank live for the stage only.
     """
 
     type: Literal["token_contrastive"] = "token_contrastive"
     temperature: float = Field(0.1, gt=0)
     momentum: float = Field(0.5, ge=0, lt=1)
     size: int = Field(128, ge=1)
+    bank: Literal["vocabulary", "position"] = added("vocabulary")
+    negatives: Literal["teacher", "student", "vocabulary"] = added("teacher")
     num_negatives: int | None = Field(None, ge=1)
     positive_in_denominator: bool = True
     exclude_duplicates: bool = False
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> TokenContrastive:
+        if self.bank == "position" and self.momentum == 0:
+            raise ValueError("bank: position does nothing without a momentum above 0")
+        if self.negatives != "vocabulary":
+            return self
+        if self.num_negatives is None or self.momentum == 0 or self.bank != "vocabulary":
+            raise ValueError(
+                "negatives: vocabulary draws num_negatives rows of the memory bank; "
+                "it needs num_negatives, a momentum above 0 and bank: vocabulary"
+            )
+        if self.exclude_duplicates:
+            raise ValueError("exclude_duplicates does nothing with negatives: vocabulary, which leave the own id out")
+        return self
+
+    @property
+    def numbered(self) -> bool:
+        """A bank of positions is one of rows of the training data."""
+        return self.bank == "position"
 
     def module(self, student: Side, teacher: Side) -> nn.Module:
         """Two projections, the teacher's initialised equal to the student's where their widths allow, and the bank."""
         return Projections(student.hidden_size, teacher.hidden_size, self.size, student.config.vocab_size)
 
+    def make_room(self, module: nn.Module | None, rows: int, longest: int) -> None:
+        """A bank [rows, longest, size]; raises UserError for one above 4 GB."""
+        assert isinstance(module, Projections)
+        if (needed := 4 * rows * longest * self.size) > MOST * GB:
+            raise UserError(
+                f"token_contrastive.bank: position needs {needed / GB:.1f} GB for {rows} rows of {longest} tokens; "
+                f"allowed: {MOST} GB (a smaller size, or bank: vocabulary)"
+            )
+        module.bank = module.bank.new_zeros(rows, longest, self.size)
+
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         assert teacher is not None and isinstance(module, Projections)
-        tokens, mask = student.tokens_BT, student.mask_BT
+        mask = student.mask_BT
         projected = module.student(student.final_BTD.float())
-        bank = module.bank[tokens] if self.momentum > 0 else None
-        losses_BT = token_contrastive(
-            projected,
-            module.teacher(teacher.final_BTD.float()),
-            mask,
-            temperature=self.temperature,
-            bank=bank,
-            momentum=self.momentum,
-            positive_in_denominator=self.positive_in_denominator,
-            num_negatives=self.num_negatives,
-            exclude_duplicates_of=tokens if self.exclude_duplicates else None,
-        )
-        if bank is not None and module.training:
-            rows = smoothed(projected.detach(), bank, momentum=self.momentum)
-            seen, values = collective.gathered(tokens[mask]), collective.gathered(rows[mask])
-            module.bank.copy_(update_bank(module.bank, seen, values, torch.ones_like(seen)))
+        target = module.teacher(teacher.final_BTD.float())
+        at = self._rows(student)
+        kept = module.bank[at] if self.momentum > 0 else None
+        options: dict[str, Any] = {
+            "temperature": self.temperature,
+            "momentum": self.momentum,
+            "num_negatives": self.num_negatives,
+            "positive_in_denominator": self.positive_in_denominator,
+        }
+        if self.negatives == "vocabulary":
+            losses_BT = vocabulary_contrastive(
+                projected, target, mask, bank=module.bank, tokens=student.tokens_BT, **options
+            )
+        else:
+            same = student.tokens_BT if self.exclude_duplicates else None
+            losses_BT = token_contrastive(
+                projected, target, mask, bank=kept, negatives=self.negatives, exclude_duplicates_of=same, **options
+            )
+        if kept is not None and module.training:
+            values = smoothed(projected.detach(), kept, momentum=self.momentum)
+            self._remember(module.bank, tuple(index[mask] for index in at), values[mask])
         return losses_BT.sum() / mask.sum().clamp(min=1)
+
+    def _rows(self, student: View) -> tuple[Tensor, ...]:
+        """What selects the row of the bank for each token, [B, T] each."""
+        tokens = student.tokens_BT
+        if self.bank == "vocabulary":
+            return (tokens,)
+        rows, positions = student.batch["rows"], torch.arange(tokens.shape[1], device=tokens.device)
+        return rows.unsqueeze(1).expand_as(tokens), positions.expand_as(tokens)
+
+    def _remember(self, bank: Tensor, at: tuple[Tensor, ...], values: Tensor) -> None:
+        """Write what every process saw; a position is seen once a batch, a vocabulary id may be seen often."""
+        at, values = tuple(collective.gathered(index) for index in at), collective.gathered(values)
+        if self.bank == "position":
+            bank[at] = values
+        else:
+            bank.copy_(update_bank(bank, at[0], values, torch.ones_like(at[0])))
 
 
 class Projections(nn.Module):
-    """The trainable part of the term; ``bank`` [vocabulary, size] starts at zero and travels with checkpoints."""
+    """The trainable part of the term; ``bank`` (a row of ``size`` a token) starts at zero, travels with checkpoints."""
 
     bank: Tensor
 

@@ -193,6 +193,16 @@ def test_sources_that_are_too_long_name_max_source(
         opened({"train": PAIR}, seq2seq_tokenizer, replace(seq2seq, context=5), folder)
 
 
+@pytest.mark.parametrize("task", ["causal", "seq2seq"])
+@pytest.mark.parametrize("limits", [{}, {"block": 2}, {"max_source": 2, "max_target": 2}])
+def test_ready_rows_that_are_too_long_are_not_said_to_be_cut(folder: Path, task: Any, limits: Written) -> None:
+    """No setting of the recipe would cut them, so none is advised."""
+    (folder / "long.jsonl").write_text(json.dumps({"ids": [1] * 9, "labels": [1] * 9}))
+    written = {"train": {"json": "long.jsonl", "input_ids": "ids", "labels": "labels"}, **limits}
+    with pytest.raises(DataError, match=r"the model takes 4 \(rows of input_ids are not cut; give shorter ones\)"):
+        opened(written, None, ModelInterface(task, 4, 10, decoder_start=0), folder)
+
+
 def test_text_without_a_tokenizer_is_refused(folder: Path, causal: ModelInterface) -> None:
     with pytest.raises(DataError, match=r"data\.test: the model has no tokenizer; give rows of input_ids"):
         opened({"test": {"text": "lines.txt"}}, None, causal, folder)

@@ -95,6 +95,9 @@ def test_loader_chains_epochs_and_resumes() -> None:
     split = make_split([{"input_ids": [n], "labels": [n]} for n in range(10)])
     whole = [batch["labels"].flatten().tolist() for batch in split.loader(3, seed=1, steps=7, shuffle=True)]
     resumed = [batch["labels"].flatten().tolist() for batch in split.loader(3, seed=1, start=4, steps=7, shuffle=True)]
+    numbered = list(split.loader(3, seed=1, start=4, steps=7, shuffle=True, numbered=True))
+    assert [batch["rows"].tolist() for batch in numbered] == resumed  # each row holds its own number
+    assert "rows" not in next(iter(split.loader(3)))
     assert len(whole) == 7
     assert whole[4:] == resumed
     assert [len(batch["labels"]) for batch in split.loader(3)] == [3, 3, 3, 1]

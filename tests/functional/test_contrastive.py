@@ -1,6 +1,8 @@
 """Laws and golden values for token-level contrastive distillation and its memory bank."""
 
 import math
+from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from compress.functional.contrastive import smoothed, token_contrastive, update_bank
+from compress.functional.contrastive import smoothed, token_contrastive, update_bank, vocabulary_contrastive
 
 law = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -190,6 +192,113 @@ def test_options_out_of_range_are_refused(options: dict[str, object], message: s
         token_contrastive(STUDENT, TEACHER, REAL, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mask"):
         token_contrastive(STUDENT, TEACHER, REAL[:1])
+
+
+@st.composite
+def vocabularies(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A sequence with its token ids, and a bank with rows never seen, whatever the ids are."""
+    student, teacher, mask = draw(sequences())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    rows = draw(st.integers(1, 8))
+    bank = torch.randn(rows, student.shape[-1], generator=generator, dtype=torch.float64)
+    bank[torch.rand(rows, generator=generator) < draw(st.sampled_from([0.0, 0.5, 1.1]))] = 0
+    return student, teacher, mask, torch.randint(rows, mask.shape, generator=generator), bank
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("positive_in_denominator", [True, False])
+@law
+@given(case=vocabularies())
+def test_negatives_of_the_vocabulary_are_the_rows_seen_but_the_own(
+    positive_in_denominator: bool, momentum: float, case: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    student, teacher, mask, tokens, bank = case
+    student.requires_grad_(), bank.requires_grad_()
+    loss = vocabulary_contrastive(
+        student, teacher, mask, bank=bank, tokens=tokens, num_negatives=len(bank), momentum=momentum,
+        positive_in_denominator=positive_in_denominator,
+    )  # fmt: skip
+    expected = torch.zeros_like(loss)
+    for at in mask.nonzero().unbind():
+        at = tuple(at.tolist())
+        anchor = momentum * bank[tokens[at]].detach() + (1 - momentum) * student[at]
+        positive = cosine_similarity(anchor, teacher[at], dim=-1) / 0.1
+        others = [row for row in range(len(bank)) if bank[row].any() and row != tokens[at]]
+        if others:
+            scores = cosine_similarity(anchor.unsqueeze(0), bank[others].detach(), dim=-1) / 0.1
+            counted = torch.cat([positive.unsqueeze(0), scores]) if positive_in_denominator else scores
+            expected[at] = counted.logsumexp(0) - positive
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = (torch.autograd.grad(x.sum() + 0 * student.sum(), student)[0] for x in (loss, expected))
+    torch.testing.assert_close(ours, theirs)
+    assert not loss.requires_grad or torch.autograd.grad(loss.sum(), bank, allow_unused=True) == (None,)
+
+
+def test_negatives_of_the_vocabulary_are_drawn_evenly_and_once_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 4, generator=generator, dtype=torch.float64).unsqueeze(1).repeat(1, 8, 1)
+    bank = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    bank[[2, 5]] = 0  # never seen
+    tokens, mask = torch.tensor([3, 2]).repeat(4), torch.ones(8, dtype=torch.bool)
+
+    def draw(count: int) -> Tensor:
+        return torch.stack(
+            [
+                vocabulary_contrastive(
+                    student, teacher, mask, bank=bank, tokens=tokens, num_negatives=count, generator=generator
+                )
+                for _ in range(600)
+            ]
+        )
+
+    positive = cosine_similarity(student[0], teacher[0], dim=-1) / 0.1
+    scores = cosine_similarity(student[:1], bank, dim=-1) / 0.1
+    for own, start in ((3, 0), (2, 1)):
+        others = [row for row in range(9) if row not in (2, 5, own)]
+        for count in (1, 2):
+            sets = list(combinations(others, count))
+            values = torch.stack([torch.cat([positive[None], scores[list(each)]]).logsumexp(0) for each in sets])
+            found = (draw(count)[:, start::2].reshape(-1, 1) + positive - values).abs()
+            assert found.amin(-1).max() < 1e-9  # no other set of rows, and no row twice
+            share = torch.bincount(found.argmin(-1), minlength=len(sets)) / len(found)
+            torch.testing.assert_close(share, torch.full_like(share, 1 / len(sets)), atol=0.03, rtol=0)
+
+
+@law
+@given(case=vocabularies(), count=st.integers(1, 9), seed=st.integers(0, 99))
+def test_draws_from_the_vocabulary_repeat_and_ignore_padding(
+    case: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], count: int, seed: int
+) -> None:
+    student, teacher, mask, tokens, bank = case
+    results = []
+    for padding in (0.0, math.nan):
+        s, t = (x.detach().where(mask.unsqueeze(-1), padding).requires_grad_() for x in (student, teacher))
+        loss = vocabulary_contrastive(
+            s, t, mask, bank=bank, tokens=tokens, num_negatives=count, momentum=0.5,
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        results.append((loss, *torch.autograd.grad(loss.sum(), (s, t))))
+    for clean, dirty in zip(*results, strict=True):
+        assert torch.equal(clean, dirty)
+        assert (clean[~mask] == 0).all()
+    assert (results[0][0] >= -1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_negatives": 0}, "num_negatives"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"bank": BANK[:, :1]}, "bank must"),
+        ({"bank": BANK[0]}, "bank must"),
+        ({"tokens": torch.tensor([0])}, "tokens"),
+        ({"mask": REAL[:1]}, "mask"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+    fitting: dict[str, Any] = {"mask": REAL, "bank": BANK, "tokens": torch.arange(3), "num_negatives": 2}
+    with pytest.raises(ValueError, match=message):
+        vocabulary_contrastive(STUDENT, TEACHER, **fitting | options)
 
 
 def test_smoothed() -> None:

@@ -78,6 +78,14 @@ def test_dynamic_scaling_golden(bits: int, expected: list[float], gradient: floa
     assert weight.grad is not None and weight.grad.tolist() == [0, -2, 0.5, 3, -1, 2, 0, 0]
 
 
+def test_dynamic_scaling_golden_with_the_norm_in_the_graph() -> None:
+    weight, gamma = W.clone().requires_grad_(), ONE.clone().requires_grad_()
+    fq.dynamic_scaling(weight, gamma, bits=2, norm_gradient=True).backward(G)
+    expected = [-0.157126, -2.157126, 0.342874, 3, -0.842874, 2.157126, 0.157126, 0.157126]
+    assert weight.grad is not None and weight.grad.tolist() == pytest.approx(expected, abs=1e-6)
+    assert gamma.grad is not None and gamma.grad.item() == pytest.approx(0.840625, abs=1e-9)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_pact_golden(bits: int) -> None:
     weight, alpha = W.clone().requires_grad_(), torch.tensor(A, dtype=torch.float64, requires_grad=True)
@@ -111,23 +119,29 @@ def test_lsq_gradient(bits: int) -> None:
 
 
 @bits_and_dim
-def test_gamma_gradient_is_autograd_through_a_straight_through_round(bits: int, dim: int | None) -> None:
+@pytest.mark.parametrize("norm_gradient", [False, True])
+def test_gradients_are_autograd_through_a_straight_through_round(
+    bits: int, dim: int | None, norm_gradient: bool
+) -> None:
     generator = torch.Generator().manual_seed(bits)
     weight = torch.randn(5, 7, generator=generator, dtype=torch.float64)
     upstream = torch.randn(5, 7, generator=generator, dtype=torch.float64)
     groups = 1 if dim is None else weight.shape[dim]
     gamma = (1 + torch.rand(groups, generator=generator, dtype=torch.float64)).requires_grad_()
-    (gradient,) = torch.autograd.grad(fq.dynamic_scaling(weight, gamma, bits=bits, dim=dim), gamma, upstream)
+    weight.requires_grad_()
+    quantized = fq.dynamic_scaling(weight, gamma, bits=bits, dim=dim, norm_gradient=norm_gradient)
+    gradients = torch.autograd.grad(quantized, (weight, gamma), upstream)
 
     n, shape = fq.levels(bits), [1, 1]
     if dim is not None:
         shape[dim] = groups
     reduced = [0, 1] if dim is None else [1 - dim % 2]
-    alpha = gamma.view(shape) * weight.abs().mean(reduced, keepdim=True)
+    counted = weight if norm_gradient else weight.detach()
+    alpha = gamma.view(shape) * counted.abs().mean(reduced, keepdim=True)
     scaled = torch.maximum(torch.minimum(weight, alpha), -alpha) / alpha * n
     reference = alpha * (scaled + (scaled.round() - scaled).detach()) / n
-    (expected,) = torch.autograd.grad(reference, gamma, upstream)
-    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(quantized, reference)
+    torch.testing.assert_close(gradients, torch.autograd.grad(reference, (weight, gamma), upstream))
 
 
 @bits_and_dim

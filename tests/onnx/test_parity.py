@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from compress.errors import ParityError
 from compress.functional.fake_quant import activation_block
 from compress.onnx.parity import check_parity
+from compress.onnx.parity_cases import cases_of
 from compress.onnx.product_parity import product_inputs
 from compress.onnx.runtime import Runtime
 from compress.surgery.quantize import Product
@@ -31,6 +32,17 @@ def node(graph: onnx.ModelProto, name: str) -> onnx.NodeProto:
 def constant(graph: onnx.ModelProto, name: str, value: Any) -> str:
     graph.graph.initializer.append(numpy_helper.from_array(value, name))
     return name
+
+
+def set_attribute(product: onnx.NodeProto, name: str, value: int) -> None:
+    (attribute,) = [each for each in product.attribute if each.name == name]
+    attribute.i = value
+
+
+def put_before(graph: onnx.ModelProto, name: str, *nodes: onnx.NodeProto) -> None:
+    at = [each.name for each in graph.graph.node].index(name)
+    for each in reversed(nodes):
+        graph.graph.node.insert(at, each)
 
 
 def wrong_zero_point(graph: onnx.ModelProto) -> None:
@@ -56,8 +68,32 @@ def dropped_bias(graph: onnx.ModelProto) -> None:
     del product.input[3:]
 
 
+def float_inputs(graph: onnx.ModelProto) -> None:
+    """The kernel is not asked to quantize the product's inputs."""
+    set_attribute(node(graph, MODULE), "accuracy_level", 0)
+
+
+def smaller_blocks(graph: onnx.ModelProto) -> None:
+    """The same weights, but two scales of inputs where torch has one."""
+    product = node(graph, MODULE)
+    (codes,) = [numpy_helper.to_array(t) for t in graph.graph.initializer if t.name == product.input[1]]
+    (filled,) = [each for each in graph.graph.node if product.input[2] in each.output]
+    rows, _, packed = codes.shape
+    product.input[1] = constant(graph, "halves", codes.reshape(rows, -1, packed // 2))
+    scale = numpy_helper.to_array(filled.attribute[0].t)
+    product.input[2] = constant(graph, "scale", np.full((rows, 2 * codes.shape[1]), scale[0]))
+    set_attribute(product, "block_size", packed)  # 4 bits: two codes a byte
+
+
 @pytest.mark.parametrize(
-    ("mutate", "where"), [(wrong_zero_point, MODULE), (shifted_scale, "lm_head"), (dropped_bias, MODULE)]
+    ("mutate", "where"),
+    [
+        (wrong_zero_point, MODULE),
+        (shifted_scale, "lm_head"),
+        (dropped_bias, MODULE),
+        (float_inputs, MODULE),
+        (smaller_blocks, MODULE),
+    ],
 )
 def test_a_wrong_product_fails(exported: Callable[..., Any], mutate: Callable[[Any], None], where: str) -> None:
     found = exported(4, hidden=64)
@@ -74,6 +110,52 @@ def test_asymmetric_activations_fail(exported: Callable[..., Any]) -> None:
         if isinstance(module, Product):
             module.spec = module.spec.model_copy(update={"activations": "asymmetric"})
     with pytest.raises(ParityError, match="differs relatively"):
+        check_parity(found.model, found.directory, found.packed.spec)
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        (1, f"{MODULE} differs relatively from torch"),
+        (4, "logits with float inputs of products differ from torch"),
+    ],
+    ids=["in place of the kernel's", "before the kernel's"],
+)
+def test_asymmetric_activations_of_a_node_fail(exported: Callable[..., Any], level: int, message: str) -> None:
+    """Rounded to 8 bits for the whole tensor, with a zero point; behind that the first test alone is blind."""
+    found = exported(4, hidden=64)
+    graph = found.graph
+    product = node(graph, MODULE)
+    parts = [f"rounded.{part}" for part in ("codes", "scale", "zero")]
+    rounding = helper.make_node("DynamicQuantizeLinear", product.input[:1], parts)
+    product.input[0] = "rounded"
+    set_attribute(product, "accuracy_level", level)
+    put_before(graph, MODULE, rounding, helper.make_node("DequantizeLinear", parts, ["rounded"]))
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match=message):
+        check_parity(found.model, found.directory, found.packed.spec)
+
+
+def test_only_the_graph_as_it_is_shows_inputs_that_8_bits_cannot_hold(exported: Callable[..., Any]) -> None:
+    """A constant goes into one channel before a product and comes off behind it: exact for each product and in float32.
+
+    But the kernel's scales then follow that channel, and the others of its block are rounded away.
+    """
+    found = exported(4, hidden=64)
+    graph = found.graph
+    module = "transformer.h.0.attn.c_attn"
+    product = node(graph, module)
+    (x,), (y,) = product.input[:1], product.output
+    shift = np.zeros(64, np.float32)
+    shift[0] = 300
+    added = found.model.get_submodule(module).weight.detach().numpy() @ shift
+    before = helper.make_node("Add", [x, constant(graph, "shift", shift)], ["shifted"])
+    behind = helper.make_node("Sub", ["moved", constant(graph, "added", added)], [y])
+    product.input[0], product.output[0] = "shifted", "moved"
+    put_before(graph, module, before)
+    put_before(graph, "transformer.h.0.attn.c_proj.input", behind)
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match=r"model\.onnx: logits differ from torch by"):
         check_parity(found.model, found.directory, found.packed.spec)
 
 
@@ -121,6 +203,26 @@ def test_a_product_that_is_not_packed_fails(exported: Callable[..., Any], tiny_g
         check_parity(model, found.directory, packed.spec)
 
 
+def test_a_packed_product_that_torch_does_not_have_fails(exported: Callable[..., Any]) -> None:
+    """One with the identity rounds the residual stream to 8 bits, and gives the same in float32."""
+    found = exported(4, hidden=64)
+    graph = found.graph
+    stream = "transformer.h.0.ln_2.sum"
+    reader = node(graph, "transformer.h.1.ln_1")
+    reader.input[list(reader.input).index(stream)] = "rounded"
+    ones = np.eye(64, dtype=np.uint8) + 8  # 8 is zero
+    codes = constant(graph, "identity.codes", (ones[:, ::2] | ones[:, 1::2] << 4).reshape(64, 1, 32))
+    inputs = [stream, codes, constant(graph, "identity.scales", np.ones((64, 1), np.float32))]
+    sizes = {"bits": 4, "block_size": 64, "K": 64, "N": 64}
+    product = helper.make_node(
+        "MatMulNBits", inputs, ["rounded"], name="identity", domain="com.microsoft", accuracy_level=4, **sizes
+    )
+    put_before(graph, "transformer.h.1.ln_1", product)
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match=r"model\.onnx: holds a packed product that torch has not: identity"):
+        check_parity(found.model, found.directory, found.packed.spec)
+
+
 def test_text_that_torch_would_not_write_fails(exported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     found = exported()
     honest = Runtime.generate
@@ -151,3 +253,50 @@ def test_product_inputs_round_the_same_whatever_the_last_bit(columns: int, block
     difference = (activation_block(x, block=block) - activation_block(moved, block=block)).abs().max()
     assert difference <= 1e-5 * x.abs().max()
     assert x.abs().max() == pytest.approx(50)
+
+
+SMALL = [(1, 67), (2, 67), (3, 67), (24, 1), (1, 1)]
+"""Positions and vocabulary."""
+
+
+@pytest.mark.parametrize(
+    ("graph", "context", "vocab"), [*(("decoding", *sizes) for sizes in SMALL), ("plain", 2, 67), ("plain", 1, 1)]
+)
+def test_small_models_are_compared_too(exported: Callable[..., Any], graph: str, context: int, vocab: int) -> None:
+    found = exported(graph=graph, positions=context, vocab=vocab)
+    assert found.figures["max_logit_error"] <= found.figures["limit"]
+    assert found.figures["greedy_tokens"] == (0 if 1 in (context, vocab) else 2 * (context - 1))
+    runtime = Runtime.open(found.directory)
+    ids = np.arange(context)[None] % vocab
+    with torch.no_grad():
+        expected = found.model(torch.from_numpy(ids)).logits
+    torch.testing.assert_close(torch.from_numpy(runtime.logits(ids)), expected)
+
+
+@pytest.mark.parametrize(("context", "vocab"), SMALL)
+def test_small_packed_models_are_compared_too(exported: Callable[..., Any], context: int, vocab: int) -> None:
+    figures = exported(4, positions=context, vocab=vocab).figures
+    assert figures["products"] > 0
+    assert figures["max_float_logit_error"] <= figures["float_limit"]
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 24])
+def test_pieces_fill_the_context_and_no_more(context: int) -> None:
+    cases = list(cases_of(67, context, np.random.default_rng(0)))
+    for case in cases:
+        assert case.ids.shape == case.mask.shape
+        assert sum(case.pieces) == case.ids.shape[1] <= context and min(case.pieces) > 0
+        assert case.mask.any(axis=1).all()
+    assert max(case.ids.shape[1] for case in cases) == context
+    assert {len(case.pieces) > 1 for case in cases} == {False} | {context > 1}
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_wrong_wiring_of_a_small_model_fails(exported: Callable[..., Any], context: int) -> None:
+    found = exported(positions=context)
+    graph = found.graph
+    first, second = node(graph, "transformer.h.0.ln_2"), node(graph, "transformer.h.1.ln_1")
+    first.input[2], second.input[2] = second.input[2], first.input[2]
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match="logits differ"):
+        check_parity(found.model, found.directory)

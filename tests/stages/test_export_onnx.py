@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from compress.artifact import QUANTIZED, Artifact, Step, adopt, copy_settings, save_model, seal
+from compress.artifact import QUANTIZED, Artifact, Step, adopt, save_model, seal
 from compress.errors import ParityError
 from compress.models.scratch import train_bpe
+from compress.models.settings import copy_settings
 from compress.onnx.runtime import Runtime
 from compress.stages.export_onnx import ExportOnnx
 from compress.stages.stage import Context, Result, Shape
@@ -44,7 +45,7 @@ def quantized(base: Artifact, directory: Path, scheme: str | None) -> Artifact:
     model = base.model()
     quantize(model, base.family(), Quantization.model_validate(config))
     tensors, spec = packed_state(model)
-    copy_settings(base, directory)
+    copy_settings(base.path, directory)
     save_file(tensors, directory / QUANTIZED)
     return sealed(directory, base, traits=["quantized"], kept={}, quantization=spec)
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import compress
-from compress.artifact import MANIFEST, Artifact, adopt, copy_settings, save_masks, save_model, seal
+from compress.artifact import MANIFEST, Artifact, adopt, save_masks, save_model, seal
 from compress.errors import ModelError, NothingDoneError
+from compress.models.settings import copy_settings
 from compress.models.structure import count_parameters, stock_tensors
 from compress.registry import STAGES
 from compress.surgery.cut import cut
@@ -49,7 +50,7 @@ def masked(tmp_path: Any) -> Any:
             if axis.kind in kinds
         }
         partial = tmp_path / f".partial-{name}"
-        copy_settings(source, partial)
+        copy_settings(source.path, partial)
         (partial / "model.safetensors").write_bytes((source.path / "model.safetensors").read_bytes())
         save_masks(masks, partial, scores=False)
         fields = {"stage": name, "type": "learn_masks", "version": 1, "config": {}, "seed": 0, "inputs": {}}

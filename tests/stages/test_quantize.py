@@ -124,6 +124,18 @@ def test_the_papers_terms_train_scales_and_weights(tmp_path: Path, base: Artifac
     assert not torch.equal(ours["transformer.ln_f.weight"], theirs["transformer.ln_f.weight"])
 
 
+def test_the_norms_gradient_changes_training_alone(tmp_path: Path, base: Artifact, data: Data) -> None:
+    context = Context(models={}, data=data, bar=False)
+
+    def digest(steps: int, norm_gradient: bool) -> str:
+        weights = {"bits": 2, "norm_gradient": norm_gradient}
+        stage = stage_of(steps=steps, weights=weights, terms=["cross_entropy"])
+        return run(stage, base, tmp_path / f"{steps}-{norm_gradient}", context)[0].digest
+
+    assert digest(0, True) == digest(0, False)
+    assert digest(3, True) != digest(3, False)
+
+
 def test_same_seed_same_bytes(tmp_path: Path, base: Artifact, data: Data) -> None:
     context = Context(models={"base": base}, data=data, bar=False)
     stage = stage_of(steps=2, teacher="base", noise_p=0.5)

@@ -288,6 +288,43 @@ def test_search_starts_nearer_than_one() -> None:
     assert (searched() - master).square().mean() < 0.01 * (one() - master).square().mean()
 
 
+def test_the_norms_gradient_reaches_every_weight_and_changes_no_value(tiny_gpt2: Any) -> None:
+    stock = tiny_gpt2()
+    plain, carried = (quantized(stock, settings_of(2, weights={"norm_gradient": on})) for on in (False, True))
+    ids = torch.randint(0, 67, (1, 9), generator=torch.Generator().manual_seed(0))
+    for weight, other in zip(fake_quantized(carried), fake_quantized(plain), strict=True):
+        gamma, name = weight.scale.detach(), weight.spec.module
+        upstream = torch.randn(weight.weight.shape, generator=torch.Generator().manual_seed(1))
+        for module, norm_gradient in ((weight, True), (other, False)):
+            master = module.weight.detach().clone().requires_grad_()
+            expected = fq.dynamic_scaling(master, gamma, bits=2, dim=module.spec.dim, norm_gradient=norm_gradient)
+            assert torch.equal(module(), expected), name
+            (wanted,) = torch.autograd.grad(expected, master, upstream)
+            assert torch.equal(torch.autograd.grad(module(), module.weight, upstream)[0], wanted), name
+        assert all(torch.equal(one, two) for one, two in zip(weight.codes(), other.codes(), strict=True))
+    table = carried.transformer.wte.quantizer
+    (gathered,) = torch.autograd.grad(table.rows(ids, None).sum(), table.weight)
+    (whole,) = torch.autograd.grad(table()[ids].sum(), table.weight)
+    torch.testing.assert_close(gathered, whole)
+    clipped = table.weight[ids].abs() > (table.scale[ids] * table.weight[ids].abs().mean(-1)).unsqueeze(-1)
+    assert clipped.any() and gathered[ids][clipped].any()
+
+
+def test_settings_say_nothing_of_a_norm_that_carries_no_gradient() -> None:
+    """What was made before the option came keeps its key."""
+    before = {"bits": 2, "granularity": "tensor", "method": "dynamic_scaling", "init": "search"}
+    assert settings_of(2).weights.model_dump(mode="json") == before
+    carried = settings_of(2, weights={"norm_gradient": True}).weights
+    assert carried.model_dump(mode="json") == {**before, "norm_gradient": True}
+    assert type(carried).model_validate(carried.model_dump(mode="json")) == carried
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "dynamic_scaling"])
+def test_a_norm_that_is_not_there_is_refused(method: str) -> None:
+    with pytest.raises(ValidationError, match=f"norm_gradient needs method: dynamic_scaling; {method} does"):
+        settings_of(2, weights={"method": method, "norm_gradient": True})
+
+
 @pytest.mark.parametrize("method", ["pact", "lsq"])
 def test_search_gives_every_learned_scale_the_same_start(method: str) -> None:
     ours, dynamic = (weight_of_method(name, "row", 1, bits=4) for name in (method, "dynamic_scaling"))

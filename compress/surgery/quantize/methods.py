@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -66,3 +67,9 @@ METHODS: dict[MethodName, Method] = {
     "twn": Method(_twn, _twn_codes),
     "round_to_nearest": Method(fq.round_to_nearest, fq.round_to_nearest_codes),
 }
+
+
+def method_of(name: MethodName, *, norm_gradient: bool = False) -> Method:
+    """A method by its name; ``norm_gradient`` (of dynamic scaling alone) lets the weights' norm carry gradient."""
+    method = METHODS[name]
+    return replace(method, value=partial(method.value, norm_gradient=True)) if norm_gradient else method

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compress import collective
 from compress.functional import fake_quant as fq
-from compress.surgery.quantize.methods import METHODS, positive
+from compress.surgery.quantize.methods import method_of, positive
 from compress.surgery.quantize.spec import MatrixSpec
 
 SQUARES_DECAY, SQUARES_FLOOR = 0.999, 1e-8
@@ -31,11 +31,19 @@ class FakeQuantWeight(nn.Module):
 
     squares: Tensor
 
-    def __init__(self, weight: Tensor, spec: MatrixSpec, *, search: bool = True, noise_p: float = 1.0) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        spec: MatrixSpec,
+        *,
+        search: bool = True,
+        noise_p: float = 1.0,
+        norm_gradient: bool = False,
+    ) -> None:
         super().__init__()
         self.spec, self.noise_p = spec, noise_p
         self.weight = nn.Parameter(weight.detach().float().clone(memory_format=torch.contiguous_format))
-        self.method = METHODS[spec.method]
+        self.method = method_of(spec.method, norm_gradient=norm_gradient)
         if self.method.start is not None:
             start = self.method.start(self.weight.detach(), bits=spec.bits, dim=spec.dim, search=search)
             self.scale = nn.Parameter(start)

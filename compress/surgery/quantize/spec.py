@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from compress.functional.packing import storage_bits
-from compress.schema import Strict
+from compress.schema import Strict, added
 
 Bits = Literal[2, 3, 4, 8]
 Granularity = Literal["tensor", "row"]
@@ -30,6 +30,16 @@ class WeightQuantization(Strict):
     granularity: Granularity = "tensor"
     method: MethodName = "dynamic_scaling"
     init: Literal["search", "one"] = "search"
+    norm_gradient: bool = added(False)
+    """Dynamic scaling only: the mean |w| of its clip value carries gradient to the weights; off, it is a constant."""
+
+    @model_validator(mode="after")
+    def _norm_where_it_counts(self) -> WeightQuantization:
+        if self.norm_gradient and self.method != "dynamic_scaling":
+            raise ValueError(
+                f"norm_gradient needs method: dynamic_scaling; {self.method} does not learn through a norm"
+            )
+        return self
 
 
 class EmbeddingQuantization(Strict):

@@ -59,12 +59,14 @@ def quantize(model: nn.Module, family: ModelFamily, config: Quantization) -> Cov
     spec = plan(model, family, config)
     coverage = _coverage(model, spec)
     coverage.require("quantize")
-    search = config.weights.init == "search"
+    search, norm_gradient = config.weights.init == "search", config.weights.norm_gradient
     weights: dict[str, FakeQuantWeight] = {}
     for matrix in spec.matrices:
         if not matrix.shares:
             stock = weight_of(model.get_submodule(matrix.module))
-            weights[matrix.module] = FakeQuantWeight(stock, matrix, search=search, noise_p=config.noise_p)
+            weights[matrix.module] = FakeQuantWeight(
+                stock, matrix, search=search, noise_p=config.noise_p, norm_gradient=norm_gradient
+            )
         swap(model, family, matrix, weights[matrix.shares or matrix.module])
     return coverage
 

@@ -1,0 +1,67 @@
+"""What the comparisons share: steps timed in turn, ratios within a round, figures held to their bounds."""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Step = Callable[[], None]
+Rounds = list[dict[str, float]]
+"""Seconds of one step of each kind, a round each."""
+
+
+def at_least_two(text: str) -> int:
+    """A number of rounds, of which there must be two for quartiles."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 2 up")
+    return int(text)
+
+
+def timed(steps: Mapping[str, Step], rounds: int, device: str = "cpu") -> Rounds:
+    """Take one step of each kind in turn, ``rounds`` times, after one of each that is not counted."""
+    for step in steps.values():
+        seconds(step, device)
+    return [{name: seconds(step, device) for name, step in steps.items()} for _ in range(rounds)]
+
+
+def seconds(step: Step, device: str) -> float:
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def medians(rounds: Rounds) -> dict[str, float]:
+    """The median step of each kind in ms."""
+    return {name: 1e3 * statistics.median(each[name] for each in rounds) for name in rounds[0]}
+
+
+def ratio(rounds: Rounds, name: str, plain: str, bound: float) -> dict[str, float | bool]:
+    """How many times as long ``name`` takes as ``plain``: the median over rounds, with the quartiles."""
+    low, median, high = statistics.quantiles((each[name] / each[plain] for each in rounds), n=4)
+    return {**held(median, bound), "quartile_1": low, "quartile_3": high}
+
+
+def held(value: float, bound: float) -> dict[str, float | bool]:
+    """A figure with the most that it may be."""
+    return {"value": value, "bound": bound, "within": value <= bound}
+
+
+def conclude(conditions: dict[str, Any], step_ms: dict[str, float], **figures: dict[str, dict[str, Any]]) -> int:
+    """Print the result as JSON; 1, with a line on stderr for each, when figures are beyond their bounds, else 0."""
+    print(json.dumps({"conditions": conditions, "step_ms": step_ms, **figures}, indent=2))
+    beyond = [
+        f"{kind}.{name}: {figure['value']:.3f} is beyond the bound of {figure['bound']}"
+        for kind, named in figures.items()
+        for name, figure in named.items()
+        if not figure["within"]
+    ]
+    for line in beyond:
+        print(line, file=sys.stderr)
+    return int(bool(beyond))

@@ -54,11 +54,20 @@ def bart(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.fixture(scope="session")
 def gpt2_onnx(gpt2: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The same model in onnxruntime."""
-    out = tmp_path_factory.mktemp("gpt2-onnx")
-    gpt2.config().save_pretrained(out)
-    gpt2.tokenizer().save_pretrained(out)
-    export(gpt2.model(), out)
-    return Artifact(out, gpt2.manifest.model_copy(update={"traits": ("onnx",)}))
+    return exported(gpt2, tmp_path_factory.mktemp("gpt2-onnx"))
+
+
+@pytest.fixture(scope="session")
+def bart_onnx(bart: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The same encoder and decoder in onnxruntime."""
+    return exported(bart, tmp_path_factory.mktemp("bart-onnx"))
+
+
+def exported(artifact: Artifact, out: Path) -> Artifact:
+    artifact.config().save_pretrained(out)
+    artifact.tokenizer().save_pretrained(out)
+    export(artifact.model(), out)
+    return Artifact(out, artifact.manifest.model_copy(update={"traits": ("onnx",)}))
 
 
 @pytest.fixture(scope="session")

@@ -145,13 +145,19 @@ def test_text_without_spaces_has_no_word_perplexity(gpt2: Artifact, tmp_path: Pa
     assert re.match(r"no word perplexity: [\d,]+ tokens a word", quality["note"])
 
 
-def test_seq2seq_models_generate_from_sources(bart: Artifact, folder: Path) -> None:
+def test_seq2seq_models_generate_from_sources(bart: Artifact, bart_onnx: Artifact, folder: Path) -> None:
     data = data_of(bart, folder, eval=PAIRS)
     for beams in (1, 2):
         decoding = {"max_new_tokens": 8, "beams": beams}
-        quality = Quality.model_validate({"metric": ["perplexity", "bleu", "chrf"], "batch": 2, "decoding": decoding})
-        record = measured(quality, {"base": bart}, data)["base"]
+        metrics = ["perplexity", "agreement", "bleu", "chrf"]
+        quality = Quality.model_validate({"metric": metrics, "batch": 2, "decoding": decoding, "reference": "base"})
+        found = measured(quality, {"base": bart, "onnx": bart_onnx}, data)
+        record, onnx = found["base"], found["onnx"]["quality"]
         assert {"perplexity", "bleu", "chrf"} <= set(record["quality"])
+        assert onnx["perplexity"] == pytest.approx(record["quality"]["perplexity"], rel=1e-4)
+        assert onnx["agreement"] == 100
+        assert onnx["samples"] == record["quality"]["samples"]
+        assert any(sample["output"] for sample in onnx["samples"])
         assert "word_perplexity" not in record["quality"]
         assert record["conditions"]["quality"]["split"] == "data.eval"
         assert record["conditions"]["quality"]["rows"] == 3

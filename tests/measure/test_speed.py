@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from compress.measure.peak import measure_in_fresh_process, peak_rss
 from compress.measure.speed import Speed
 from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import OnnxStepper, Times, Workload, timed_pass
+from compress.onnx.export import export
 from compress.stages.export_onnx import ExportOnnx
 from compress.stages.stage import Context
 from compress.surgery.quantize import QuantizationSpec
@@ -116,14 +118,26 @@ def test_an_encoder_decoder_steps_too(tmp_path: Path, tiny_bart: Any) -> None:
     model.generation_config.eos_token_id = None  # a measurement does not stop at it
     ids = torch.from_numpy(WORK.ids())
     expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)[:, 1:]
-    stepper = TorchStepper(adopt(tmp_path / "bart"), "cpu")
-    stepper.prefill(WORK.ids(), WORK.new_tokens)
-    chosen = [stepper._tokens]
-    for _ in range(WORK.new_tokens):
-        stepper.step()
-        chosen.append(stepper._tokens)
-    assert torch.equal(torch.cat(chosen, 1), expected)
+    export(model, copied(tmp_path / "bart", tmp_path / "onnx"))
+    steppers: list[Any] = [
+        TorchStepper(adopt(tmp_path / "bart"), "cpu"), OnnxStepper(tmp_path / "onnx", threads=1),
+    ]  # fmt: skip
+    for stepper in steppers:
+        stepper.prefill(WORK.ids(), WORK.new_tokens)
+        chosen = [np.asarray(stepper._tokens)]
+        for _ in range(WORK.new_tokens):
+            stepper.step()
+            chosen.append(np.asarray(stepper._tokens))
+        assert np.concatenate(chosen, axis=1).tolist() == expected.tolist()
     assert len(expected.unique()) > 1 and not torch.equal(expected[0], expected[1])
+
+
+def copied(source: Path, out: Path) -> Path:
+    """A directory with the configs of another."""
+    out.mkdir()
+    for file in source.glob("*.json"):
+        shutil.copyfile(file, out / file.name)
+    return out
 
 
 def test_load_and_peak_come_from_a_fresh_process(artifacts: dict[str, Artifact]) -> None:

@@ -16,7 +16,8 @@ from transformers import GPT2Config
 
 from compress.models import family_of
 from compress.models.loading import build
-from compress.objective import Objective, Side
+from compress.objective import Objective
+from compress.side import Side
 from compress.surgery.mask import attach, masks_of
 from compress.surgery.quantize import (
     ActivationQuantization,

@@ -9,27 +9,19 @@ each chunk's gradient is formed at once, so that peak memory does not grow with 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from compress.functional.chunked import chunked_means
 from compress.models.layout import is_product
-from compress.models.structure import IGNORE, Attention, ModelFamily, Projection
+from compress.models.structure import IGNORE, Attention, ModelFamily
 from compress.schema import Strict
+from compress.side import Batch, Side, View, chunk_size, logits_of, run_body, watch
 from compress.surgery.quantize import operands
-
-Batch = Mapping[str, Tensor]
-"""LongTensors ``input_ids``, ``attention_mask``, ``labels`` (and ``decoder_*`` for sequence-to-sequence models).
-
-``labels[b, t]`` is the token that position t must predict (already aligned); -100 is not scored. For terms that are
-``numbered``, ``rows`` [B] has the number of each row in the training data."""
 
 
 class Outline(Protocol):
@@ -92,56 +84,6 @@ class StateTerm(LossTerm):
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         """Return the scalar loss of a batch."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Side:
-    """A model in the objective, with the units it kept of the root model it was cut from (empty: all)."""
-
-    model: nn.Module
-    family: ModelFamily
-    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-    @property
-    def config(self) -> Any:
-        """The model's stock configuration."""
-        return self.model.config
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the final hidden states as the tensors hold it."""
-        return self.model.get_submodule(self.family.head).get_parameter("weight").shape[1]
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where the parameters live."""
-        return next(self.model.parameters()).device
-
-
-@dataclass(frozen=True)
-class View:
-    """What one forward pass of a side showed: its final states and, where a term asked for them, its inner states."""
-
-    side: Side
-    batch: Batch
-    final_BTD: Tensor
-    hidden: tuple[Tensor, ...] = ()
-    outputs: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def mask_BT(self) -> Tensor:
-        """True where a position of the decoder (or of the only stack) holds a real token."""
-        name = "decoder_attention_mask" if self.side.family.task == "seq2seq" else "attention_mask"
-        return self.batch[name].bool()
-
-    @property
-    def tokens_BT(self) -> Tensor:
-        """The token at each position of the decoder (or of the only stack)."""
-        return self.batch["decoder_input_ids" if self.side.family.task == "seq2seq" else "input_ids"]
-
-    def projected(self, projection: Projection) -> Tensor:
-        """The output of a query, key or value projection, [B, T, heads x head size]."""
-        return self.outputs[projection.module].chunk(projection.blocks, dim=-1)[projection.block]
 
 
 class Objective(nn.Module):
@@ -219,26 +161,6 @@ class Objective(nn.Module):
         return View(side, batch, body.last_hidden_state, hidden, dict(outputs))
 
 
-def run_body(side: Side, batch: Batch, *, hidden: bool = False) -> Any:
-    """Run the model without its head; the output has ``last_hidden_state`` [B, T, D]."""
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "rows")}
-    body = side.model.get_submodule(side.family.body)
-    return body(**inputs, output_hidden_states=hidden, use_cache=False, return_dict=True)
-
-
-@contextmanager
-def watch(model: nn.Module, modules: set[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of the named modules during one forward pass."""
-    outputs: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for name in modules:
-            handle = model.get_submodule(name).register_forward_hook(
-                lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output)
-            )
-            stack.callback(handle.remove)
-        yield outputs
-
-
 def token_means(terms: Sequence[LogitTerm], student: View, teacher: View | None) -> tuple[Tensor, Tensor]:
     """Weighted sum of the terms' means over the scored positions, and the means, [K], which carry no gradient."""
     scored = student.batch["labels"] != IGNORE
@@ -248,9 +170,9 @@ def token_means(terms: Sequence[LogitTerm], student: View, teacher: View | None)
     weights_K = torch.tensor([term.weight for term in terms], dtype=dtype, device=states_ND.device)
 
     def sums(rows: slice, states: Tensor) -> Tensor:
-        logits = _logits(student.side, states)
+        logits = logits_of(student.side, states)
         with torch.no_grad():
-            target = _logits(teacher.side, shown_ND[rows]) if teacher is not None and shown_ND is not None else None
+            target = logits_of(teacher.side, shown_ND[rows]) if teacher is not None and shown_ND is not None else None
         with torch.autocast(logits.device.type, enabled=False):
             return torch.stack([term.per_token(logits, target, labels_N[rows]).sum() for term in terms])
 
@@ -275,34 +197,3 @@ def head_cast_once(side: Side) -> Iterator[None]:
     finally:
         for parameter, data in zip(frozen, wide, strict=True):
             parameter.data = data
-
-
-def nll(side: Side, batch: Batch) -> tuple[float, int]:
-    """Summed negative log-likelihood of the scored positions in nats, and their number; no gradient."""
-    with torch.no_grad():
-        labels_BT = batch["labels"]
-        scored = labels_BT != IGNORE
-        states_ND = run_body(side, batch).last_hidden_state[scored]
-        labels_N = labels_BT[scored]
-        size = chunk_size(side, states_ND.device)
-        sums = [
-            F.cross_entropy(
-                _logits(side, states_ND[at : at + size]), labels_N[at : at + size], reduction="sum"
-            ).double()
-            for at in range(0, len(labels_N), size)
-        ]
-    return (float(torch.stack(sums).sum()) if sums else 0.0), len(labels_N)
-
-
-def chunk_size(side: Side, device: torch.device) -> int:
-    """Tokens whose logits are held at once: about 2^22 numbers on a CPU (its cache), 2^26 on a GPU, but 256 at least.
-
-    Each chunk forms a gradient of the head, which few tokens would not be worth.
-    """
-    vocabulary = side.model.get_submodule(side.family.head).get_parameter("weight").shape[0]
-    return int(max(256, 2 ** (22 if device.type == "cpu" else 26) // vocabulary))
-
-
-def _logits(side: Side, states: Tensor) -> Tensor:
-    logits = side.family.logits(side.model, states)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

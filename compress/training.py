@@ -21,8 +21,9 @@ from compress.errors import DataError, DivergedError, NothingDoneError
 from compress.history import History
 from compress.interrupt import Interrupt
 from compress.models.structure import IGNORE
-from compress.objective import Batch, Objective, nll
+from compress.objective import Objective
 from compress.progress import Meter
+from compress.side import Batch, nll
 from compress.surgery.quantize import prepared
 from compress.train_config import Group, TrainConfig, lr_factor, parameter_groups
 

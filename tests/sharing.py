@@ -21,8 +21,9 @@ from compress import collective, processes
 from compress.data import DataSpec, ModelInterface, open_data
 from compress.models import family_of
 from compress.models.dropout import set_dropout
-from compress.objective import Objective, Side
+from compress.objective import Objective
 from compress.registry import TERMS
+from compress.side import Side
 from compress.stages.learn_masks import _Scores
 from compress.surgery.mask import attach, masks_of
 from compress.surgery.quantize import EmbeddingQuantization, Quantization, WeightQuantization, quantize

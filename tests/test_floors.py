@@ -22,6 +22,7 @@ FLOORS = {
     "collective": 1,
     "models": 2,
     "surgery": 3,
+    "side": 3,
     "artifact": 4,
     "data": 4,
     "onnx": 4,

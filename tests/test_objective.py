@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress import objective as module
 from compress.models import family_of
-from compress.objective import Objective, Side, nll
+from compress.objective import Objective
+from compress.side import Side, nll
 from compress.terms.causal_kv import CausalKV
 from compress.terms.hidden_mse import HiddenMSE
 from compress.terms.logits import AdaptiveKL, CrossEntropy, ForwardKL

@@ -15,7 +15,8 @@ from compress.errors import DivergedError, NothingDoneError
 from compress.history import History
 from compress.models import family_of
 from compress.models.dropout import set_dropout
-from compress.objective import Objective, Side
+from compress.objective import Objective
+from compress.side import Side
 from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
 from compress.train_config import TrainConfig

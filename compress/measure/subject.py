@@ -17,8 +17,8 @@ from compress.artifact import Artifact
 from compress.data import Batch, ModelInterface
 from compress.measure.decoding import Decoding, ends_of, forced_tokens, generation_settings, padded, until_end
 from compress.models.structure import IGNORE
-from compress.objective import Side, nll, run_body
 from compress.onnx.runtime import Runtime
+from compress.side import Side, nll, run_body
 
 
 class Subject(Protocol):

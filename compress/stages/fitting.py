@@ -13,8 +13,9 @@ from torch import nn
 from compress.artifact import Artifact, save_model
 from compress.errors import DataError, ModelError
 from compress.models.dropout import set_dropout
-from compress.objective import LossTerm, Objective, Side
+from compress.objective import LossTerm, Objective
 from compress.registry import TERMS
+from compress.side import Side
 from compress.stages.stage import Context, Result, Shape
 from compress.surgery.coverage import Coverage
 from compress.train_config import Group, TrainConfig

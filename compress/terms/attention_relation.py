@@ -14,7 +14,8 @@ from compress.errors import ModelError
 from compress.functional.relation import attention_relation
 from compress.models import family_of
 from compress.models.structure import Attention, ModelFamily
-from compress.objective import Outline, StateTerm, View
+from compress.objective import Outline, StateTerm
+from compress.side import View
 
 
 class AttentionRelation(StateTerm):

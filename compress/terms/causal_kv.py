@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from compress.errors import ModelError
 from compress.models.structure import Attention, ModelFamily, Projection
-from compress.objective import StateTerm, View
+from compress.objective import StateTerm
+from compress.side import View
 
 
 class CausalKV(StateTerm):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.objective import StateTerm, View
+from compress.objective import StateTerm
+from compress.side import View
 
 
 class HiddenMSE(StateTerm):

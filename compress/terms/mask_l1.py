@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from compress.objective import StateTerm, View
+from compress.objective import StateTerm
+from compress.side import View
 from compress.surgery.mask import masks_of
 
 

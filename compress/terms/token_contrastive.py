@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from compress import collective
 from compress.errors import UserError
 from compress.functional.contrastive import smoothed, token_contrastive, update_bank, vocabulary_contrastive
-from compress.objective import Side, StateTerm, View
+from compress.objective import StateTerm
 from compress.schema import added
+from compress.side import Side, View
 
 GB = 2**30
 MOST = 4

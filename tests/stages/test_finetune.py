@@ -11,8 +11,9 @@ import torch
 from pydantic import ValidationError
 
 from compress.errors import DataError
-from compress.objective import Objective, Side, nll
+from compress.objective import Objective
 from compress.registry import STAGES
+from compress.side import Side, nll
 from compress.stages.stage import Context
 
 TRAIN = {"steps": 20, "batch": 8, "lr": 1e-2, "precision": "fp32", "eval_every": 5}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compress.models import family_of
-from compress.objective import Side
+from compress.side import Side
 
 
 @pytest.fixture

@@ -17,9 +17,11 @@ pytest_plugins = ["tests.offline"]
 Factory = Callable[..., Any]
 
 
-def _randomise(model: nn.Module, seed: int) -> nn.Module:
+def _random(config: Any, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(config)
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
         for name, buffer in model.named_buffers():
@@ -50,7 +52,7 @@ def _gpt2(
         bos_token_id=0,
         eos_token_id=0,
     )
-    return _randomise(build(config), seed)
+    return _random(config, seed)
 
 
 def _bart(
@@ -84,7 +86,7 @@ def _bart(
         decoder_start_token_id=2,
         forced_eos_token_id=None,
     )
-    return _randomise(build(config), seed)
+    return _random(config, seed)
 
 
 def _inputs(model: nn.Module, *, batch: int = 2, length: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -119,9 +119,9 @@ class Runtime:
         given = self.given(input_ids)
         if self.reads_sources:
             answer = self.answer(input_ids, attention_mask)
-            return answer, answer.feed(given)[:, -1]
+            return answer, answer.read(given)
         decoding = self.start(len(given), longest)
-        return decoding, decoding.feed(given, attention_mask)[:, -1]
+        return decoding, decoding.read(given, attention_mask)
 
     def given(self, input_ids: Array) -> Array:
         """The tokens that new ones follow: the prompts, or for sources the token that begins an answer."""

@@ -41,6 +41,10 @@ class Seq2SeqDecoding:
         self._length = 0
         self._sources = np.arange(len(input_ids))
 
+    def read(self, input_ids: Array) -> Array:
+        """Append target tokens [B, S] and return the logits [B, V] of what follows them."""
+        return self.feed(input_ids)[:, -1]
+
     def feed(self, input_ids: Array) -> Array:
         """Append target tokens [B, S] and return their logits [B, S, V]."""
         if len(input_ids) > 1 and input_ids.shape[1] > 1 and self._length:

@@ -96,28 +96,43 @@ class Decoding:
         self._logits = np.empty((batch, 0, 0), np.float32)
         self._binding = session.io_binding()
         self._cache.bind(self._binding, slice(None))
+        self._headless = ort.RunOptions()
+        self._headless.only_execute_path_to_fetches = True
+
+    def read(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
+        """Append a prompt [B, S] (mask 0: padding) and return the logits [B, V] of what follows it.
+
+        All tokens but the last go without the head, which for them would compute logits that nobody asked for.
+        """
+        if input_ids.shape[1] > 1:
+            body = attention_mask if attention_mask is None else attention_mask[:, :-1]
+            self._append(input_ids[:, :-1], body, head=False)
+        return self.feed(input_ids[:, -1:], attention_mask if attention_mask is None else attention_mask[:, -1:])[:, -1]
 
     def feed(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
         """Append tokens [B, S] (mask 0: padding) and return their logits [B, S, V].
 
         The array belongs to this object: the next call may overwrite it, as the caller may.
         """
+        self._logits = _array_of_shape(self._logits, (*input_ids.shape, self._vocabulary))
+        self._append(input_ids, attention_mask, head=True)
+        return self._logits
+
+    def _append(self, input_ids: Array, attention_mask: Array | None, *, head: bool) -> None:
         batch, new = input_ids.shape
         past, total = self._length, self._length + new
         if total > self._mask.shape[1]:
             raise ValueError(f"{total} tokens do not fit a capacity of {self._mask.shape[1]}")
         self._mask[:, past:total] = 1 if attention_mask is None else attention_mask
         positions = (self._mask[:, :total].cumsum(-1) - 1).clip(min=0)[:, past:]
-        self._logits = _array_of_shape(self._logits, (batch, new, self._vocabulary))
         self._length = total
         if self._in_place and batch > 1 and new > 1 and past > 0:  # which GroupQueryAttention takes one row at a time
             for row in range(batch):
                 rows, binding = slice(row, row + 1), self._session.io_binding()
                 self._cache.bind(binding, rows)
-                self._run(binding, rows, input_ids, positions)
+                self._run(binding, rows, input_ids, positions, head=head)
         else:
-            self._run(self._binding, slice(None), input_ids, positions)
-        return self._logits
+            self._run(self._binding, slice(None), input_ids, positions, head=head)
 
     def reorder(self, rows: Array) -> None:
         """Go on with these rows, in this order: a row may be named several times, or not at all."""
@@ -127,13 +142,17 @@ class Decoding:
         self._cache.bind(self._binding, slice(None))
         self._mask = self._mask[rows]
 
-    def _run(self, binding: ort.IOBinding, rows: slice, input_ids: Array, positions: Array) -> None:
+    def _run(self, binding: ort.IOBinding, rows: slice, input_ids: Array, positions: Array, *, head: bool) -> None:
         tokens = {"input_ids": input_ids, "attention_mask": self._mask[:, : self._length], "position_ids": positions}
         arrays = {name: np.ascontiguousarray(value[rows], np.int64) for name, value in tokens.items()}
         for name, array in arrays.items():
             bind_input(binding, name, array)
-        bind_output(binding, "logits", self._logits[rows])
-        self._session.run_with_iobinding(binding)
+        if head:
+            bind_output(binding, "logits", self._logits[rows])
+        else:
+            binding.clear_binding_outputs()
+            self._cache.bind(binding, rows)
+        self._session.run_with_iobinding(binding, None if head else self._headless)
         self._cache.keep(binding)
         if not self._in_place:
             self._cache.bind(binding, rows)

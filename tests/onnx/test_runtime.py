@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 
 from compress.errors import ModelError, UserError
 from compress.onnx.runtime import Runtime
+from compress.onnx.session import Decoding
 
 IN_PLACE, GROWING = {"heads": 4, "hidden": 32}, {"heads": 5, "hidden": 60}
 
@@ -223,7 +225,9 @@ def test_a_deployed_process_imports_neither_torch_nor_transformers(exported: Cal
     script = """
 import sys
 import numpy as np
+import onnxruntime as ort
 from compress.onnx.runtime import Runtime
+from compress.onnx.session import Decoding
 runtime = Runtime.open(sys.argv[1], threads=1)
 for beams in (1, 2):
     print(runtime.generate(np.array([[3, 4]]), max_new_tokens=2, eos_token_id=-1, num_beams=beams).shape)
@@ -233,3 +237,28 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transform
     command = [sys.executable, "-c", script, str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
     assert done.stdout.splitlines() == ["(1, 4)", "(1, 4)", "[]"]
+
+
+@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+def test_a_prompt_is_read_as_it_is_fed(exported: Callable[..., Any], shape: dict[str, int]) -> None:
+    runtime = Runtime.open(exported(**shape).directory, threads=1)
+    ids, mask = left_padded(3, 7)
+    fed, read = runtime.start(3), runtime.start(3)
+    for tokens, real in ((ids, mask), (ids[:, :3], mask[:, 4:]), (ids[:, :1], mask[:, 6:])):
+        expected = fed.feed(tokens, real)[:, -1]
+        np.testing.assert_allclose(read.read(tokens, real), expected, atol=1e-5)
+    np.testing.assert_allclose(read.feed(ids), fed.feed(ids), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+def test_the_head_computes_one_position_of_a_prompt(
+    exported: Callable[..., Any], shape: dict[str, int], tmp_path: Path
+) -> None:
+    options = ort.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    session = ort.InferenceSession(exported(**shape).directory / "model.onnx", options)
+    Decoding(session, 2, 9).read(*left_padded(2, 7))
+    events = json.loads(Path(session.end_profiling()).read_text())
+    runs = [event["args"]["output_type_shape"] for event in events if event["name"] == "lm_head_kernel_time"]
+    assert runs == [[{"float": [2, 1, 67]}]]

@@ -6,11 +6,12 @@ import onnx
 
 from compress.models.blocks import AttentionBlock, Block, FeedForward, Stack
 from compress.onnx.graph import FLOAT, INT64, Graph
-from compress.onnx.layers import HEAD_SIZE_MULTIPLE, chain, feed_forward, lengths, self_attention, tokens
-from compress.onnx.names import GROWING, IN_PLACE, both_caches, cache_names
+from compress.onnx.layers import HEAD_SIZE_MULTIPLE, TO_THE_END, chain, feed_forward, lengths, self_attention, tokens
+from compress.onnx.names import GROWING, IN_PLACE, LOGITS_FROM, both_caches, cache_names
 from compress.onnx.weights import Weights
 
 BATCH, NEW, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
+SCORED = "scored_length"
 
 
 def decoding_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
@@ -18,6 +19,7 @@ def decoding_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
 
     Inputs: ``input_ids`` [B, S], ``attention_mask`` [B, T], ``position_ids`` [B, S], ``past_key_values.i.{key,value}``
     [B, heads, T - S, head size]. Outputs: ``logits`` [B, S, V], ``present.i.{key,value}`` [B, heads, T, head size].
+    ``logits_from`` [1] may be given too: the first position whose logits are computed, -1 for the last position alone.
     Any S >= 1 and T >= S. Where the head size allows GroupQueryAttention, S > 1 on a past takes B = 1, and a past and
     its present may be one buffer longer than T.
     """
@@ -41,8 +43,9 @@ def decoding_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
         return self_attention(graph, weights, block, x, both_caches(layer[block]), at)
 
     states = chain(graph, weights, stack, start, block_output)
-    weights.product(graph, stack.head, states, "logits")
-    graph.output("logits", FLOAT, [BATCH, NEW, weights.matrices[stack.head].outputs])
+    asked = [states, graph.option(LOGITS_FROM, 0), graph.integers(TO_THE_END), graph.integers(1)]
+    weights.product(graph, stack.head, graph.node("Slice", asked), "logits")
+    graph.output("logits", FLOAT, [BATCH, SCORED, weights.matrices[stack.head].outputs])
     for index, block in enumerate(attentions):
         for name in cache_names("present", index):
             graph.output(name, FLOAT, [BATCH, block.heads, TOTAL, block.head_size])

@@ -49,6 +49,11 @@ class Graph:
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return name
 
+    def option(self, name: str, *values: int) -> str:
+        """Declare an input of int64 that is this vector where a caller gives nothing; sessions do not list it."""
+        self.weight(name, np.array(values, dtype=np.int64))
+        return self.input(name, INT64, [len(values)])
+
     def output(self, name: str, dtype: int, shape: Sequence[Dimension]) -> None:
         """Declare a graph output; some node must write it."""
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
-from compress.onnx.names import IN_PLACE
+from compress.onnx.names import IN_PLACE, LOGITS_FROM
 
 Array = np.ndarray[Any, Any]
 
@@ -96,43 +96,39 @@ class Decoding:
         self._logits = np.empty((batch, 0, 0), np.float32)
         self._binding = session.io_binding()
         self._cache.bind(self._binding, slice(None))
-        self._headless = ort.RunOptions()
-        self._headless.only_execute_path_to_fetches = True
+        self._offers_last = LOGITS_FROM in [option.name for option in session.get_overridable_initializers()]
 
     def read(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
         """Append a prompt [B, S] (mask 0: padding) and return the logits [B, V] of what follows it.
 
-        All tokens but the last go without the head, which for them would compute logits that nobody asked for.
+        The last position alone goes through the head, where the graph offers that.
         """
-        if input_ids.shape[1] > 1:
-            body = attention_mask if attention_mask is None else attention_mask[:, :-1]
-            self._append(input_ids[:, :-1], body, head=False)
-        return self.feed(input_ids[:, -1:], attention_mask if attention_mask is None else attention_mask[:, -1:])[:, -1]
+        return self._append(input_ids, attention_mask, first=-1 if self._offers_last else 0)[:, -1]
 
     def feed(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
         """Append tokens [B, S] (mask 0: padding) and return their logits [B, S, V].
 
         The array belongs to this object: the next call may overwrite it, as the caller may.
         """
-        self._logits = _array_of_shape(self._logits, (*input_ids.shape, self._vocabulary))
-        self._append(input_ids, attention_mask, head=True)
-        return self._logits
+        return self._append(input_ids, attention_mask)
 
-    def _append(self, input_ids: Array, attention_mask: Array | None, *, head: bool) -> None:
+    def _append(self, input_ids: Array, attention_mask: Array | None, first: int = 0) -> Array:
         batch, new = input_ids.shape
         past, total = self._length, self._length + new
         if total > self._mask.shape[1]:
             raise ValueError(f"{total} tokens do not fit a capacity of {self._mask.shape[1]}")
         self._mask[:, past:total] = 1 if attention_mask is None else attention_mask
         positions = (self._mask[:, :total].cumsum(-1) - 1).clip(min=0)[:, past:]
+        self._logits = _array_of_shape(self._logits, (batch, 1 if first else new, self._vocabulary))
         self._length = total
         if self._in_place and batch > 1 and new > 1 and past > 0:  # which GroupQueryAttention takes one row at a time
             for row in range(batch):
                 rows, binding = slice(row, row + 1), self._session.io_binding()
                 self._cache.bind(binding, rows)
-                self._run(binding, rows, input_ids, positions, head=head)
+                self._run(binding, rows, input_ids, positions, first)
         else:
-            self._run(self._binding, slice(None), input_ids, positions, head=head)
+            self._run(self._binding, slice(None), input_ids, positions, first)
+        return self._logits
 
     def reorder(self, rows: Array) -> None:
         """Go on with these rows, in this order: a row may be named several times, or not at all."""
@@ -142,17 +138,15 @@ class Decoding:
         self._cache.bind(self._binding, slice(None))
         self._mask = self._mask[rows]
 
-    def _run(self, binding: ort.IOBinding, rows: slice, input_ids: Array, positions: Array, *, head: bool) -> None:
+    def _run(self, binding: ort.IOBinding, rows: slice, input_ids: Array, positions: Array, first: int) -> None:
         tokens = {"input_ids": input_ids, "attention_mask": self._mask[:, : self._length], "position_ids": positions}
         arrays = {name: np.ascontiguousarray(value[rows], np.int64) for name, value in tokens.items()}
+        if self._offers_last:
+            arrays[LOGITS_FROM] = np.array([first])
         for name, array in arrays.items():
             bind_input(binding, name, array)
-        if head:
-            bind_output(binding, "logits", self._logits[rows])
-        else:
-            binding.clear_binding_outputs()
-            self._cache.bind(binding, rows)
-        self._session.run_with_iobinding(binding, None if head else self._headless)
+        bind_output(binding, "logits", self._logits[rows])
+        self._session.run_with_iobinding(binding)
         self._cache.keep(binding)
         if not self._in_place:
             self._cache.bind(binding, rows)

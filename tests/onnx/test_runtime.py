@@ -52,7 +52,7 @@ STOCK_OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_text_equals_that_of_the_stock_library(exported: Callable[..., Any], shape: dict[str, int], seed: int) -> None:
     found = exported(**shape, vocab=60 + 13 * seed, seed=seed)
     ids, mask = left_padded(3, 7, 60)

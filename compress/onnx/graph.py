@@ -164,7 +164,7 @@ def save(model: onnx.ModelProto, path: Path, *, external_over: int = EXTERNAL_OV
 def save_pair(
     first: onnx.ModelProto, second: onnx.ModelProto, paths: tuple[Path, Path], shared: Path, **options: Any
 ) -> None:
-    """Write two graphs; large weights that both hold go once into ``shared``, which lies beside them.
+    """Write two graphs; large weights that both hold, if any, go once into ``shared``, which lies beside them.
 
     ``options`` are those of :func:`save`.
     """
@@ -178,6 +178,8 @@ def save_pair(
                 set_external_data(each, shared.name, offset=len(written), length=len(data))
                 each.ClearField("raw_data")
             written += data + bytes(-len(data) % ALIGNMENT)
-    shared.write_bytes(written)
+    shared.unlink(missing_ok=True)
+    if written:
+        shared.write_bytes(written)
     for graph, path in zip((first, second), paths, strict=True):
         save(graph, path, **options)

@@ -139,7 +139,7 @@ def test_the_best_weights_are_handed_on(tiny_gpt2, data, tmp_path):
     kept = {}
     for keep in ("best", "last"):
         objective = _objective(tiny_gpt2)
-        trained = _run(objective, data, tmp_path / keep, _config(keep=keep, lr=0.3, schedule="constant", clip=None))
+        trained = _run(objective, data, tmp_path / keep, _config(keep=keep, lr=1.0, schedule="constant", clip=None))
         lines = [json.loads(line) for line in (tmp_path / keep / "history.jsonl").read_text().splitlines()]
         evaluations = {line["step"]: line["eval_nll"] for line in lines if "eval_nll" in line}
         assert trained.best_nll == min(evaluations.values())
@@ -244,7 +244,7 @@ def test_weights_that_broke_are_never_a_checkpoint(steps, tiny_gpt2, data, tmp_p
 def test_what_is_handed_on_is_what_was_evaluated(tiny_gpt2, data, tmp_path):
     """With ``keep: last`` the metric is that of the last weights, though earlier ones were better."""
     objective = _objective(tiny_gpt2)
-    trained = _run(objective, data, tmp_path, _config(lr=0.3, warmup=0, schedule="constant", keep="last"))
+    trained = _run(objective, data, tmp_path, _config(lr=1.0, warmup=0, schedule="constant", keep="last"))
     rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     evaluations = [row["eval_nll"] for row in rows if "eval_nll" in row]
     assert evaluations[-1] > min(evaluations)

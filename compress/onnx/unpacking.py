@@ -1,4 +1,4 @@
-"""Packed weights as float32 ones, by standard nodes of constants alone: onnxruntime computes them as a session opens."""
+"""Packed weights as float32 ones, by standard nodes on constants: onnxruntime computes them as a session opens."""
 
 from __future__ import annotations
 

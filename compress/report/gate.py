@@ -41,22 +41,24 @@ def _compared(
 ) -> Iterator[str]:
     if time and float_time and time >= float_time:
         what = f"{row.label} is quantized but no faster {where} than {base.label} ({ratio(float_time / time)})"
-        why = "; ".join((*_of_products(row), *reasons(row, base))) or "nothing recorded explains it"
+        found = _unpacked(row) or (*_of_products(row), *reasons(row, base))
+        why = "; ".join(found) or "nothing recorded explains it"
         yield f"{what}: {number(time)} against {number(float_time)} ms; {why}."
 
 
+def _unpacked(row: Row) -> tuple[str, ...]:
+    """Why products of float32 inputs with codes that have no such kernel are no faster: they are float products."""
+    bits = {matrix.get("bits") for matrix in _matrices(row)} - {3, 4} if row.weight_only else set()
+    if not bits:
+        return ()
+    return (f"its {_listed(bits)}-bit codes become float32 weights when it is opened, which cost what any others do",)
+
+
 def _of_products(row: Row) -> Iterator[str]:
-    matrices = _matrices(row)
     if row.weight_only:
-        unpacked = {matrix.get("bits") for matrix in matrices} - {3, 4}
-        codes = f"its {_listed(unpacked)}-bit codes become float32 weights when it is opened"
-        yield (
-            f"{codes}, and cost what those of a float model cost"
-            if unpacked
-            else ("its products have float32 inputs, for which codes are turned into float32 numbers at each use")
-        )
+        yield "its products have float32 inputs, for which codes are turned into float32 numbers at each use"
         return
-    if blocks := {matrix["block"] for matrix in matrices if matrix.get("block")} - set(FAST_BLOCKS):
+    if blocks := {matrix["block"] for matrix in _matrices(row) if matrix.get("block")} - set(FAST_BLOCKS):
         yield f"its block size {_listed(blocks)} has no fast kernel; {_listed(FAST_BLOCKS)} have"
     instructions = row.run.environment.get("instructions")
     if instructions is not None and not DOT_PRODUCTS & set(instructions):

@@ -110,6 +110,14 @@ def test_a_prompt_has_reasons_of_its_own(bits, longest):
     assert "calling kernels" not in line
 
 
+def test_codes_that_became_floats_have_one_reason():
+    """Neither the cache nor unpacking matter to products of float32 weights."""
+    slow = {"token": 12.0, "prompt": 90.0, "millions": 2.0}
+    lines = told(export("base", token=10.0, prompt=80.0, size=20), export("small", **slow, bits=8, inputs="none"))
+    assert len(lines) == 2
+    assert all(line.count(";") == 1 and "its 8-bit codes become float32 weights" in line for line in lines)
+
+
 def test_costs_are_against_the_first_float_export():
     rows = rows_of(
         export("cut", token=8.0, prompt=60.0, size=400, ppl=40.0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,14 @@ from compress.surgery.quantize import Product
 
 from .test_parity import MODULE, dropped_bias, node, set_attribute
 from .test_seq2seq_graphs import optimized
+
+
+@pytest.fixture(autouse=True)
+def _own_chance() -> Iterator[None]:
+    """The models drawn here leave those of later tests as they are."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

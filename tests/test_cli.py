@@ -204,6 +204,15 @@ def test_run_reuses_measures_and_reports(cli: Command, finished: Path) -> None:
     assert report["environment"]
 
 
+def test_a_run_ends_with_the_exports_that_are_no_faster(
+    cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "onnx is quantized but no faster per token than base [in torch] (0.90x): " + "why " * 40
+    monkeypatch.setattr("compress.report.slow_exports", lambda workdir: [line] * (workdir == finished / "work"))
+    told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work", "--device", "cpu")
+    assert told.out.index("perplexity") < told.out.index(line) < told.out.index("report: ")
+
+
 def test_report_of_several_runs_goes_where_it_is_told(cli: Command, finished: Path, tmp_path: Path) -> None:
     assert cli("report", finished / "work", finished / "work", "--out", tmp_path).code == 0
     assert {"report.html", "report.json", "report.md"} <= {path.name for path in tmp_path.iterdir()}

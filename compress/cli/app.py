@@ -129,7 +129,7 @@ def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, se
     from compress.collective import leave
     from compress.pipeline import run as run_recipe
     from compress.recipe import read_recipe
-    from compress.report import build
+    from compress.report import build, slow_exports
 
     screen = console()
     done = run_recipe(read_recipe(recipe, settings or ()), workdir, device=device, console=screen)
@@ -137,6 +137,8 @@ def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, se
     if processes.is_main():
         build([done.workdir], done.workdir)
         show(screen, records_table(done.records))
+        for line in slow_exports(done.workdir):
+            screen.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
         _say_report(screen, done.workdir)
 
 

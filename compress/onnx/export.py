@@ -28,6 +28,8 @@ class Packed:
 
     spec: QuantizationSpec
     tensors: Mapping[str, Tensor]
+    split: bool = False
+    """Token embeddings are stored apart from the head, as float32 rows."""
 
 
 def export(
@@ -58,7 +60,7 @@ def export(
     """
     stacks = describe(model)
     spec = packed.spec if packed else None
-    weights = read_weights(model, spec, packed.tensors if packed else None)
+    weights = read_weights(model, spec, packed.tensors, split=packed.split) if packed else read_weights(model)
     if stacks.encoder is not None:
         graphs = encoder_graph(stacks.encoder, weights), decoder_graph(stacks.decoder, weights)
         files = out / ENCODER_FILE, out / DECODER_FILE

@@ -9,6 +9,8 @@ past; then greedy text. A quantized graph passes three tests:
    which moves the inputs of every later layer: two honest evaluations differ by as much as quantizing the inputs does.
    The limit is 1e-3 of the logits' range or three times the effect of quantizing the inputs, whichever is more.
 
+Where products take float32 inputs the second test is the third.
+
 Shapes: B rows, T tokens, V tokens of the vocabulary.
 """
 
@@ -64,8 +66,8 @@ def check_parity(
     Returns:
         ``max_logit_error``, its ``limit``, ``logit_range``, ``positions`` compared, ``greedy_tokens`` compared and
         ``greedy_undecided`` (tokens whose two best logits lie within twice the error, where text may differ); for a
-        quantized model also ``products``, ``max_product_error`` (relative), ``max_float_logit_error`` (inputs of
-        products in float32) and its ``float_limit``.
+        quantized model also ``products`` and ``max_product_error`` (relative), and where their inputs are
+        quantized ``max_float_logit_error`` (with inputs in float32) and its ``float_limit``.
 
     Raises:
         ParityError: with the number and the limit.
@@ -80,6 +82,7 @@ def check_parity(
     figures: dict[str, float] = {}
     if spec is not None:
         figures = _products(model, runtime, directory, spec)
+    if spec is not None and spec.scheme != "none":
         with float_activations(model), _float_twin(directory) as twin:
             floats = _compare(model, twin, cases)
             float_limit = FLOAT_LIMIT * floats.spread

@@ -52,8 +52,10 @@ def _places(
 ) -> Iterator[tuple[str, tuple[onnx.ModelProto, onnx.NodeProto, slice]]]:
     """Where a graph computes a module's product: the node, and which of its outputs are the module's."""
     rows = {matrix.module: matrix.shape[0] for matrix in matrices}
+    stored = {tensor.name for tensor in graph.graph.initializer}
     for node in graph.graph.node:
-        if node.op_type == "MatMulNBits":
+        unpacked = node.op_type == "FusedMatMul" and node.input[1] not in stored
+        if node.op_type == "MatMulNBits" or unpacked:
             start = 0
             for module in node.name.split(JOIN):
                 if module not in rows:
@@ -84,10 +86,12 @@ def product_inputs(columns: int, block: int, generator: np.random.Generator) -> 
 
 
 def _run_alone(graph: onnx.ModelProto, node: onnx.NodeProto, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Run one node of a graph, with the constants it reads, on x."""
+    """Run one node of a graph, with the constants it reads and the bias that a node of its own adds, on x."""
+    biases = JOIN.join(f"{module}.bias" for module in node.name.split(JOIN))
+    behind = [each for each in graph.graph.node if list(each.input) == [node.output[0], biases]]
     weights = {tensor.name: tensor for tensor in graph.graph.initializer}
     producers = {output: each for each in graph.graph.node for output in each.output if output}
-    nodes, stored, pending = [node], [], list(node.input[1:])
+    nodes, stored, pending = [node, *behind], [], [*node.input[1:], *(each.input[1] for each in behind)]
     while pending:
         name = pending.pop()
         if name in weights:
@@ -96,7 +100,7 @@ def _run_alone(graph: onnx.ModelProto, node: onnx.NodeProto, x: np.ndarray[Any, 
             nodes.insert(0, producers[name])
             pending.extend(producers.pop(name).input)
     inputs = [helper.make_tensor_value_info(node.input[0], FLOAT, x.shape)]
-    outputs = [helper.make_tensor_value_info(node.output[0], FLOAT, None)]
+    outputs = [helper.make_tensor_value_info(nodes[-1].output[0], FLOAT, None)]
     alone = helper.make_model(
         helper.make_graph(nodes, "product", inputs, outputs, stored),
         opset_imports=graph.opset_import,

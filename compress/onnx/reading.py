@@ -10,15 +10,20 @@ from torch import Tensor, nn
 from compress.functional.packing import storage_bits
 from compress.models.layout import is_embedding, is_norm, is_product, weight_of
 from compress.onnx.weights import FloatMatrix, Matrix, PackedMatrix, Weights
-from compress.surgery.quantize import MatrixSpec, QuantizationSpec
+from compress.surgery.quantize import MatrixSpec, QuantizationSpec, Table
 
 
 def read_weights(
-    model: nn.Module, spec: QuantizationSpec | None = None, tensors: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    spec: QuantizationSpec | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    split: bool = False,
 ) -> Weights:
     """Weights of a stock model; where ``spec`` names a module, the codes and scales in ``tensors`` in place of its own.
 
-    Modules that share one parameter share one stored weight.
+    Modules that share one parameter share one stored weight. With ``split``, token embeddings do not: they get their
+    dequantized rows in float32.
     """
     names: dict[int, str] = {}
     matrices: dict[str, Matrix] = {}
@@ -39,10 +44,22 @@ def read_weights(
             vectors[name] = buffer.detach().cpu().numpy()[0]
     if spec is not None and tensors is not None:
         matrices |= {matrix.module: _packed(matrix, tensors) for matrix in spec.matrices}
+        if split:
+            matrices |= {matrix.module: _rows(matrix, model) for matrix in spec.matrices if _is_table(matrix, model)}
     return Weights(matrices, vectors, epsilons)
 
 
 def _packed(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> PackedMatrix:
     owner = matrix.shares or matrix.module
     codes, scales = (tensors[f"{owner}.{part}"].numpy() for part in ("codes", "scale"))
-    return PackedMatrix(owner, codes, scales, storage_bits(matrix.bits), matrix.block, matrix.shape[1])
+    bits, float_inputs = storage_bits(matrix.bits), matrix.activations == "none"
+    return PackedMatrix(owner, codes, scales, bits, matrix.block, matrix.shape[1], float_inputs)
+
+
+def _is_table(matrix: MatrixSpec, model: nn.Module) -> bool:
+    return isinstance(model.get_submodule(matrix.module), Table)
+
+
+def _rows(matrix: MatrixSpec, model: nn.Module) -> FloatMatrix:
+    weight = model.get_submodule(matrix.module).get_submodule("quantizer").get_parameter("weight")
+    return FloatMatrix(f"{matrix.shares or matrix.module}.rows", weight.detach().cpu().numpy())

@@ -10,8 +10,12 @@ import numpy as np
 from onnx import helper
 
 from compress.onnx.graph import CONTRIB, FLOAT, Graph
+from compress.onnx.unpacking import unpacked
 
 Array = np.ndarray[Any, Any]
+
+FLOAT_KERNEL_BITS = 4
+"""Codes of these bits are multiplied with float32 inputs as they are; others would be unpacked anew at each product."""
 
 
 class Matrix(Protocol):
@@ -41,6 +45,12 @@ class Matrix(Protocol):
         ...
 
 
+def float_product(graph: Graph, module: str, x: str, weight: str, bias: str, output: str) -> str:
+    """Nodes for x W^T + bias in float32."""
+    product = graph.node("FusedMatMul", [x, weight], "" if bias else output, name=module, domain=CONTRIB, transB=1)
+    return graph.node("Add", [product, bias], output) if bias else product
+
+
 @dataclass(frozen=True)
 class FloatMatrix:
     """A float32 weight [N, K]."""
@@ -57,9 +67,7 @@ class FloatMatrix:
         return int(self.values.shape[1])
 
     def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
-        weight = graph.weight(self.name, self.values)
-        product = graph.node("FusedMatMul", [x, weight], "" if bias else output, name=module, domain=CONTRIB, transB=1)
-        return graph.node("Add", [product, bias], output) if bias else product
+        return float_product(graph, module, x, graph.weight(self.name, self.values), bias, output)
 
     def rows(self, graph: Graph, ids: str) -> str:
         return graph.node("Gather", [graph.weight(self.name, self.values), ids])
@@ -75,13 +83,20 @@ class PackedMatrix:
     bits: int
     block: int
     columns: int
+    float_inputs: bool = False
+    """Products take their inputs as they are; otherwise in 8 bits, with a scale per row and block."""
 
     @property
     def outputs(self) -> int:
         return int(self.codes.shape[0])
 
     def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
-        """One MatMulNBits at ``accuracy_level`` 4: x is quantized to 8 bits per row and block, codes stay packed."""
+        """One MatMulNBits, at ``accuracy_level`` 4 for inputs in 8 bits and 1 for float32 ones: codes stay packed.
+
+        Codes for which there is no kernel with float32 inputs become a float weight when a session opens.
+        """
+        if self.float_inputs and self.bits != FLOAT_KERNEL_BITS:
+            return float_product(graph, module, x, self._unpacked(graph), bias, output)
         inputs = [x, graph.weight(f"{self.name}.codes", self.codes), self._scales(graph)]
         return graph.node(
             "MatMulNBits",
@@ -93,7 +108,7 @@ class PackedMatrix:
             block_size=self.block,
             K=self.columns,
             N=self.codes.shape[0],
-            accuracy_level=4,
+            accuracy_level=1 if self.float_inputs else 4,
         )
 
     def rows(self, graph: Graph, ids: str) -> str:
@@ -113,6 +128,12 @@ class PackedMatrix:
             return gathered
         bounds = [graph.integers(0), graph.integers(self.columns), graph.integers(-1)]
         return graph.node("Slice", [gathered, *bounds])
+
+    def _unpacked(self, graph: Graph) -> str:
+        codes = graph.weight(f"{self.name}.codes", self.codes)
+        rows, blocks, size = self.codes.shape
+        shape = rows, blocks, size
+        return unpacked(graph, codes, self._scales(graph), shape=shape, bits=self.bits, columns=self.columns)
 
     def _scales(self, graph: Graph) -> str:
         """Scales as the kernels want them, [N, blocks], from the few numbers on disk; folded when a session opens."""
@@ -141,7 +162,7 @@ JOIN = "+"
 def fused(matrices: Sequence[Matrix]) -> Matrix:
     """One matrix of several that multiply the same input, their outputs in order.
 
-    Packed ones have to agree in bits, block and columns; float ones in columns.
+    Packed ones have to agree in bits, block, columns and inputs; float ones in columns.
     """
     name = JOIN.join(matrix.name for matrix in matrices)
     packed = [matrix for matrix in matrices if isinstance(matrix, PackedMatrix)]
@@ -156,6 +177,7 @@ def fused(matrices: Sequence[Matrix]) -> Matrix:
         bits=first.bits,
         block=first.block,
         columns=first.columns,
+        float_inputs=first.float_inputs,
         parts=tuple(packed),
     )
 

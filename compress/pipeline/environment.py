@@ -12,6 +12,9 @@ import torch
 
 from compress.pipeline.keys import packages
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""Those that decide how fast products of packed weights are."""
+
 
 def environment(device: str) -> dict[str, Any]:
     """What a number's conditions need to say of the machine it was taken on."""
@@ -24,11 +27,25 @@ def environment(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "python": platform.python_version(),
     }
+    if (flags := _told("flags", "Features")) is not None:
+        found["instructions"] = [each for each in INSTRUCTIONS if each in flags.split()]
+    if cache := _cache_bytes():
+        found["cache_bytes"] = cache
     return found | packages(frozenset({"onnx"}))
 
 
 def _processor() -> str:
+    return _told("model name") or platform.processor() or platform.machine()
+
+
+def _told(*names: str) -> str | None:
+    """What the system says of its first processor under one of these names; None where it says nothing."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(names) and ":" in line), None)
+
+
+def _cache_bytes() -> int:
+    """The largest cache of the first processor; 0 where the system does not say."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size.removesuffix("K")) * 2**10 for size in sizes if size.endswith("K")), default=0)

@@ -86,7 +86,7 @@ class Inputs:
             root=name,
             masked=tuple(dict.fromkeys(axis.kind for axis in axes if axis.name in masks)),
             scored=artifact.scored,
-            deployable=spec is not None and spec.deployable,
+            scheme=spec.scheme if spec else None,
         )
 
     def data(self, name: str) -> Data | None:

@@ -1,5 +1,6 @@
 """The report of one or several runs; reads JSON only and never loads a model."""
 
+from compress.report.gate import slow_exports
 from compress.report.render import build
 
-__all__ = ["build"]
+__all__ = ["build", "slow_exports"]

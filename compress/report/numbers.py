@@ -100,6 +100,28 @@ class Row:
         times = self.record.speed.per_token_ms
         return None if times is None else times.p50
 
+    @property
+    def prefill(self) -> float | None:
+        """Median milliseconds from a prompt to its first new token."""
+        times = self.record.speed.prefill_ms
+        return None if times is None else times.p50
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether it is quantized, and the inputs of its products are not."""
+        matrices = (self.manifest.quantization or {}).get("matrices", [])
+        return bool(matrices) and all(matrix.get("activations") == "none" for matrix in matrices)
+
+    @property
+    def form(self) -> str:
+        """The numbers of its weights and of what they are multiplied with: ``W2A8``, or ``float32``."""
+        if self.manifest.quantization is None:
+            return "float32"
+        bits = sorted({str(matrix.get("bits", "")) for matrix in self.manifest.quantization.get("matrices", [])})
+        split = bool(self.manifest.lineage) and self.manifest.lineage[-1].config.get("head") == "split"
+        inputs = "A32" if self.weight_only else "A8"
+        return f"W{'/'.join(bits)}{inputs}{', split head' if split else ''}"
+
 
 Value = Callable[[Row], float | None]
 
@@ -163,6 +185,17 @@ def unquantized(rows: Iterable[Row], row: Row) -> Row | None:
     floats = (o for o in rows if o.run is row.run and o.onnx and o.manifest.quantization is None and o.per_token)
     same_size = (other for other in floats if size is not None and other.record.parameters == size)
     return next(same_size, None) or reference(rows, row, lambda other: other.per_token)
+
+
+def exports(rows: Sequence[Row]) -> list[Row]:
+    """The exports of each run that timed a float and a quantized one, the first float one of a run before others."""
+    found: list[Row] = []
+    for run in {id(row.run): row.run for row in rows}.values():
+        timed = [row for row in rows if row.run is run and row.onnx and row.record.speed.timed]
+        floats = [row for row in timed if row.manifest.quantization is None]
+        if floats and len(floats) < len(timed):
+            found += [floats[0], *(row for row in timed if row is not floats[0])]
+    return found
 
 
 def smallest(rows: Iterable[Row]) -> Row | None:

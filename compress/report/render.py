@@ -66,6 +66,7 @@ def _page(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, Any]:
         "headlines": [(name, words.headline(found), sections.tiles(found)) for name, found in of_run],
         "warnings": words.warnings(runs, rows),
         "table": sections.measured(rows),
+        "exports": sections.exports(rows),
         "stages": sections.stages(runs),
         "conditions": sections.conditions(rows),
         "environment": sections.environment(runs),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.report import formats
-from compress.report.numbers import Row, change, metrics_of, name_and_way, smallest, speedup
+from compress.report import formats, numbers
+from compress.report.numbers import Row, Value, change, metrics_of, name_and_way, smallest, speedup
 from compress.report.read import Run, Stage, Touched
 from compress.report.words import name_of
 
@@ -22,9 +22,14 @@ class Table:
 
 
 def measured(rows: Sequence[Row]) -> Table:
-    """Every artifact with all that was measured; a column that nothing fills is left out."""
-    columns = [(title, unit, [cell(row) for row in rows]) for title, unit, cell in _columns(rows)]
-    filled = [column for column in columns if any(column[2])]
+    """Every artifact with all that was measured."""
+    return _table(rows, _columns(rows))
+
+
+def _table(rows: Sequence[Row], columns: Iterable[tuple[str, str, Cell]]) -> Table:
+    """A row each; a column that nothing fills is left out."""
+    written = [(title, unit, [cell(row) for row in rows]) for title, unit, cell in columns]
+    filled = [column for column in written if any(column[2])]
     return Table(
         titles=[("artifact", ""), *((title, unit) for title, unit, _ in filled)],
         lines=[[row.label, *(cells[at] or "–" for _, _, cells in filled)] for at, row in enumerate(rows) if filled],
@@ -63,6 +68,45 @@ def _quality_cell(metric: str) -> Cell:
 
 def _change_cell(rows: Sequence[Row], metric: str) -> Cell:
     return lambda row: formats.percent(change(rows, row, metric))
+
+
+def exports(rows: Sequence[Row]) -> Table:
+    """What the choices of exports cost: each against the first float export of its run."""
+    found = numbers.exports(rows)
+    metric = next(iter(metrics_of(found)), "")
+    columns: list[tuple[str, str, Cell]] = [
+        ("form", "", lambda row: row.form),
+        ("size", "MB", lambda row: formats.megabytes(row.record.bytes)),
+        ("smaller", "", _times(found, lambda row: row.megabytes)),
+        ("per token", "ms", lambda row: formats.number(row.per_token)),
+        ("faster", "per token", _times(found, lambda row: row.per_token)),
+        ("prefill", "ms", lambda row: formats.number(row.prefill)),
+        ("faster", "prefill", _times(found, lambda row: row.prefill)),
+        (name_of(metric), "", _quality_cell(metric)),
+        ("change", f"of {name_of(metric)}", _change_of_first(found, numbers.quality(metric))),
+        ("peak memory", "MB", lambda row: formats.megabytes(row.record.speed.peak_rss_bytes)),
+    ]
+    return _table(found, columns)
+
+
+def _times(rows: Sequence[Row], value: Value) -> Cell:
+    """How many times less a row has than the first of its run."""
+    share = _share_of_first(rows, value)
+    return lambda row: formats.ratio(1 / found) if (found := share(row)) else ""
+
+
+def _change_of_first(rows: Sequence[Row], value: Value) -> Cell:
+    share = _share_of_first(rows, value)
+    return lambda row: formats.percent(found - 1) if (found := share(row)) else ""
+
+
+def _share_of_first(rows: Sequence[Row], value: Value) -> Value:
+    def share(row: Row) -> float | None:
+        first = next(other for other in rows if other.run is row.run)
+        ours, base = value(row), value(first)
+        return None if first is row or not ours or not base else ours / base
+
+    return share
 
 
 def tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:

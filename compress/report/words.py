@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from compress.report.formats import flat, megabytes, number, percent, ratio
+from compress.report.gate import slow
 from compress.report.numbers import (
     Row,
     change,
@@ -14,15 +15,8 @@ from compress.report.numbers import (
     reference,
     smallest,
     speedup,
-    unquantized,
 )
 from compress.report.read import Run
-
-SMALL_MODEL = 5_000_000
-"""Below about this many parameters a step's time goes to calling kernels rather than to multiplying."""
-
-FAST_BLOCKS = (32, 64, 128)
-"""Block sizes for which ONNX Runtime has a fast low-bit kernel on CPU."""
 
 
 def headline(rows: Sequence[Row]) -> str:
@@ -94,21 +88,10 @@ def device_of(row: Row) -> str:
 
 def warnings(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
     """What a reader should know before trusting or using a number."""
-    found = [*_slow(rows), *_emulated(rows), *_mixed(rows), *_reload(runs)]
+    found = [*slow(rows), *_emulated(rows), *_mixed(rows), *_reload(runs)]
     if len([run for run in runs if any(row.per_token for row in rows if row.run is run)]) > 1:
         found.append("Times of different runs were measured at different moments; compare them only within one run.")
     return found
-
-
-def _slow(rows: Sequence[Row]) -> Iterator[str]:
-    for row in rows:
-        base = unquantized(rows, row)
-        if not row.onnx or not row.manifest.quantization or base is None or not base.per_token or not row.per_token:
-            continue
-        gain = base.per_token / row.per_token
-        if gain <= 1:
-            what = f"{row.label} is quantized but no faster per token than {base.label}"
-            yield f"{what} ({ratio(gain)}): {_why_slow(row)}"
 
 
 def _emulated(rows: Sequence[Row]) -> Iterator[str]:
@@ -124,17 +107,6 @@ def _mixed(rows: Sequence[Row]) -> Iterator[str]:
                 f"{row.label} ran in {_runtime(row)} and {base.label} in {_runtime(base)}: "
                 "how much faster it is includes the change of runtime."
             )
-
-
-def _why_slow(row: Row) -> str:
-    matrices = (row.manifest.quantization or {}).get("matrices", [])
-    blocks = sorted({matrix.get("block") for matrix in matrices if matrix.get("block")} - set(FAST_BLOCKS))
-    if blocks:
-        sizes = ", ".join(map(str, blocks))
-        return f"its block size {sizes} has no fast kernel; {', '.join(map(str, FAST_BLOCKS))} have."
-    if row.record.parameters is not None and row.record.parameters < SMALL_MODEL:
-        return "at this size a step's time goes to calling kernels, not to reading weights."
-    return "nothing recorded in the artifact explains it."
 
 
 def _reload(runs: Sequence[Run]) -> Iterator[str]:

@@ -17,23 +17,27 @@ from compress.models.settings import copy_settings
 from compress.models.structure import stock_tensors
 from compress.onnx.activations import require_activation
 from compress.onnx.export import Packed, export
+from compress.schema import added
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage, owners
-from compress.surgery.quantize import QuantizationSpec
+from compress.surgery.quantize import ActivationName, QuantizationSpec
 
 
 class ExportOnnx(Stage):
     """Write ``model.onnx`` with a key/value cache, or an encoder and its decoder, float or packed as the source is.
 
     ``graph: decoding`` is built from onnxruntime's fused operators; ``plain`` is what torch's exporter makes of the
-    stock model, float only. A packed graph quantizes the inputs of products per block, as its kernel does. A source
-    that was trained with another scheme, or with none, needs ``activations: replace``, and its quality has to be
-    measured again on the exported artifact.
+    stock model, float only. A packed graph takes the inputs of products as the source does: in 8 bits per block, as the
+    fast kernels do, or as they are (weight-only). No kernel takes them as ``scheme: paper`` does. What ``replace`` and
+    ``float`` make is not what was trained, so its quality has to be measured again on the exported artifact.
     """
 
     type: Literal["export_onnx"] = "export_onnx"
     graph: Literal["decoding", "plain"] = "decoding"
-    activations: Literal["exact", "replace"] = "exact"
+    activations: Literal["exact", "replace", "float"] = "exact"
+    """Inputs of packed products: as the source takes them; in 8 bits per block instead; or in float32 instead."""
+    head: Literal["tied", "split"] = added("tied")
+    """Of a packed model: the token embedding reads the head's codes, or has rows of its own in float32."""
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "onnx", "bitsandbytes"})
     gives: ClassVar[frozenset[str]] = frozenset({"onnx"})
@@ -42,9 +46,10 @@ class ExportOnnx(Stage):
         spec = source.manifest.quantization
         packed = None
         if spec is not None:
-            spec = _deployed(source, spec) if self.activations == "replace" else spec
+            if self.activations != "exact":
+                spec = _with_inputs(source, spec, "block" if self.activations == "replace" else "none")
             source = replace(source, manifest=source.manifest.model_copy(update={"quantization": spec}))
-            packed = Packed(spec, load_file(source.path / QUANTIZED))
+            packed = Packed(spec, load_file(source.path / QUANTIZED), split=self.head == "split")
         model = source.model()
         copy_settings(source.path, out)
         _write_tokenizer_file(source, out)
@@ -81,13 +86,19 @@ class ExportOnnx(Stage):
             yield "graph: plain is traced from decoders alone; an encoder and its decoder take decoding"
         if self.graph == "plain" and quantized:
             yield "graph: plain holds float weights only; a quantized model takes decoding"
-        if quantized and not source.deployable and self.activations == "exact":
+        if source.scheme == "paper" and self.activations == "exact":
             yield (
                 "activations: exact is impossible, the kernel quantizes them per block and this model otherwise; "
-                "allowed: replace, or scheme block in quantize"
+                "allowed: replace, float, or scheme block in quantize"
             )
-        if self.activations == "replace" and (source.deployable or not quantized):
-            yield "activations: replace has nothing to replace; allowed: exact"
+        if self.activations == "replace" and source.scheme in (None, "block"):
+            yield f"activations: replace has nothing to replace; allowed: exact{', float' if quantized else ''}"
+        if self.activations == "float" and source.scheme in (None, "none"):
+            yield "activations: float changes nothing, inputs of products are float32 already; allowed: exact"
+        if self.head == "split" and not quantized:
+            yield "head: split needs packed codes to keep apart, and this model has none; allowed: tied"
+        elif self.head == "split" and not source.config.tie_word_embeddings:
+            yield "head: split has nothing to split, head and embedding of this model are not tied; allowed: tied"
 
 
 def _write_tokenizer_file(source: Artifact, out: Path) -> None:
@@ -97,12 +108,12 @@ def _write_tokenizer_file(source: Artifact, out: Path) -> None:
         tokenizer.backend_tokenizer.save(str(file))
 
 
-def _deployed(source: Artifact, spec: QuantizationSpec) -> QuantizationSpec:
-    """The same codes with the activations of the deployed kernel."""
+def _with_inputs(source: Artifact, spec: QuantizationSpec, activations: ActivationName) -> QuantizationSpec:
+    """The same codes, the inputs of products taken otherwise."""
     tables = source.family().embeddings
-    block = {"activations": "block", "clip": None}
+    taken = {"activations": activations, "clip": None}
     return QuantizationSpec(
-        matrices=tuple(each if each.module in tables else each.model_copy(update=block) for each in spec.matrices)
+        matrices=tuple(each if each.module in tables else each.model_copy(update=taken) for each in spec.matrices)
     )
 
 

@@ -109,8 +109,7 @@ class Quantize(Stage):
         )
 
     def shape(self, source: Shape) -> Shape:
-        deployable = self.activations is not None and self.activations.scheme == "block"
-        return replace(super().shape(source), deployable=deployable)
+        return replace(super().shape(source), scheme=self.activations.scheme if self.activations else "none")
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         if self.train.steps != 0:

@@ -13,7 +13,7 @@ from compress.models import family_of
 from compress.models.structure import AxisKind
 from compress.schema import Strict
 from compress.surgery.coverage import Coverage
-from compress.surgery.quantize import QuantizationSpec
+from compress.surgery.quantize import QuantizationSpec, Scheme
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Shape:
     """Kinds of axes that carry masks."""
     scored: bool = False
     """Masked, with units scored and their masks left at 1."""
-    deployable: bool = False
-    """Quantized, with the inputs of products quantized as the deployed kernel does it."""
+    scheme: Scheme | None = None
+    """How a quantized model quantizes the inputs of its products; None for others."""
 
     @property
     def note(self) -> str:

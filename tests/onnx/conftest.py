@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,15 @@ class Exported:
         return onnx.load(self.directory / "model.onnx")
 
 
-def packed_model(model: Any, bits: int, *, embedding: int | None = None, **weights: Any) -> tuple[nn.Module, Packed]:
+def packed_model(
+    model: Any, bits: int, *, embedding: int | None = None, float_inputs: bool = False, **weights: Any
+) -> tuple[nn.Module, Packed]:
     """The deployed form of a model after round-to-nearest quantization, and its packed tensors."""
     family = family_of(model.config)
     config = Quantization(
         weights=WeightQuantization(bits=bits, **weights),  # type: ignore[arg-type]
         embedding=EmbeddingQuantization(bits=embedding or bits),  # type: ignore[arg-type]
-        activations=ActivationQuantization(),
+        activations=None if float_inputs else ActivationQuantization(),
     )
     quantize(model, family, config)
     tensors, spec = packed_state(model)
@@ -56,15 +58,23 @@ def packed_model(model: Any, bits: int, *, embedding: int | None = None, **weigh
 
 @pytest.fixture
 def exported(tmp_path: Path, tiny_gpt2: Callable[..., Any]) -> Callable[..., Exported]:
-    """A function that exports a random GPT-2: bits (0: float), embedding bits, options of ``tiny_gpt2``."""
+    """A function that exports a random GPT-2: bits (0: float), embedding bits, choices, options of ``tiny_gpt2``."""
 
     def make(
-        bits: int = 0, *, embedding: int | None = None, model: Any = None, graph: Any = "decoding", **options: Any
+        bits: int = 0,
+        *,
+        embedding: int | None = None,
+        float_inputs: bool = False,
+        split: bool = False,
+        model: Any = None,
+        graph: Any = "decoding",
+        **options: Any,
     ) -> Exported:
         model = model or tiny_gpt2(**options)
         packed = None
         if bits:
-            model, packed = packed_model(model, bits, embedding=embedding)
+            model, packed = packed_model(model, bits, embedding=embedding, float_inputs=float_inputs)
+            packed = replace(packed, split=split)
         out = tmp_path / "exported"
         out.mkdir()
         model.config.save_pretrained(out)

@@ -52,8 +52,8 @@ def quantized(base: Artifact, directory: Path, scheme: str | None) -> Artifact:
 
 def shape_of(artifact: Artifact) -> Shape:
     spec = artifact.manifest.quantization
-    deployable = spec is not None and spec.deployable
-    return Shape("a", artifact.config(), artifact.sizes(), artifact.traits, root="a", deployable=deployable)
+    scheme = spec.scheme if spec else None
+    return Shape("a", artifact.config(), artifact.sizes(), artifact.traits, root="a", scheme=scheme)
 
 
 def test_a_float_model(base: Artifact, tmp_path: Path) -> None:
@@ -93,17 +93,41 @@ def test_a_quantized_model_keeps_its_spec(base: Artifact, tmp_path: Path) -> Non
     assert result.coverage.bytes_after < (base.path / "model.safetensors").stat().st_size / 2
 
 
-@pytest.mark.parametrize("scheme", ["paper", None])
-def test_other_activations_must_be_replaced(base: Artifact, tmp_path: Path, scheme: str | None) -> None:
-    source = quantized(base, tmp_path / "q", scheme)
+def test_activations_of_a_paper_must_be_replaced(base: Artifact, tmp_path: Path) -> None:
+    source = quantized(base, tmp_path / "q", "paper")
     (problem,) = ExportOnnx().problems(shape_of(source), None)
     assert problem.startswith("activations: exact is impossible")
-    assert not list(ExportOnnx(activations="replace").problems(shape_of(source), None))
     with pytest.raises(ParityError):
         run(ExportOnnx(), source, tmp_path / "exact")
-    result = run(ExportOnnx(activations="replace"), source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "activations", "taken"),
+    [
+        *((None, "exact", "none"), (None, "replace", "block"), ("block", "exact", "block")),
+        *(("block", "float", "none"), ("paper", "replace", "block"), ("paper", "float", "none")),
+    ],
+)
+def test_what_inputs_of_products_become(
+    base: Artifact, tmp_path: Path, scheme: str | None, activations: Any, taken: str
+) -> None:
+    """The record says what the graph computes, and so does the torch model that the record makes of the codes."""
+    source = quantized(base, tmp_path / "q", scheme)
+    stage = ExportOnnx(activations=activations)
+    assert not list(stage.problems(shape_of(source), None))
+    result = run(stage, source, tmp_path / "out")
     assert result.quantization is not None
-    assert result.quantization.deployable
+    assert result.quantization.scheme == taken
+    manifest = source.manifest.model_copy(update={"quantization": result.quantization})
+    ids = torch.randint(1, 67, (1, 5))
+    with torch.no_grad():
+        expected = replace(source, manifest=manifest).model()(ids).logits
+        otherwise = source.model()(ids).logits
+    logits = torch.from_numpy(Runtime.open(tmp_path / "out").logits(ids.numpy()))
+    if taken == "none":  # no step of rounding that a sum in another order could tip
+        torch.testing.assert_close(logits, expected)
+    if activations != "exact":
+        assert (logits - expected).abs().max() < (logits - otherwise).abs().max() / 2
     embedding = next(each for each in result.quantization.matrices if each.module == "transformer.wte")
     assert embedding.activations == "none"
 
@@ -126,12 +150,22 @@ def test_sizes_without_a_stock_class(base: Artifact, tmp_path: Path) -> None:
 def test_what_check_can_see(base: Artifact) -> None:
     shape = shape_of(base)
     assert not list(ExportOnnx().problems(shape, None))
-    packed = replace(shape, traits=frozenset({"quantized"}), deployable=True)
+    packed = replace(shape, traits=frozenset({"quantized"}), scheme="block")
+    floats = replace(packed, scheme="none")
     (problem,) = ExportOnnx(graph="plain").problems(packed, None)
     assert problem.startswith("graph: plain holds float weights only")
-    for source in (shape, packed):
+    for source, allowed in ((shape, "exact"), (packed, "exact, float")):
         (problem,) = ExportOnnx(activations="replace").problems(source, None)
-        assert problem == "activations: replace has nothing to replace; allowed: exact"
+        assert problem == f"activations: replace has nothing to replace; allowed: {allowed}"
+    for source in (shape, floats):
+        (problem,) = ExportOnnx(activations="float").problems(source, None)
+        assert problem.startswith("activations: float changes nothing")
+    assert not list(ExportOnnx(head="split").problems(packed, None))
+    (problem,) = ExportOnnx(head="split").problems(shape, None)
+    assert problem.startswith("head: split needs packed codes")
+    shape.config.tie_word_embeddings = False
+    (problem,) = ExportOnnx(head="split").problems(packed, None)
+    assert problem.startswith("head: split has nothing to split")
     shape.config.activation_function = "prelu"
     (problem,) = ExportOnnx().problems(shape, None)
     assert problem.startswith("activation function 'prelu' cannot be exported")

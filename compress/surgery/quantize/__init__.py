@@ -4,23 +4,27 @@ from compress.surgery.quantize.details import histograms, mean_cosine
 from compress.surgery.quantize.modules import Product, Table, fake_quantized, operands, prepared, quantizer_parameters
 from compress.surgery.quantize.packed import packed_state, restore, unpacked
 from compress.surgery.quantize.spec import (
+    ActivationName,
     ActivationQuantization,
     EmbeddingQuantization,
     MatrixSpec,
     Quantization,
     QuantizationSpec,
+    Scheme,
     WeightQuantization,
     packed_bytes,
 )
 from compress.surgery.quantize.swap import plan, quantize
 
 __all__ = [
+    "ActivationName",
     "ActivationQuantization",
     "EmbeddingQuantization",
     "MatrixSpec",
     "Product",
     "Quantization",
     "QuantizationSpec",
+    "Scheme",
     "Table",
     "WeightQuantization",
     "fake_quantized",

@@ -14,6 +14,7 @@ Bits = Literal[2, 3, 4, 8]
 Granularity = Literal["tensor", "row"]
 MethodName = Literal["dynamic_scaling", "pact", "lsq", "laq", "twn", "round_to_nearest"]
 ActivationName = Literal["none", "block", "symmetric", "asymmetric"]
+Scheme = Literal["none", "block", "paper"]
 
 BLOCKS = (128, 64, 32)
 """Block sizes that deployed kernels compute fast, the preferred one first."""
@@ -125,9 +126,12 @@ class QuantizationSpec(Strict):
         return [matrix for matrix in self.matrices if not matrix.shares]
 
     @property
-    def deployable(self) -> bool:
-        """The inputs of products are quantized as the deployed kernel does it."""
-        return any(matrix.activations == "block" for matrix in self.matrices)
+    def scheme(self) -> Scheme:
+        """How the inputs of products are quantized: not at all, as the deployed kernel does it, or as papers do."""
+        found = {matrix.activations for matrix in self.matrices} - {"none"}
+        if not found:
+            return "none"
+        return "block" if found == {"block"} else "paper"
 
 
 def block_size(columns: int) -> int:

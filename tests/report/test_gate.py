@@ -1,0 +1,177 @@
+"""Quantized exports that are no faster are told, with reasons that the figures bear out; and what each export costs."""
+
+from dataclasses import replace
+
+import pytest
+
+from compress.report import build, numbers, sections, slow_exports, words
+from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun, Step
+from tests.report.workdir import MB, write_run
+
+VNNI = {"instructions": ["avx2", "avx512_vnni"], "cache_bytes": 32 * MB}
+
+
+def export(
+    name, *, token, prompt, size=500.0, bits=None, inputs="block", block=128, millions=100.0, ppl=50.0, head=None
+):
+    """A record and the stage it is of; ``bits`` None is a float export."""
+    record = Record(
+        name=name,
+        bytes=int(size * MB),
+        parameters=int(millions * 1e6),
+        quality={"perplexity": ppl},
+        speed=Speed(per_token_ms=Percentiles(p50=token), prefill_ms=Percentiles(p50=prompt)),
+    )
+    matrices = [
+        {"bits": bits, "block": block, "activations": "none", "module": "tokens"},
+        {"bits": bits, "block": block, "activations": inputs, "module": "product"},
+    ]
+    lineage = (Step(stage=name, type="export_onnx", config={"head": head} if head else {}),)
+    traits = ("onnx",) if bits is None else ("quantized", "onnx")
+    manifest = Manifest(traits=traits, quantization=None if bits is None else {"matrices": matrices}, lineage=lineage)
+    return record, Stage(StageRun(name=name, type="export_onnx", path=name), manifest, (), {})
+
+
+def rows_of(*exports, environment=None):
+    records, stages = zip(*exports, strict=True)
+    file = RunFile(models={record.name: "" for record in records}, environment=environment or {})
+    return numbers.rows_of([Run("run", file, Measurements(artifacts=records), stages)])
+
+
+def told(*exports, environment=VNNI):
+    rows = rows_of(*exports, environment=environment)
+    found = words.warnings([rows[0].run], rows)
+    assert all("\n" not in line and line.endswith(".") and "None" not in line for line in found)
+    return found
+
+
+BASE = export("base", token=10.0, prompt=80.0)
+
+
+@pytest.mark.parametrize(
+    ("token", "prompt", "where"),
+    [
+        (5.0, 40.0, []),
+        (9.99, 79.9, []),
+        (10.0, 40.0, ["per token"]),
+        (5.0, 90.0, ["at a prompt"]),
+        (11.0, 90.0, ["per token", "at a prompt"]),
+    ],
+)
+def test_each_time_is_held_against_the_float_export(token, prompt, where):
+    found = told(BASE, export("small", token=token, prompt=prompt, bits=4, size=60))
+    assert [line.split(" no faster ")[1].split(" than base ")[0] for line in found] == where
+
+
+def test_the_line_has_both_figures():
+    (line,) = told(BASE, export("small", token=12.5, prompt=40.0, bits=4))
+    assert line.startswith(
+        "small is quantized but no faster per token than base (0.80x): 12.50 against 10.00 ms; nothing recorded"
+    )
+
+
+def test_a_float_export_is_not_held_to_be_faster():
+    assert not told(BASE, export("again", token=12.0, prompt=99.0))
+
+
+CACHED = {"size": 20.0}
+
+
+@pytest.mark.parametrize(
+    ("base", "small", "environment", "reason"),
+    [
+        ({}, {"block": 16}, VNNI, "block size 16 has no fast kernel; 32, 64, 128 have"),
+        ({}, {"bits": 2, "inputs": "none"}, VNNI, "its 2-bit codes become float32 weights when it is opened"),
+        ({}, {"inputs": "none"}, VNNI, "codes are turned into float32 numbers at each use"),
+        ({}, {}, {"instructions": ["avx2"]}, "no dot products of 8-bit numbers"),
+        ({}, {}, {"instructions": []}, "no dot products of 8-bit numbers"),
+        (CACHED, {}, VNNI, "base fits into the processor's cache (20.00 of 32.00 MB)"),
+        ({"millions": 2.0}, {"millions": 2.0}, {}, "a step's time goes to calling kernels"),
+    ],
+)
+def test_reasons_come_from_what_was_recorded(base, small, environment, reason):
+    """Each is there where the record says so, and not with another record."""
+    slow = {"token": 12.0, "prompt": 40.0}
+    (line,) = told(
+        export("base", token=10.0, prompt=80.0, **base),
+        export("small", **slow, **{"bits": 4, **small}),
+        environment=environment,
+    )
+    assert reason in line
+    (other,) = told(BASE, export("small", **slow, bits=4))
+    assert reason not in other
+
+
+@pytest.mark.parametrize(("bits", "longest"), [(2, True), (4, False), (8, False)])
+def test_a_prompt_has_reasons_of_its_own(bits, longest):
+    (line,) = told(BASE, export("small", token=5.0, prompt=90.0, bits=bits))
+    assert "share one reading of the weights" in line
+    assert ("2-bit codes takes longer" in line) == longest
+    assert "calling kernels" not in line
+
+
+def test_codes_that_became_floats_have_one_reason():
+    """Neither the cache nor unpacking matter to products of float32 weights."""
+    slow = {"token": 12.0, "prompt": 90.0, "millions": 2.0}
+    lines = told(export("base", token=10.0, prompt=80.0, size=20), export("small", **slow, bits=8, inputs="none"))
+    assert len(lines) == 2
+    assert all(line.count(";") == 1 and "its 8-bit codes become float32 weights" in line for line in lines)
+
+
+def test_costs_are_against_the_first_float_export():
+    rows = rows_of(
+        export("cut", token=8.0, prompt=60.0, size=400, ppl=40.0),
+        export("w2", token=2.0, prompt=30.0, size=40, bits=2, ppl=42.0, head="split"),
+        export("w4", token=4.0, prompt=120.0, size=80, bits=4, inputs="none", ppl=40.0),
+    )
+    table = sections.exports(rows)
+    assert table.titles == [
+        *[
+            ("artifact", ""),
+            ("form", ""),
+            ("size", "MB"),
+            ("smaller", ""),
+            ("per token", "ms"),
+            ("faster", "per token"),
+        ],
+        *[("prefill", "ms"), ("faster", "prefill"), ("perplexity", ""), ("change", "of perplexity")],
+    ]
+    assert table.lines == [
+        ["cut", "float32", "400.0", "–", "8.00", "–", "60.00", "–", "40.00", "–"],
+        ["w2", "W2A8, split head", "40.00", "10.0x", "2.00", "4.0x", "30.00", "2.0x", "42.00", "+5.0 %"],
+        ["w4", "W4A32", "80.00", "5.0x", "4.00", "2.0x", "120.0", "0.50x", "40.00", "+0.0 %"],
+    ]
+
+
+def test_costs_need_a_float_and_a_quantized_export_with_times():
+    small = export("small", token=5.0, prompt=40.0, bits=4)
+    untimed = replace_speed(small)
+    for exports in ([BASE], [small], [BASE, untimed], [replace_speed(BASE), small]):
+        assert sections.exports(rows_of(*exports)).lines == []
+    assert len(sections.exports(rows_of(BASE, small, replace_speed(BASE, "other"))).lines) == 2
+
+
+def replace_speed(found, name=None):
+    record, stage = found
+    name = name or record.name
+    entry = stage.entry.model_copy(update={"name": name})
+    return record.model_copy(update={"speed": Speed(), "name": name}), replace(stage, entry=entry)
+
+
+def test_a_report_has_the_table(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    build([workdir], tmp_path)
+    markdown, page = ((tmp_path / f"report.{suffix}").read_text() for suffix in ("md", "html"))
+    assert "| small-onnx | W2A8 | 18.20 | 26.1x | 0.71 | 16.5x | 33.20 | 2.5x | 58.02 | +5.7 % | 221.9 |" in markdown
+    assert page.count("What each export costs") == markdown.count("What each export costs") == 1
+    build([write_run(tmp_path / "unmeasured", measure=frozenset({"size"}))], tmp_path)
+    assert "What each export costs" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_work_directory_says_which_exports_are_slow(tmp_path):
+    workdir = write_run(tmp_path / "run")
+    assert slow_exports(workdir) == []
+    path = workdir / "measurements.json"
+    path.write_text(path.read_text().replace('"per_token_ms": {"p50": 0.71', '"per_token_ms": {"p50": 12.71'))
+    (line,) = slow_exports(workdir)
+    assert line.startswith("small-onnx is quantized but no faster per token than base-onnx (0.92x): 12.71 against")

@@ -16,7 +16,8 @@ from compress.surgery.quantize import MatrixSpec, QuantizationSpec
 def read_weights(
     model: nn.Module, spec: QuantizationSpec | None = None, tensors: Mapping[str, Tensor] | None = None
 ) -> Weights:
-    """Weights of a stock model; where ``spec`` names a module, the codes and scales in ``tensors`` in place of its own.
+    """Weights of a stock model; where ``spec`` names a module, the codes and scales in ``tensors`` in place of its own,
+    and the float16 numbers that it names.
 
     Modules that share one parameter share one stored weight.
     """
@@ -38,6 +39,9 @@ def read_weights(
         if buffer.ndim == 2 and len(buffer) == 1:  # a bias of logits, stored as a row
             vectors[name] = buffer.detach().cpu().numpy()[0]
     if spec is not None and tensors is not None:
+        for name in spec.half:
+            module = name.removesuffix(".weight")
+            matrices[module] = FloatMatrix(name, tensors[name].numpy())
         matrices |= {matrix.module: _packed(matrix, tensors) for matrix in spec.matrices}
     return Weights(matrices, vectors, epsilons)
 

@@ -101,9 +101,8 @@ def _deployed(source: Artifact, spec: QuantizationSpec) -> QuantizationSpec:
     """The same codes with the activations of the deployed kernel."""
     tables = source.family().embeddings
     block = {"activations": "block", "clip": None}
-    return QuantizationSpec(
-        matrices=tuple(each if each.module in tables else each.model_copy(update=block) for each in spec.matrices)
-    )
+    matrices = tuple(each if each.module in tables else each.model_copy(update=block) for each in spec.matrices)
+    return spec.model_copy(update={"matrices": matrices})
 
 
 def _bytes(directory: Path, pattern: str) -> int:

@@ -9,9 +9,11 @@ from compress.surgery.quantize.spec import (
     MatrixSpec,
     Quantization,
     QuantizationSpec,
+    Storage,
     WeightQuantization,
     packed_bytes,
 )
+from compress.surgery.quantize.storage import left_in_float32
 from compress.surgery.quantize.swap import plan, quantize
 
 __all__ = [
@@ -21,10 +23,12 @@ __all__ = [
     "Product",
     "Quantization",
     "QuantizationSpec",
+    "Storage",
     "Table",
     "WeightQuantization",
     "fake_quantized",
     "histograms",
+    "left_in_float32",
     "mean_cosine",
     "operands",
     "packed_bytes",

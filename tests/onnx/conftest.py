@@ -47,7 +47,7 @@ FLOAT32, FLOAT16 = Storage(), Storage(scales="float16", positions="float16")
 def packed_model(
     model: Any, bits: int, *, embedding: int | None = None, rows: Any = "row", store: Storage = FLOAT32, **weights: Any
 ) -> tuple[nn.Module, Packed]:
-    """The deployed form of a model after quantization, and its packed tensors; ``rows`` is the embedding's granularity."""
+    """The deployed form of a quantized model, and its packed tensors; ``rows`` is the embedding's granularity."""
     family = family_of(model.config)
     config = Quantization(
         weights=WeightQuantization(bits=bits, **weights),  # type: ignore[arg-type]

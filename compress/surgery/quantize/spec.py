@@ -154,6 +154,11 @@ class QuantizationSpec(Strict):
         return [matrix for matrix in self.matrices if not matrix.shares]
 
     @property
+    def note(self) -> str:
+        """What sizes hide; empty where they hide nothing."""
+        return "3-bit codes take 4 bits" if any(matrix.bits == 3 for matrix in self.stored) else ""
+
+    @property
     def deployable(self) -> bool:
         """The inputs of products are quantized as the deployed kernel does it."""
         return any(matrix.activations == "block" for matrix in self.matrices)

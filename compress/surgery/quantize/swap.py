@@ -111,5 +111,5 @@ def _coverage(model: nn.Module, spec: QuantizationSpec) -> Coverage:
         parameters_total=sum(parameter.numel() for parameter in model.parameters()),
         bytes_before=4 * elements,
         bytes_after=packed_bytes(spec, elements),
-        note="3-bit codes take 4 bits" if any(matrix.bits == 3 for matrix in spec.stored) else "",
+        note=spec.note,
     )

@@ -63,6 +63,14 @@ class Graph:
         self._weights.setdefault(name, np.ascontiguousarray(value))
         return name
 
+    def floats(self, name: str, value: np.ndarray[Any, Any]) -> str:
+        """Store a weight as `weight` does; one of float16 is cast to float32, once, when a session opens."""
+        new = name not in self._weights
+        stored = self.weight(name, value)
+        if value.dtype == np.float32:
+            return stored
+        return self.node("Cast", [stored], f"{name}.float32", to=FLOAT) if new else f"{name}.float32"
+
     def integers(self, *values: int) -> str:
         """A constant vector of int64, such as a shape."""
         return self.weight("shape_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))

@@ -87,13 +87,14 @@ def check_parity(
             floats = _compare(model, twin, cases)
             float_limit = FLOAT_LIMIT * floats.spread
             _require(runtime, "logits with float inputs of products differ", floats.error, float_limit)
-            _greedy(model, twin, floats.error, prompts)  # whose error leaves hardly a token undecided
+            _greedy(model, twin, floats.error, float_limit, prompts)  # whose error leaves hardly a token undecided
         figures |= {"max_float_logit_error": floats.error, "float_limit": float_limit}
         effect = float(np.abs(compared.reference - floats.reference).max())
         limit = max(PACKED_LIMIT * compared.spread, ROUNDING_LIMIT * effect)
     _require(runtime, "logits differ", compared.error, limit)
     figures |= {"max_logit_error": compared.error, "limit": limit, "logit_range": compared.spread}
-    return figures | {"positions": len(compared.reference)} | _greedy(model, runtime, compared.error, prompts)
+    greedy = _greedy(model, runtime, compared.error, limit, prompts)
+    return figures | {"positions": len(compared.reference)} | greedy
 
 
 def _require(runtime: Runtime, what: str, error: float, limit: float) -> None:
@@ -150,11 +151,12 @@ def _compare(model: nn.Module, runtime: Runtime, cases: Iterable[Case]) -> _Comp
     return _Comparison(float(np.max(errors)), np.concatenate(references))  # which, unlike max, lets no NaN through
 
 
-def _greedy(model: nn.Module, runtime: Runtime, error: float, prompts: Array) -> dict[str, float]:
+def _greedy(model: nn.Module, runtime: Runtime, error: float, limit: float, prompts: Array) -> dict[str, float]:
     """Let the graph write; wherever torch's choice after the same tokens is clear, it must be the graph's.
 
-    One pass of torch over the finished text says what it would have chosen at each place. Nothing is chosen where the
-    context has no room for a prompt and a new token, or the vocabulary has one token.
+    One pass of torch over the finished text says what it would have chosen at each place. A choice is clear where its
+    two best logits lie further apart than twice the largest error, that along this text included, which the limit holds
+    too: here may lie a step of rounding that no earlier comparison met. Nothing is chosen where the context has no room for a prompt and a new token, or the vocabulary has one token.
     """
     asked = prompts.shape[1]
     if not asked or model.config.vocab_size == 1:  # type: ignore[union-attr]
@@ -165,10 +167,13 @@ def _greedy(model: nn.Module, runtime: Runtime, error: float, prompts: Array) ->
     length = 1 if runtime.reads_sources else asked
     written, read = text[:, length:], text[:, :-1]
     whole = None if source is None else np.ones_like(source)
-    case = Case(read, np.ones_like(read), (), source, whole)
-    reference = torch_logits(model, case)[:, length - 1 :]
+    pieces = (length, *(1,) * (read.shape[1] - length))
+    case = Case(read, np.ones_like(read), pieces, source, whole)
+    reference, seen = (found[:, length - 1 :] for found in (torch_logits(model, case), graph_logits(runtime, case)))
+    along = float(np.abs(seen - reference).max())
+    _require(runtime, "logits of greedy text differ", along, limit)
     second, first = np.moveaxis(np.partition(reference, -2)[..., -2:], -1, 0)
-    clear = first - second > 2 * error
+    clear = first - second > 2 * max(error, along)
     wrong = (clear & (reference.argmax(-1) != written)).any(axis=0)
     if wrong.any():
         raise ParityError(f"{runtime.files}: greedy text differs from torch at new token {wrong.argmax() + 1}")

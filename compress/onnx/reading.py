@@ -20,7 +20,7 @@ def read_weights(
     *,
     split: bool = False,
 ) -> Weights:
-    """Weights of a stock model; where ``spec`` names a module, the codes and scales in ``tensors`` in place of its own.
+    """Weights of a stock model; what ``spec`` names comes as codes and scales, or as float16, from ``tensors``.
 
     Modules that share one parameter share one stored weight. With ``split``, token embeddings do not: they get their
     dequantized rows in float32.
@@ -43,10 +43,18 @@ def read_weights(
         if buffer.ndim == 2 and len(buffer) == 1:  # a bias of logits, stored as a row
             vectors[name] = buffer.detach().cpu().numpy()[0]
     if spec is not None and tensors is not None:
-        matrices |= {matrix.module: _packed(matrix, tensors) for matrix in spec.matrices}
-        if split:
-            matrices |= {matrix.module: _rows(matrix, model) for matrix in spec.matrices if _is_table(matrix, model)}
+        matrices |= _quantized(model, spec, tensors, split=split)
     return Weights(matrices, vectors, epsilons)
+
+
+def _quantized(
+    model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str, Tensor], *, split: bool
+) -> Mapping[str, Matrix]:
+    """What stands in place of a model's own matrices: float16 tables, codes, and rows that are stored apart."""
+    halved = {name.removesuffix(".weight"): FloatMatrix(name, tensors[name].numpy()) for name in spec.half}
+    coded = {matrix.module: _packed(matrix, tensors) for matrix in spec.matrices}
+    apart = [matrix for matrix in spec.matrices if split and isinstance(model.get_submodule(matrix.module), Table)]
+    return halved | coded | {matrix.module: _rows(matrix, model) for matrix in apart}
 
 
 def _packed(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> PackedMatrix:
@@ -54,10 +62,6 @@ def _packed(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> PackedMatrix:
     codes, scales = (tensors[f"{owner}.{part}"].numpy() for part in ("codes", "scale"))
     bits, float_inputs = storage_bits(matrix.bits), matrix.activations == "none"
     return PackedMatrix(owner, codes, scales, bits, matrix.block, matrix.shape[1], float_inputs)
-
-
-def _is_table(matrix: MatrixSpec, model: nn.Module) -> bool:
-    return isinstance(model.get_submodule(matrix.module), Table)
 
 
 def _rows(matrix: MatrixSpec, model: nn.Module) -> FloatMatrix:

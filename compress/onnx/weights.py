@@ -53,7 +53,7 @@ def float_product(graph: Graph, module: str, x: str, weight: str, bias: str, out
 
 @dataclass(frozen=True)
 class FloatMatrix:
-    """A float32 weight [N, K]."""
+    """A weight [N, K] of float32, or float16 that is computed with in float32."""
 
     name: str
     values: Array
@@ -67,15 +67,15 @@ class FloatMatrix:
         return int(self.values.shape[1])
 
     def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
-        return float_product(graph, module, x, graph.weight(self.name, self.values), bias, output)
+        return float_product(graph, module, x, graph.floats(self.name, self.values), bias, output)
 
     def rows(self, graph: Graph, ids: str) -> str:
-        return graph.node("Gather", [graph.weight(self.name, self.values), ids])
+        return graph.node("Gather", [graph.floats(self.name, self.values), ids])
 
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """Codes [N, blocks, bytes of a block] and scales: one ([]), or one a row ([N])."""
+    """Codes [N, blocks, bytes of a block] and scales: one ([]), one a row ([N]), or one a block ([N, blocks])."""
 
     name: str
     codes: Array
@@ -137,9 +137,11 @@ class PackedMatrix:
 
     def _scales(self, graph: Graph) -> str:
         """Scales as the kernels want them, [N, blocks], from the few numbers on disk; folded when a session opens."""
+        if self.scales.ndim == 2:
+            return graph.floats(f"{self.name}.scales", self.scales)
         shape = graph.integers(*self.codes.shape[:2])
         if self.scales.ndim:
-            column = graph.weight(f"{self.name}.scales", self.scales.reshape(-1, 1))
+            column = graph.floats(f"{self.name}.scales", self.scales.reshape(-1, 1))
             return graph.node("Expand", [column, shape])
         value = helper.make_tensor("value", FLOAT, [1], [float(self.scales)])
         return graph.node("ConstantOfShape", [shape], value=value)
@@ -215,7 +217,7 @@ class Weights:
         """Neighbouring rows of a module's float weight."""
         matrix = self.matrices[module]
         assert isinstance(matrix, FloatMatrix), f"{module} is packed"
-        return graph.node("Slice", [graph.weight(matrix.name, matrix.values), start, end])
+        return graph.node("Slice", [graph.floats(matrix.name, matrix.values), start, end])
 
     def vector(self, graph: Graph, name: str) -> str:
         """Store a vector."""

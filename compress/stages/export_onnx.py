@@ -64,7 +64,7 @@ class ExportOnnx(Stage):
             parameters_total=numbers,
             bytes_before=_bytes(source.path, "*.safetensors"),
             bytes_after=_bytes(out, "*.onnx*"),
-            note="" if source.stock_shape() else "opens in compress.onnx.runtime only: a shape without stock class",
+            note="; ".join(_notes(source, spec)),
         )
         metrics = {name: float(parity[name]) for name in ("max_logit_error", "limit")}
         return Result(
@@ -112,9 +112,15 @@ def _with_inputs(source: Artifact, spec: QuantizationSpec, activations: Activati
     """The same codes, the inputs of products taken otherwise."""
     tables = source.family().embeddings
     taken = {"activations": activations, "clip": None}
-    return QuantizationSpec(
-        matrices=tuple(each if each.module in tables else each.model_copy(update=taken) for each in spec.matrices)
-    )
+    matrices = tuple(each if each.module in tables else each.model_copy(update=taken) for each in spec.matrices)
+    return spec.model_copy(update={"matrices": matrices})
+
+
+def _notes(source: Artifact, spec: QuantizationSpec | None) -> Iterator[str]:
+    if not source.stock_shape():
+        yield "opens in compress.onnx.runtime only: a shape without stock class"
+    if spec is not None and spec.note:
+        yield spec.note
 
 
 def _bytes(directory: Path, pattern: str) -> int:

@@ -16,17 +16,21 @@ from torch import Tensor, nn
 from compress.artifact import QUANTIZED, Artifact
 from compress.models.settings import copy_settings
 from compress.models.structure import ModelFamily, stock_tensors
+from compress.schema import added
 from compress.stages.fitting import Terms, fit, require_ancestor, side, term_problems
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.quantize import (
     ActivationQuantization,
     EmbeddingQuantization,
     Quantization,
+    Storage,
     WeightQuantization,
     histograms,
+    left_in_float32,
     mean_cosine,
     packed_bytes,
     packed_state,
+    plan,
     quantize,
     quantizer_parameters,
 )
@@ -50,6 +54,7 @@ class Quantize(Stage):
     embedding: EmbeddingQuantization
     activations: ActivationQuantization | None = ActivationQuantization()
     noise_p: float = Field(1.0, ge=0, le=1)
+    store: Storage = added(Storage())
     terms: Terms = (ForwardKL(), TokenContrastive(weight=0.1))
     train: TrainConfig
 
@@ -66,7 +71,11 @@ class Quantize(Stage):
     def quantization(self) -> Quantization:
         """What the surgery has to know."""
         return Quantization(
-            weights=self.weights, embedding=self.embedding, activations=self.activations, noise_p=self.noise_p
+            weights=self.weights,
+            embedding=self.embedding,
+            activations=self.activations,
+            noise_p=self.noise_p,
+            store=self.store,
         )
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
@@ -76,6 +85,7 @@ class Quantize(Stage):
         model = source.model(device=context.device)
         elements = sum(tensor.numel() for tensor in stock_tensors(model))
         crowding = {"source": _crowding(model, family)}
+        intended = plan(model, family, self.quantization())
         coverage = quantize(model, family, self.quantization())
         trained = fit(
             side(source, model),
@@ -88,7 +98,11 @@ class Quantize(Stage):
             groups=_groups(model),
         )
         model.eval()
-        state, spec = packed_state(model)
+        state, spec = packed_state(model, self.store)
+        if wide := left_in_float32(intended, spec):
+            note = f"{coverage.note}; " if coverage.note else ""
+            note += f"float16 does not hold {', '.join(wide)}, stored as float32"
+            coverage = coverage.model_copy(update={"bytes_after": packed_bytes(spec, elements), "note": note})
         copy_settings(source.path, out)
         save_file(state, out / QUANTIZED)
         crowding["quantized"] = _crowding(model, family)

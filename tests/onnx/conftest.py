@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
@@ -18,6 +19,7 @@ from compress.surgery.quantize import (
     ActivationQuantization,
     EmbeddingQuantization,
     Quantization,
+    Storage,
     WeightQuantization,
     packed_state,
     quantize,
@@ -39,18 +41,29 @@ class Exported:
         return onnx.load(self.directory / "model.onnx")
 
 
+FLOAT32, FLOAT16 = Storage(), Storage(scales="float16", positions="float16")
+
+
 def packed_model(
-    model: Any, bits: int, *, embedding: int | None = None, float_inputs: bool = False, **weights: Any
+    model: Any,
+    bits: int,
+    *,
+    embedding: int | None = None,
+    rows: Any = "row",
+    store: Storage = FLOAT32,
+    float_inputs: bool = False,
+    **weights: Any,
 ) -> tuple[nn.Module, Packed]:
-    """The deployed form of a model after round-to-nearest quantization, and its packed tensors."""
+    """The deployed form of a quantized model, and its packed tensors; ``rows`` is the embedding's granularity."""
     family = family_of(model.config)
     config = Quantization(
         weights=WeightQuantization(bits=bits, **weights),  # type: ignore[arg-type]
-        embedding=EmbeddingQuantization(bits=embedding or bits),  # type: ignore[arg-type]
+        embedding=EmbeddingQuantization(bits=embedding or bits, granularity=rows),  # type: ignore[arg-type]
         activations=None if float_inputs else ActivationQuantization(),
+        store=store,
     )
     quantize(model, family, config)
-    tensors, spec = packed_state(model)
+    tensors, spec = packed_state(model, store)
     deployed = build(model.config)
     restore(deployed, family, spec, tensors, dequantize=False)
     return deployed.eval(), Packed(spec, tensors)
@@ -58,22 +71,22 @@ def packed_model(
 
 @pytest.fixture
 def exported(tmp_path: Path, tiny_gpt2: Callable[..., Any]) -> Callable[..., Exported]:
-    """A function that exports a random GPT-2: bits (0: float), embedding bits, choices, options of ``tiny_gpt2``."""
+    """A function that exports a random GPT-2: bits (0: float), options of ``packed_model`` and of ``tiny_gpt2``."""
 
     def make(
         bits: int = 0,
         *,
         embedding: int | None = None,
-        float_inputs: bool = False,
         split: bool = False,
         model: Any = None,
         graph: Any = "decoding",
+        quantization: Mapping[str, Any] = MappingProxyType({}),
         **options: Any,
     ) -> Exported:
         model = model or tiny_gpt2(**options)
         packed = None
         if bits:
-            model, packed = packed_model(model, bits, embedding=embedding, float_inputs=float_inputs)
+            model, packed = packed_model(model, bits, embedding=embedding, **quantization)
             packed = replace(packed, split=split)
         out = tmp_path / "exported"
         out.mkdir()

@@ -58,7 +58,7 @@ def test_unpacked_is_dequantized_to_the_last_bit(bits: int, columns: int) -> Non
 @pytest.mark.parametrize("hidden", [32, 36, 128])
 def test_products_with_float_inputs(exported: Callable[..., Any], bits: int, hidden: int) -> None:
     """As near to torch as float graphs are: nothing is rounded that a sum in another order could tip."""
-    found = exported(bits, hidden=hidden, layers=1, float_inputs=True)
+    found = exported(bits, hidden=hidden, layers=1, quantization={"float_inputs": True})
     assert found.figures["products"] == 5
     assert found.figures["max_product_error"] <= 1e-6
     assert found.figures["max_logit_error"] <= found.figures["limit"] == 1e-4 * found.figures["logit_range"]
@@ -68,7 +68,7 @@ def test_products_with_float_inputs(exported: Callable[..., Any], bits: int, hid
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_no_step_unpacks_codes(exported: Callable[..., Any], bits: int) -> None:
     """Codes with a kernel are read as they are; others are a float weight once the session is open."""
-    found = exported(bits, hidden=64, float_inputs=True)
+    found = exported(bits, hidden=64, quantization={"float_inputs": True})
     counts = optimized(found.directory / "model.onnx")
     products = 2 * 4 + 1
     assert counts["MatMulNBits"] == (products if bits == 4 else 0)
@@ -80,7 +80,7 @@ def test_no_step_unpacks_codes(exported: Callable[..., Any], bits: int) -> None:
 def test_float_inputs_take_the_bytes_of_codes(exported: Callable[..., Any], tmp_path: Path) -> None:
     sizes = []
     for float_inputs in (False, True):
-        found = exported(2, hidden=128, float_inputs=float_inputs)
+        found = exported(2, hidden=128, quantization={"float_inputs": float_inputs})
         sizes.append((found.directory / "model.onnx").stat().st_size)
         found.directory.rename(tmp_path / f"kept-{float_inputs}")
     assert abs(sizes[0] - sizes[1]) < 12_000
@@ -94,7 +94,7 @@ def quantizing_inputs(graph: onnx.ModelProto) -> None:
 def test_a_wrong_product_with_float_inputs_fails(
     exported: Callable[..., Any], mutate: Callable[[onnx.ModelProto], None]
 ) -> None:
-    found = exported(4, hidden=64, float_inputs=True)
+    found = exported(4, hidden=64, quantization={"float_inputs": True})
     graph = found.graph
     mutate(graph)
     onnx.save(graph, found.directory / "model.onnx")
@@ -105,7 +105,7 @@ def test_a_wrong_product_with_float_inputs_fails(
 @pytest.mark.parametrize(("name", "by"), [("scalar_2.0", 1.0), ("mask_2", 1), ("shifts_2", 2)])
 def test_wrong_unpacking_fails(exported: Callable[..., Any], name: str, by: Any) -> None:
     """Another zero, another mask, bits that start elsewhere."""
-    found = exported(2, hidden=64, float_inputs=True)
+    found = exported(2, hidden=64, quantization={"float_inputs": True})
     graph = found.graph
     (tensor,) = [each for each in graph.graph.initializer if each.name == name]
     moved = onnx.numpy_helper.to_array(tensor)
@@ -118,7 +118,7 @@ def test_wrong_unpacking_fails(exported: Callable[..., Any], name: str, by: Any)
 @pytest.mark.parametrize("bits", [2, 4])
 def test_a_reference_with_other_inputs_fails(exported: Callable[..., Any], bits: int) -> None:
     """Torch with 8-bit inputs is no reference of a weight-only graph, nor torch with float ones of the other."""
-    found = exported(bits, hidden=64, float_inputs=True)
+    found = exported(bits, hidden=64, quantization={"float_inputs": True})
     for module in found.model.modules():
         if isinstance(module, Product):
             module.spec = module.spec.model_copy(update={"activations": "block"})
@@ -168,7 +168,7 @@ def test_both_choices_for_an_encoder_and_its_decoder(
     exported: Callable[..., Any], tiny_bart: Callable[..., Any], bits: int
 ) -> None:
     """Both stacks read one table of rows, stored once; attention's products are joined as ever."""
-    found = exported(bits, model=tiny_bart(vocab=500), float_inputs=True, split=True)
+    found = exported(bits, model=tiny_bart(vocab=500), quantization={"float_inputs": True}, split=True)
     assert found.figures["max_logit_error"] <= found.figures["limit"] == 1e-4 * found.figures["logit_range"]
     decoder = onnx.load(found.directory / DECODER_FILE, load_external_data=False).graph
     (rows,) = [tensor for tensor in decoder.initializer if tensor.name.endswith(".rows")]

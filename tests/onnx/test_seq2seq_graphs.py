@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from compress.onnx.runtime import Runtime
 from compress.surgery.cut import cut
 from compress.surgery.quantize import packed_bytes
 
+from .conftest import FLOAT16
 from .test_decoding_graph import BATCH_1_STEP, shape_of
+
+GROUPS = {"granularity": "group", "rows": "group"}
 
 GRAPHS_BYTES = 40_000
 """Upper bound for what the nodes of two tiny graphs take."""
@@ -30,10 +33,10 @@ GRAPHS_BYTES = 40_000
 
 @pytest.fixture
 def bart(exported: Callable[..., Any], tiny_bart: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that exports a random BART: bits (0: float), embedding bits, options of ``tiny_bart``."""
+    """A function that exports a random BART: bits (0: float), options of ``packed_model`` and of ``tiny_bart``."""
 
-    def make(bits: int = 0, *, embedding: int | None = None, model: Any = None, **options: Any) -> Any:
-        return exported(bits, embedding=embedding, model=model or tiny_bart(**options))
+    def make(bits: int = 0, *, model: Any = None, quantization: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        return exported(bits, model=model or tiny_bart(**options), quantization=quantization or {})
 
     return make
 
@@ -112,6 +115,35 @@ def test_every_shape_passes_the_gate(bart: Callable[..., Any], bits: int, option
 def test_other_widths(bart: Callable[..., Any], bits: int) -> None:
     figures = bart(bits, hidden=48)
     assert figures.figures["max_product_error"] <= 1e-5
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("hidden", [32, 40])
+@pytest.mark.parametrize("quantization", [GROUPS, {"store": FLOAT16}, {**GROUPS, "store": FLOAT16}], ids=str)
+def test_every_granularity_and_type(
+    bart: Callable[..., Any], bits: int, hidden: int, quantization: dict[str, Any]
+) -> None:
+    figures = bart(bits, hidden=hidden, layers=1, quantization=quantization).figures
+    assert figures["max_product_error"] <= 1e-5
+    assert figures["max_float_logit_error"] <= figures["float_limit"]
+
+
+@pytest.mark.parametrize("quantization", [GROUPS, {"store": FLOAT16}, {**GROUPS, "store": FLOAT16}], ids=str)
+def test_scales_and_positions_are_stored_once(
+    bart: Callable[..., Any], tiny_bart: Callable[..., Any], quantization: dict[str, Any]
+) -> None:
+    model = tiny_bart(vocab=2100, layers=1)
+    numbers = sum(tensor.numel() for tensor in stock_tensors(model))
+    found = bart(2, model=model, quantization=quantization)
+    size = sum(file.stat().st_size for file in found.directory.glob("*.onnx*"))
+    expected = packed_bytes(found.packed.spec, numbers)
+    scales = found.packed.tensors["model.shared.scale"].nbytes
+    if "store" in quantization:
+        assert scales == 2 * 2100
+        assert expected == packed_bytes(found.packed.spec.model_copy(update={"half": {}}), numbers) - 2 * 2 * 66 * 32
+    assert expected <= size <= expected + GRAPHS_BYTES
+    shared = 2100 * 32 // 4 + scales
+    assert shared <= (found.directory / SHARED_FILE).stat().st_size <= shared + 128
 
 
 def test_unequal_heads_and_ffn_export(bart: Callable[..., Any], tiny_bart: Callable[..., Any]) -> None:

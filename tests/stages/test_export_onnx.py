@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -39,12 +40,12 @@ def base(tmp_path: Path, tiny_gpt2: Any) -> Artifact:
     return adopt(tmp_path / "base")
 
 
-def quantized(base: Artifact, directory: Path, scheme: str | None) -> Artifact:
+def quantized(base: Artifact, directory: Path, scheme: str | None, *, bits: int = 4, **store: Any) -> Artifact:
     activations = scheme and {"scheme": scheme}
-    config = {"weights": {"bits": 4}, "embedding": {"bits": 4}, "activations": activations}
-    model = base.model()
-    quantize(model, base.family(), Quantization.model_validate(config))
-    tensors, spec = packed_state(model)
+    config = {"weights": {"bits": bits}, "embedding": {"bits": 4}, "activations": activations, "store": store}
+    settings, model = Quantization.model_validate(config), base.model()
+    quantize(model, base.family(), settings)
+    tensors, spec = packed_state(model, settings.store)
     copy_settings(base.path, directory)
     save_file(tensors, directory / QUANTIZED)
     return sealed(directory, base, traits=["quantized"], kept={}, quantization=spec)
@@ -91,6 +92,24 @@ def test_a_quantized_model_keeps_its_spec(base: Artifact, tmp_path: Path) -> Non
     assert result.traits == {"quantized", "onnx"}
     assert result.quantization == source.manifest.quantization
     assert result.coverage.bytes_after < (base.path / "model.safetensors").stat().st_size / 2
+
+
+@pytest.mark.parametrize(("bits", "note"), [(3, "3-bit codes take 4 bits"), (2, "")])
+def test_three_bits_are_noted(base: Artifact, tmp_path: Path, bits: int, note: str) -> None:
+    assert (
+        run(ExportOnnx(), quantized(base, tmp_path / "q", "block", bits=bits), tmp_path / "out").coverage.note == note
+    )
+
+
+@pytest.mark.parametrize("scheme", ["block", "paper"])
+def test_float16_is_kept(base: Artifact, tmp_path: Path, scheme: str) -> None:
+    source = quantized(base, tmp_path / "q", scheme, scales="float16", positions="float16")
+    result = run(ExportOnnx(activations="exact" if scheme == "block" else "replace"), source, tmp_path / "out")
+    assert result.quantization is not None and source.manifest.quantization is not None
+    assert result.quantization.half == source.manifest.quantization.half != {}
+    stored = onnx.load(tmp_path / "out" / "model.onnx").graph.initializer
+    halves = {tensor.name for tensor in stored if tensor.data_type == onnx.TensorProto.FLOAT16}
+    assert halves == {"transformer.wpe.weight", "transformer.wte.scales"}
 
 
 def test_activations_of_a_paper_must_be_replaced(base: Artifact, tmp_path: Path) -> None:

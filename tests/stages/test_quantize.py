@@ -90,6 +90,58 @@ def test_bytes_are_those_on_disk(tmp_path: Path, base: Artifact) -> None:
     assert result.coverage.modules_touched == 6
 
 
+STORE = {"scales": "float16", "positions": "float16"}
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "group"])
+def test_float16_on_disk(tmp_path: Path, base: Artifact, granularity: str) -> None:
+    weights = {"bits": 2, "granularity": granularity}
+    plain, _ = run(stage_of(weights=weights), base, tmp_path / "plain", Context(models={}))
+    sealed, result = run(stage_of(weights=weights, store=STORE), base, tmp_path / "half", Context(models={}))
+    exact, tensors = (_tensors(artifact.path / QUANTIZED) for artifact in (plain, sealed))
+    assert result.coverage.bytes_after == sum(tensor.nbytes for tensor in tensors.values())
+    assert not result.coverage.note and plain.digest != sealed.digest
+    for name in ("transformer.wte.scale", "transformer.wpe.weight"):
+        assert torch.equal(tensors[name], exact[name].half())
+    model: Any = sealed.model()
+    assert torch.equal(model.transformer.wpe.weight, tensors["transformer.wpe.weight"].float())
+    codes = {name: tensor for name, tensor in tensors.items() if name.endswith(".codes")}
+    assert all(torch.equal(tensor, exact[name]) for name, tensor in codes.items())
+
+
+def test_what_float16_does_not_hold_is_told(tmp_path: Path, tiny_gpt2: Any) -> None:
+    model = tiny_gpt2(layers=1)
+    with torch.no_grad():
+        model.transformer.wte.weight[3] *= 1e-6
+    model.save_pretrained(tmp_path / "base")
+    base = adopt(tmp_path / "base")
+    sealed, result = run(stage_of(3, store=STORE), base, tmp_path / "run", Context(models={}))
+    assert result.coverage.note == (
+        "3-bit codes take 4 bits; float16 does not hold transformer.wte.scale, stored as float32"
+    )
+    tensors = _tensors(sealed.path / QUANTIZED)
+    assert tensors["transformer.wte.scale"].dtype == torch.float32
+    assert tensors["transformer.wpe.weight"].dtype == torch.float16
+    assert result.coverage.bytes_after == sum(tensor.nbytes for tensor in tensors.values())
+    assert sealed.model() is not None
+
+
+@pytest.mark.parametrize(("weights", "embedding", "noted"), [(2, 4, False), (3, 4, True), (4, 3, True), (8, 2, False)])
+def test_three_bits_are_noted(tmp_path: Path, base: Artifact, weights: int, embedding: int, noted: bool) -> None:
+    stage = stage_of(weights={"bits": weights}, embedding={"bits": embedding})
+    _, result = run(stage, base, tmp_path / "run", Context(models={}))
+    assert result.coverage.note == ("3-bit codes take 4 bits" if noted else "")
+
+
+def test_a_stage_that_stores_float32_says_nothing_of_it() -> None:
+    """What was made before the option came keeps its key."""
+    assert "store" not in stage_of().model_dump(mode="json")
+    assert "store" not in stage_of(store={"scales": "float32"}).model_dump(mode="json")
+    half = stage_of(store={"scales": "float16"})
+    assert half.model_dump(mode="json")["store"] == {"scales": "float16", "positions": "float32"}
+    assert Quantize.model_validate(half.model_dump(mode="json")) == half
+
+
 def test_details_tell_how_it_went(tmp_path: Path, base: Artifact) -> None:
     sealed, result = run(stage_of(), base, tmp_path / "run", Context(models={}))
     details = json.loads((sealed.path / "details.json").read_text())
@@ -98,9 +150,10 @@ def test_details_tell_how_it_went(tmp_path: Path, base: Artifact) -> None:
     assert details["embedding_cosine"]["source"] != details["embedding_cosine"]["quantized"]
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "group"])
 @pytest.mark.parametrize("method", ["dynamic_scaling", "pact", "lsq", "laq", "round_to_nearest"])
-def test_training_recovers(tmp_path: Path, base: Artifact, data: Data, method: str) -> None:
-    weights = {"bits": 2, "method": method}
+def test_training_recovers(tmp_path: Path, base: Artifact, data: Data, method: str, granularity: str) -> None:
+    weights = {"bits": 2, "method": method, "granularity": granularity}
     stage = stage_of(steps=30, weights=weights, terms=["cross_entropy"], train={"scale_lr": 1e-3})
     sealed, _ = run(stage, base, tmp_path / "run", Context(models={}, data=data, bar=False))
     lines = [json.loads(line) for line in (sealed.path / "history.jsonl").read_text().splitlines()]

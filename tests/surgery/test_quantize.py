@@ -18,6 +18,7 @@ from transformers import BartConfig, GPT2Config
 
 from compress.errors import ModelError
 from compress.functional import fake_quant as fq
+from compress.functional.blocks import dequantize_blocks
 from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import sized_axes, stock_tensors
@@ -89,14 +90,33 @@ def test_packed_model_computes_what_was_trained(tiny: Any, tiny_inputs: Any, bit
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("granularity", ["tensor", "row"])
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
 def test_every_method_is_packed_exactly(tiny: Any, tiny_inputs: Any, method: str, granularity: str) -> None:
     config = settings_of(
         2, weights={"method": method, "granularity": granularity}, embedding={"granularity": granularity}
     )
-    model = quantized(tiny(layers=1), config)
+    model = quantized(tiny(layers=1, hidden=40), config)
     inputs = tiny_inputs(model)
     assert torch.equal(logits(model, inputs), logits(restored(model), inputs))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("hidden", [24, 64, 160])  # less than a block, one, one and a short one
+def test_a_scale_a_row_and_block(tiny: Any, tiny_inputs: Any, bits: int, hidden: int) -> None:
+    group = {"granularity": "group"}
+    model = quantized(tiny(layers=1, hidden=hidden, ffn=72), settings_of(bits, weights=group, embedding=group))
+    inputs = tiny_inputs(model)
+    assert torch.equal(logits(model, inputs), logits(restored(model), inputs))
+    state, spec = packed_state(model)
+    for matrix in spec.stored:
+        rows, blocks, _ = matrix.packed_shape
+        assert (
+            state[f"{matrix.module}.scale"].shape
+            == (rows, blocks)
+            == model.get_submodule(matrix.module).quantizer.scale.shape
+        )
+    elements = sum(tensor.numel() for tensor in stock_tensors(build(model.config)))
+    assert packed_bytes(spec, elements) == sum(tensor.nbytes for tensor in state.values())
 
 
 @pytest.mark.parametrize("activations", [None, {"scheme": "paper"}, {"scheme": "paper", "clip": 0.5}])
@@ -264,7 +284,7 @@ def weight_of_method(
 @settings(max_examples=40, deadline=None)
 @given(
     method=st.sampled_from(METHODS),
-    granularity=st.sampled_from(["tensor", "row"]),
+    granularity=st.sampled_from(["tensor", "row", "group"]),
     shape=st.sampled_from([(1,), (1, 1), (2, 5), (33,)]),
     width=st.sampled_from([3, 40, 257]),
     seed=st.integers(0, 2**16),
@@ -277,7 +297,10 @@ def test_gathered_rows_are_rows_of_the_whole(
     assert torch.equal(weight.rows(ids, None), weight()[ids])
     with torch.no_grad():
         codes, scale = weight.codes()
-        assert torch.equal(fq.dequantize(codes, scale, dim=weight.spec.dim), weight())
+        if granularity == "group":
+            assert torch.equal(dequantize_blocks(codes, scale, block=32), weight())
+        else:
+            assert torch.equal(fq.dequantize(codes, scale, dim=weight.spec.dim), weight())
 
 
 def test_search_starts_nearer_than_one() -> None:
@@ -317,6 +340,15 @@ def test_settings_say_nothing_of_a_norm_that_carries_no_gradient() -> None:
     carried = settings_of(2, weights={"norm_gradient": True}).weights
     assert carried.model_dump(mode="json") == {**before, "norm_gradient": True}
     assert type(carried).model_validate(carried.model_dump(mode="json")) == carried
+
+
+def test_search_starts_each_block_nearest_to_its_weights() -> None:
+    weight = weight_of_method("dynamic_scaling", "group", 0, (11, 40))
+    parts = weight.weight.detach().split(32, 1)
+    expected = torch.stack([fq.search_gamma(part, bits=2, dim=0) for part in parts], 1)
+    torch.testing.assert_close(weight.scale.detach(), expected)
+    whole = weight_of_method("dynamic_scaling", "row", 0, (11, 40))
+    assert (weight() - weight.weight).square().sum() < (whole() - whole.weight).square().sum()
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "dynamic_scaling"])
@@ -499,13 +531,16 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, Any]) -> None:
         settings_of(2, **changes)
 
 
-def test_histograms_hold_every_weight(tiny: Any) -> None:
-    model = quantized(tiny(), settings_of(2))
+@pytest.mark.parametrize("granularity", ["tensor", "group"])
+def test_histograms_hold_every_weight(tiny: Any, granularity: str) -> None:
+    model = quantized(tiny(), settings_of(2, weights={"granularity": granularity}))
     for weight, found in zip(fake_quantized(model), histograms(model), strict=True):
         assert found["module"] == weight.spec.module
         assert len(found["edges"]) == len(found["counts"]) + 1 == 65
         assert sum(found["counts"]) == weight.weight.numel()
-        assert found["clip"] == pytest.approx(float(weight().detach().abs().amax(1).mean()), rel=1e-5)
+        parts = weight().detach().abs().split(weight.spec.group or weight.spec.shape[1], 1)
+        largest = torch.stack([part.amax(1) for part in parts])
+        assert found["clip"] == pytest.approx(float(largest.mean()), rel=1e-5)
 
 
 def test_mean_cosine() -> None:

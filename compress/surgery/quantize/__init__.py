@@ -11,9 +11,11 @@ from compress.surgery.quantize.spec import (
     Quantization,
     QuantizationSpec,
     Scheme,
+    Storage,
     WeightQuantization,
     packed_bytes,
 )
+from compress.surgery.quantize.storage import left_in_float32
 from compress.surgery.quantize.swap import plan, quantize
 
 __all__ = [
@@ -25,10 +27,12 @@ __all__ = [
     "Quantization",
     "QuantizationSpec",
     "Scheme",
+    "Storage",
     "Table",
     "WeightQuantization",
     "fake_quantized",
     "histograms",
+    "left_in_float32",
     "mean_cosine",
     "operands",
     "packed_bytes",

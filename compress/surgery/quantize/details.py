@@ -16,7 +16,7 @@ BINS = 64
 
 @torch.no_grad()
 def histograms(model: nn.Module) -> list[dict[str, Any]]:
-    """Per fake-quantized weight: module, 65 bin edges, 64 counts, and the clip value (the mean over rows' own)."""
+    """Per fake-quantized weight: module, 65 bin edges, 64 counts, and the clip value (the mean, if many)."""
     found = []
     for weight in fake_quantized(model):
         values = weight.weight.detach().float().cpu()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compress.functional import fake_quant as fq
+from compress.functional.blocks import by_block, codes_by_block
 from compress.surgery.quantize.spec import MethodName
 
 
@@ -18,8 +19,8 @@ from compress.surgery.quantize.spec import MethodName
 class Method:
     """A quantizer: ``value`` and ``codes`` take the weight, what ``state`` names (if anything), ``bits`` and ``dim``.
 
-    ``scale`` is a learned parameter, [] or one a row, whose first value ``start`` gives; ``curvature`` is a diagonal
-    curvature shaped like the weight.
+    ``scale`` is a learned parameter, [], one a row or one a block, whose first value ``start`` gives; ``curvature`` is
+    a diagonal curvature shaped like the weight.
     """
 
     value: Callable[..., Tensor]
@@ -69,7 +70,19 @@ METHODS: dict[MethodName, Method] = {
 }
 
 
-def method_of(name: MethodName, *, norm_gradient: bool = False) -> Method:
-    """A method by its name; ``norm_gradient`` (of dynamic scaling alone) lets the weights' norm carry gradient."""
+def method_of(name: MethodName, *, norm_gradient: bool = False, block: int | None = None) -> Method:
+    """A method by its name, with one scale a row and ``block`` of inputs if that is given.
+
+    ``norm_gradient`` (of dynamic scaling alone) lets the weights' norm carry gradient.
+    """
     method = METHODS[name]
-    return replace(method, value=partial(method.value, norm_gradient=True)) if norm_gradient else method
+    if norm_gradient:
+        method = replace(method, value=partial(method.value, norm_gradient=True))
+    if block is None:
+        return method
+    return replace(
+        method,
+        value=partial(by_block, method.value, block=block),
+        codes=partial(codes_by_block, method.codes, block=block),
+        start=method.start and partial(by_block, method.start, block=block),
+    )

@@ -43,7 +43,7 @@ class FakeQuantWeight(nn.Module):
         super().__init__()
         self.spec, self.noise_p = spec, noise_p
         self.weight = nn.Parameter(weight.detach().float().clone(memory_format=torch.contiguous_format))
-        self.method = method_of(spec.method, norm_gradient=norm_gradient)
+        self.method = method_of(spec.method, norm_gradient=norm_gradient, block=spec.group)
         if self.method.start is not None:
             start = self.method.start(self.weight.detach(), bits=spec.bits, dim=spec.dim, search=search)
             self.scale = nn.Parameter(start)
@@ -65,7 +65,7 @@ class FakeQuantWeight(nn.Module):
 
     @torch.no_grad()
     def codes(self) -> tuple[Tensor, Tensor]:
-        """What deployment stores: int8 codes [O, I] and scales, [] or [O], whose product is the quantized weight."""
+        """What deployment stores: int8 codes [O, I] and their scales, whose product is the quantized weight."""
         return self.method.codes(*self._operands(), bits=self.spec.bits, dim=self.spec.dim)
 
     def hold(self, dtype: torch.dtype | None) -> None:

@@ -8,23 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import ModelError
+from compress.functional.blocks import dequantize_blocks
 from compress.functional.fake_quant import dequantize as dequantized
 from compress.functional.packing import from_unsigned, pack_blocks, storage_bits, to_unsigned, unpack_blocks
 from compress.models.layout import weight_of
 from compress.models.structure import ModelFamily
 from compress.surgery.quantize.modules import FakeQuantWeight, Product, StoredWeight, Table
-from compress.surgery.quantize.spec import MatrixSpec, QuantizationSpec
+from compress.surgery.quantize.spec import MatrixSpec, QuantizationSpec, Storage
+from compress.surgery.quantize.storage import DTYPES, FLOAT32, in_half, planned
 from compress.surgery.quantize.swap import swap
 
 
-def packed_state(model: nn.Module) -> tuple[dict[str, Tensor], QuantizationSpec]:
+def packed_state(model: nn.Module, store: Storage = FLOAT32) -> tuple[dict[str, Tensor], QuantizationSpec]:
     """The tensors to store of a fake-quantized model, and what they mean.
 
     Per matrix with codes of its own: ``MODULE.codes``, uint8 [out, blocks, bytes] as ``pack_blocks`` lays them out, and
-    ``MODULE.scale``, float32 [] or [out]. Every other tensor of the model keeps its stock name and is float32.
+    ``MODULE.scale``, [], [out] or [out, blocks]. Every other tensor of the model keeps its stock name. Scales and other
+    tensors are float32, but for those that ``store`` asks in float16 (see :func:`in_half`): rounded here, not while
+    training, so that a restored model and a graph compute with the same numbers.
     """
     modules = [module for module in model.modules() if isinstance(module, Product | Table)]
-    spec = QuantizationSpec(matrices=tuple(module.spec for module in modules))
+    spec = planned(model, [module.spec for module in modules], store)
     state: dict[str, Tensor] = {}
     masters: set[int] = set()
     for module in modules:
@@ -39,19 +43,19 @@ def packed_state(model: nn.Module) -> tuple[dict[str, Tensor], QuantizationSpec]
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in masters:
             state[name] = tensor.detach().cpu().contiguous()
-    return state, spec
+    return in_half(state, spec)
 
 
 def unpacked(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Codes, int8 [out, in], and scales, float32 [] or [out], of a matrix; shared ones are found at their owner.
+    """Codes, int8 [out, in], and scales, in float32, of a matrix; shared ones are found at their owner.
 
     Raises ModelError for a tensor that is missing or has another shape or type than the matrix says.
     """
     owner = matrix.shares or matrix.module
     packed = _tensor(tensors, f"{owner}.codes", matrix.packed_shape, torch.uint8)
-    scale = _tensor(tensors, f"{owner}.scale", matrix.scale_shape, torch.float32)
+    scale = _tensor(tensors, f"{owner}.scale", matrix.scale_shape, DTYPES[matrix.scales])
     codes = unpack_blocks(packed, storage_bits(matrix.bits), matrix.shape[1])
-    return from_unsigned(codes, matrix.bits), scale
+    return from_unsigned(codes, matrix.bits), scale.float()
 
 
 def restore(
@@ -77,7 +81,10 @@ def restore(
 
 
 def _dequantized(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> Tensor:
-    return dequantized(*unpacked(matrix, tensors), dim=matrix.dim)
+    codes, scale = unpacked(matrix, tensors)
+    if matrix.group is not None:
+        return dequantize_blocks(codes, scale, block=matrix.group)
+    return dequantized(codes, scale, dim=matrix.dim)
 
 
 def _fill_floats(model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str, Tensor]) -> None:
@@ -92,7 +99,8 @@ def _fill_floats(model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str,
     floats = set(state) - {f"{matrix.module}.weight" for matrix in spec.matrices}
     if unknown := set(tensors) - codes - floats:
         raise ModelError(f"quantized tensors hold {min(unknown)!r}, which this model does not have")
-    filled = {name: _tensor(tensors, name, tuple(state[name].shape), state[name].dtype) for name in floats}
+    dtypes = {name: torch.float16 if name in spec.half else state[name].dtype for name in floats}
+    filled = {name: _tensor(tensors, name, tuple(state[name].shape), dtypes[name]) for name in floats}
     model.load_state_dict(filled, strict=False)
 
 

@@ -11,8 +11,9 @@ from compress.functional.packing import storage_bits
 from compress.schema import Strict, added
 
 Bits = Literal[2, 3, 4, 8]
-Granularity = Literal["tensor", "row"]
+Granularity = Literal["tensor", "row", "group"]
 MethodName = Literal["dynamic_scaling", "pact", "lsq", "laq", "twn", "round_to_nearest"]
+Float = Literal["float32", "float16"]
 ActivationName = Literal["none", "block", "symmetric", "asymmetric"]
 Scheme = Literal["none", "block", "paper"]
 
@@ -23,6 +24,7 @@ BLOCKS = (128, 64, 32)
 class WeightQuantization(Strict):
     """Bits and method of the products.
 
+    One scale a matrix, one a ``row`` (an output), or one a ``group``: a row and block of 128, 64 or 32 inputs.
     ``init: search`` starts each learned scale where the squared error is least, ``one`` at the method's own first value
     (for dynamic scaling gamma = 1, the paper's).
     """
@@ -68,6 +70,22 @@ class ActivationQuantization(Strict):
         return self
 
 
+class Storage(Strict):
+    """The type in which packed directories and graphs hold what takes no codes; values are rounded to it when packed.
+
+    ``scales`` are those of rows and groups; the one of a whole matrix stays float32, and so do a matrix's scales if
+    float16 holds one of them to fewer than 11 bits (below 6.1e-5) or not at all (above 65504). ``positions`` are the
+    position embeddings.
+    """
+
+    scales: Float = "float32"
+    positions: Float = "float32"
+
+    def of_scales(self, granularity: Granularity) -> Float:
+        """The type of a matrix's scales."""
+        return "float32" if granularity == "tensor" else self.scales
+
+
 class Quantization(Strict):
     """All that ``quantize`` has to know. ``noise_p`` is the share of weights that a training step quantizes."""
 
@@ -75,6 +93,7 @@ class Quantization(Strict):
     embedding: EmbeddingQuantization
     activations: ActivationQuantization | None = ActivationQuantization()
     noise_p: float = Field(1.0, ge=0, le=1)
+    store: Storage = Storage()
 
     @model_validator(mode="after")
     def _ternary(self) -> Quantization:
@@ -97,6 +116,8 @@ class MatrixSpec(Strict):
     clip: float | None = None
     shares: str = ""
     """The module whose codes and scales this one uses (tied weights); empty where it has its own."""
+    scales: Float = added("float32")
+    """The type in which its scales are stored."""
 
     @property
     def packed_shape(self) -> tuple[int, int, int]:
@@ -106,19 +127,27 @@ class MatrixSpec(Strict):
 
     @property
     def dim(self) -> int | None:
-        """The dimension whose every index has its own scale; None for one scale in all."""
-        return 0 if self.granularity == "row" else None
+        """The dimension whose every index has scales of its own; None for one scale in all."""
+        return None if self.granularity == "tensor" else 0
+
+    @property
+    def group(self) -> int | None:
+        """Neighbouring inputs of a row that share a scale; None where scales do not depend on the input."""
+        return self.block if self.granularity == "group" else None
 
     @property
     def scale_shape(self) -> tuple[int, ...]:
-        """Shape of the scales: [out], or [] for one."""
-        return (self.shape[0],) if self.granularity == "row" else ()
+        """Shape of the scales: [] for one, [out], or [out, blocks of the input]."""
+        shapes = {"tensor": (), "row": self.shape[:1], "group": self.packed_shape[:2]}
+        return shapes[self.granularity]
 
 
 class QuantizationSpec(Strict):
     """Every quantized module of a model: products, token embeddings and the head."""
 
     matrices: tuple[MatrixSpec, ...]
+    half: dict[str, tuple[int, ...]] = added({})
+    """Tensors without codes that are stored as float16, and their shapes."""
 
     @property
     def stored(self) -> list[MatrixSpec]:
@@ -133,6 +162,11 @@ class QuantizationSpec(Strict):
             return "none"
         return "block" if found == {"block"} else "paper"
 
+    @property
+    def note(self) -> str:
+        """What sizes hide; empty where they hide nothing."""
+        return "3-bit codes take 4 bits" if any(matrix.bits == 3 for matrix in self.stored) else ""
+
 
 def block_size(columns: int) -> int:
     """The block along the inputs of a product: the largest of 128, 64, 32 that divides them, else 32 with padding."""
@@ -140,10 +174,13 @@ def block_size(columns: int) -> int:
 
 
 def packed_bytes(spec: QuantizationSpec, elements: int, *, scales: bool = True) -> int:
-    """Bytes of tensors once a model of ``elements`` numbers is packed; what is not quantized stays float32.
+    """Bytes of tensors once a model of ``elements`` numbers is packed; what is not quantized is float32, or float16.
 
     ``scales=False`` leaves the scales out, as the papers count.
     """
     codes = sum(math.prod(matrix.packed_shape) for matrix in spec.stored)
-    floats = elements - sum(math.prod(matrix.shape) for matrix in spec.stored)
-    return codes + 4 * (floats + scales * sum(math.prod(matrix.scale_shape) for matrix in spec.stored))
+    floats = 4 * (elements - sum(math.prod(matrix.shape) for matrix in spec.stored))
+    halved = 2 * sum(math.prod(shape) for shape in spec.half.values())
+    sizes = {"float32": 4, "float16": 2}
+    scaling = sum(math.prod(matrix.scale_shape) * sizes[matrix.scales] for matrix in spec.stored)
+    return codes + floats - halved + scales * scaling

@@ -19,6 +19,7 @@ from compress.surgery.quantize.spec import (
     block_size,
     packed_bytes,
 )
+from compress.surgery.quantize.storage import planned
 
 
 def plan(model: nn.Module, family: ModelFamily, config: Quantization) -> QuantizationSpec:
@@ -47,14 +48,14 @@ def plan(model: nn.Module, family: ModelFamily, config: Quantization) -> Quantiz
                 shares="" if owner == name else owner,
             )
         )
-    return QuantizationSpec(matrices=tuple(matrices))
+    return planned(model, matrices, config.store)
 
 
 def quantize(model: nn.Module, family: ModelFamily, config: Quantization) -> Coverage:
     """Fake-quantize a stock model in place; its float weights become the masters that train.
 
-    Position embeddings, normalizations, biases and buffers stay float32. Raises NothingDoneError when the family names
-    no product of this model.
+    Position embeddings, normalizations, biases and buffers are not quantized. Raises NothingDoneError when the family
+    names no product of this model.
     """
     spec = plan(model, family, config)
     coverage = _coverage(model, spec)
@@ -110,4 +111,5 @@ def _coverage(model: nn.Module, spec: QuantizationSpec) -> Coverage:
         parameters_total=sum(parameter.numel() for parameter in model.parameters()),
         bytes_before=4 * elements,
         bytes_after=packed_bytes(spec, elements),
+        note=spec.note,
     )

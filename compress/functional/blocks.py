@@ -1,0 +1,65 @@
+"""Weight quantizers with one scale a row and block of inputs: a weight [O, I] as rows of blocks of `block` neighbours.
+
+Every quantizer of `fake_quant` knows a scale a row (`dim=0`); here each block is a row of its own. Where I is no
+multiple of the block, the last block of each row is short and is quantized as what it is: its means and sums are over
+its own weights, and no padding takes part. Scales have the shape [O, ceil(I / block)].
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, cat
+
+
+def by_block(quantizer: Callable[..., Tensor], weight: Tensor, *state: Tensor, block: int, **options: Any) -> Tensor:
+    """`quantizer(weight, *state, dim=0)` of every block: [O, I], or [O, ceil(I / block)] if it gives one number a row.
+
+    Each of `state` has the shape of the weight or that of the scales. Raises ValueError for any other, and where
+    block < 1.
+    """
+    return _joined([quantizer(*part, **options | {"dim": 0}) for part in _parts((weight, *state), block)], len(weight))
+
+
+def codes_by_block(
+    quantizer: Callable[..., tuple[Tensor, Tensor]], weight: Tensor, *state: Tensor, block: int, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """`by_block` for the codes form: int8 codes [O, I] and scales [O, ceil(I / block)]."""
+    found = [quantizer(*part, **options | {"dim": 0}) for part in _parts((weight, *state), block)]
+    codes, scales = zip(*found, strict=True)
+    return _joined(codes, len(weight)), _joined(scales, len(weight))
+
+
+def dequantize_blocks(codes: Tensor, scale: Tensor, *, block: int) -> Tensor:
+    """codes [O, I] * scale [O, ceil(I / block)] in the dtype of the scale: the quantized weight, bit for bit."""
+    _check(scale, codes.shape, block)
+    return codes.to(scale.dtype) * scale.repeat_interleave(block, 1)[:, : codes.shape[1]]
+
+
+def _parts(operands: Sequence[Tensor], block: int) -> Iterator[list[Tensor]]:
+    """The whole blocks, then the short ones: each operand as [blocks, its numbers in a block]."""
+    weight, *state = operands
+    if block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
+    for each in state:
+        if each.shape != weight.shape:
+            _check(each, weight.shape, block)
+    whole, short = divmod(weight.shape[1], block)
+    widths = [block if each.shape == weight.shape else 1 for each in operands]
+    if whole:
+        yield [each[:, : whole * width].reshape(-1, width) for each, width in zip(operands, widths, strict=True)]
+    if short:
+        yield [each[:, whole * width :].contiguous() for each, width in zip(operands, widths, strict=True)]
+
+
+def _check(scale: Tensor, shape: Sequence[int], block: int) -> None:
+    rows, columns = shape
+    if tuple(scale.shape) != (rows, -(-columns // block)):
+        raise ValueError(
+            f"blocks of {block} of a weight ({rows}, {columns}) take scales {(rows, -(-columns // block))}, "
+            f"got {tuple(scale.shape)}"
+        )
+
+
+def _joined(parts: Sequence[Tensor], rows: int) -> Tensor:
+    wide = [part.reshape(rows, -1) for part in parts]
+    return wide[0] if len(wide) == 1 else cat(wide, 1)

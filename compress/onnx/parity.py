@@ -156,7 +156,8 @@ def _greedy(model: nn.Module, runtime: Runtime, error: float, limit: float, prom
 
     One pass of torch over the finished text says what it would have chosen at each place. A choice is clear where its
     two best logits lie further apart than twice the largest error, that along this text included, which the limit holds
-    too: here may lie a step of rounding that no earlier comparison met. Nothing is chosen where the context has no room for a prompt and a new token, or the vocabulary has one token.
+    too: here may lie a step of rounding that no earlier comparison met. Nothing is chosen where the context has no room
+    for a prompt and a new token, or the vocabulary has one token.
     """
     asked = prompts.shape[1]
     if not asked or model.config.vocab_size == 1:  # type: ignore[union-attr]

@@ -5,7 +5,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ def seconds(step: Step, device: str) -> float:
 def medians(rounds: Rounds) -> dict[str, float]:
     """The median step of each kind in ms."""
     return {name: 1e3 * statistics.median(each[name] for each in rounds) for name in rounds[0]}
+
+
+def percentiles(seconds: Iterable[float]) -> dict[str, float]:
+    """Median and 95th percentile in ms."""
+    found = sorted(seconds)
+    cuts = statistics.quantiles(found, n=20, method="inclusive") if len(found) > 1 else found * 19
+    return {"p50": 1e3 * statistics.median(found), "p95": 1e3 * cuts[18]}
 
 
 def ratio(rounds: Rounds, name: str, plain: str, bound: float) -> dict[str, float | bool]:

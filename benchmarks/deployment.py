@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparing import Rounds, at_least_two, conclude, held, medians, reached, speedup
+from comparing import Rounds, at_least_two, conclude, held, medians, percentiles, reached, speedup
 from contender import Contender, Run, Skipped, chosen
 from ctranslate2_peer import ctranslate2_peers
 from goals import AT_MOST, GOALS
 from llama_peer import llama_peers
-from own_models import Shape, bitsandbytes, eager, own, stock
+from own_models import Shape, bitsandbytes, claim, eager, own, stock
 from stock_graphs import FLOAT, STOCK_INT8, stock_graphs
 
 from compress.errors import CompressError
@@ -136,11 +136,6 @@ def prefilled(times: dict[str, Times]) -> float:
     return times["prefill"].prefill
 
 
-def percentiles(values: Iterable[float]) -> dict[str, float]:
-    found = list(values)
-    return {f"p{at}": 1e3 * float(np.percentile(found, at)) for at in (50, 95)}
-
-
 def record(
     each: Contender, rounds: list[dict[str, Any]], works: dict[str, Workload], bandwidth: float
 ) -> dict[str, Any]:
@@ -207,6 +202,8 @@ def against(timings: Rounds, names: Iterable[str]) -> dict[str, dict[str, float]
 
 def measure(options: argparse.Namespace, root: Path) -> int:
     shape = Shape.of(options)
+    chosen(options.peers, PEERS)
+    claim(shape, root)
     found, skipped = contenders(shape, root, options)
     works = workloads(options)
     rounds, bandwidths = timed({each.name: each.open() for each in found}, works, options.rounds)

@@ -1,6 +1,8 @@
 """Random models of one shape, whole and cut, as stock directories and as the graphs of this project."""
 
 import argparse
+import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -72,6 +74,17 @@ class Shape:
         }
         sizes = {"vocab_size": self.vocabulary, "max_position_embeddings": self.positions, "d_model": self.hidden}
         return BartConfig(**sizes, **sides, forced_eos_token_id=None)
+
+
+def claim(shape: Shape, root: Path) -> None:
+    """Note the shape that a directory of models is of; UserError where it holds another."""
+    note, wanted = root / "shape.json", vars(shape)
+    root.mkdir(parents=True, exist_ok=True)
+    if note.exists() and json.loads(note.read_text()) != wanted:
+        raise UserError(
+            f"--keep: {root} holds models of another shape; name a new directory or give {note.read_text()}"
+        )
+    note.write_text(json.dumps(wanted))
 
 
 def stock(shape: Shape, root: Path, twelfths: int = 12) -> Path:
@@ -162,6 +175,7 @@ def in_torch(name: str, artifact: Artifact) -> Contender:
 
 def bitsandbytes(scheme: Any, shape: Shape, root: Path) -> Contender:
     """The stock library's own quantization, through the stage of this project."""
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # tells of a cast at every product
     source = adopt(stock(shape, root))
     final = root / f"bitsandbytes-{scheme}"
     if not final.exists():

@@ -6,7 +6,7 @@ JOBS ?= 2
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_EVALUATE_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 PYTEST := -m pytest -n $(JOBS)
 QUICKSTART := runs/quickstart
-BENCHMARKS := adaptive_kl training_step
+BENCHMARKS := adaptive_kl deployment gpu training_step
 
 .PHONY: help quickstart test test-tf5 check format bench clean
 

@@ -5,7 +5,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,13 @@ def medians(rounds: Rounds) -> dict[str, float]:
     return {name: 1e3 * statistics.median(each[name] for each in rounds) for name in rounds[0]}
 
 
+def percentiles(seconds: Iterable[float]) -> dict[str, float]:
+    """Median and 95th percentile in ms."""
+    found = sorted(seconds)
+    cuts = statistics.quantiles(found, n=20, method="inclusive") if len(found) > 1 else found * 19
+    return {"p50": 1e3 * statistics.median(found), "p95": 1e3 * cuts[18]}
+
+
 def ratio(rounds: Rounds, name: str, plain: str, bound: float) -> dict[str, float | bool]:
     """How many times as long ``name`` takes as ``plain``: the median over rounds, with the quartiles."""
     low, median, high = statistics.quantiles((each[name] / each[plain] for each in rounds), n=4)
@@ -53,9 +61,33 @@ def held(value: float, bound: float) -> dict[str, float | bool]:
     return {"value": value, "bound": bound, "within": value <= bound}
 
 
-def conclude(conditions: dict[str, Any], step_ms: dict[str, float], **figures: dict[str, dict[str, Any]]) -> int:
-    """Print the result as JSON; 1, with a line on stderr for each, when figures are beyond their bounds, else 0."""
-    print(json.dumps({"conditions": conditions, "step_ms": step_ms, **figures}, indent=2))
+def speedup(rounds: Rounds, name: str, plain: str, bound: float) -> dict[str, float | bool]:
+    """How many times as fast ``name`` is as ``plain``: the median over rounds, with the quartiles."""
+    low, median, high = statistics.quantiles((each[plain] / each[name] for each in rounds), n=4)
+    return {**reached(median, bound), "quartile_1": low, "quartile_3": high}
+
+
+def reached(value: float, bound: float) -> dict[str, float | bool]:
+    """A figure with the least that it may be."""
+    return {"value": value, "bound": bound, "within": value >= bound}
+
+
+def conclude(
+    conditions: dict[str, Any],
+    step_ms: dict[str, float],
+    *,
+    extra: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    **figures: dict[str, dict[str, Any]],
+) -> int:
+    """Print the result as JSON; 1, with a line on stderr for each, when figures are beyond their bounds, else 0.
+
+    ``extra`` is printed after the figures and held to nothing; ``out`` is a file that gets the JSON too.
+    """
+    result = json.dumps({"conditions": conditions, "step_ms": step_ms, **figures, **(extra or {})}, indent=2)
+    print(result)
+    if out is not None:
+        out.write_text(result + "\n", encoding="utf-8")
     beyond = [
         f"{kind}.{name}: {figure['value']:.3f} is beyond the bound of {figure['bound']}"
         for kind, named in figures.items()

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def test_make_bench_runs_each_comparison_and_nothing_else() -> None:
     listed = re.search(r"^BENCHMARKS := (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert listed is not None
     runnable = [file.stem for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text()]
-    assert listed[1].split() == sorted(runnable) == sorted(TINY)
+    assert listed[1].split() == sorted(runnable) == sorted([*TINY, "deployment", "gpu"])
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
@@ -78,6 +79,25 @@ def test_a_ratio_is_that_of_two_steps_of_one_round(comparing: ModuleType) -> Non
     rounds = [{"plain": 1.0, "ours": 2.0}, {"plain": 100.0, "ours": 150.0}, {"plain": 1.0, "ours": 1.0}]
     figure = comparing.ratio(rounds, "ours", "plain", 1.5)  # the ratio of the medians would be 2
     assert (figure["value"], figure["within"]) == (1.5, True)
+
+
+def test_a_speedup_has_a_lower_bound(comparing: ModuleType) -> None:
+    rounds = [{"plain": 4.0, "ours": 2.0}, {"plain": 3.0, "ours": 1.0}, {"plain": 2.0, "ours": 2.0}]
+    figure = comparing.speedup(rounds, "ours", "plain", 2.0)
+    assert (figure["value"], figure["within"]) == (2.0, True)
+    assert not comparing.speedup(rounds, "ours", "plain", 2.1)["within"]
+
+
+def test_percentiles_are_those_of_numpy(comparing: ModuleType) -> None:
+    seconds = [0.004, 0.001, 0.002, 0.010, 0.003]
+    assert comparing.percentiles(seconds) == pytest.approx({"p50": 3.0, "p95": 1e3 * np.percentile(seconds, 95)})
+    assert comparing.percentiles([0.002]) == {"p50": 2.0, "p95": 2.0}
+
+
+def test_a_result_goes_to_a_file_too(comparing: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert comparing.conclude({"a": 1}, {}, extra={"skipped": {}}, out=tmp_path / "found.json") == 0
+    assert capsys.readouterr().out == (tmp_path / "found.json").read_text()
+    assert json.loads((tmp_path / "found.json").read_text())["skipped"] == {}
 
 
 @pytest.mark.parametrize(("value", "code"), [(1.5, 0), (1.51, 1), (float("nan"), 1)])

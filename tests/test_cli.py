@@ -264,9 +264,10 @@ def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> N
     pair = artifact(finished, "tuned"), artifact(finished, "onnx")
     told = cli("bench", *pair, "--prompt", 4, "--new-tokens", 2, "--threads", 1, "--device", "cpu")
     assert told.code == 0
-    assert "tokens/s" in told.out
-    for path in pair:
-        assert path.name in told.out
+    titles, _, *lines = (re.split(r"\s{2,}", line.strip()) for line in told.out.splitlines())
+    assert titles[-6:] == ["tokens/s", "prefill", "per token", "MB/token", "floor ms", "above"]
+    assert [line[0] for line in lines] == [path.name for path in pair]
+    assert lines[0][titles.index("per token")] == "1.00x" != lines[1][titles.index("per token")]
     refused(cli("bench", pair[0], pair[0]), "give each directory once")
 
 

@@ -169,7 +169,11 @@ def bench(
     threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Default: every core.")] = None,  # noqa: UP045
     device: OnDevice = None,
 ) -> None:
-    """Measure the speed of models against each other, interleaved in one run."""
+    """Measure the speed of models against each other, interleaved in one run.
+
+    Times are medians (and 95th percentiles); "prefill" and "per token" say how many times as fast as the first model.
+    The floor is the time in which this machine's memory gives the weights that a token needs (MB/token).
+    """
     from compress.cli.bench import bench_models
     from compress.cli.tables import records_table
 

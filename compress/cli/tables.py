@@ -81,4 +81,18 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
             "p95": f"{speed['per_token_ms']['p95']:.2f}",
             "tokens/s": f"{speed['tokens_per_s']:,.1f}",
         }
+        cells |= _comparison(speed)
     return cells
+
+
+def _comparison(speed: Mapping[str, Any]) -> dict[str, str]:
+    """What stands only where models were timed against the first of them."""
+    if "faster" not in speed:
+        return {}
+    return {
+        "prefill": f"{speed['faster']['prefill']:.2f}x",
+        "per token": f"{speed['faster']['per_token']:.2f}x",
+        "MB/token": f"{speed['weight_bytes_per_token'] / 2**20:,.2f}",
+        "floor ms": f"{speed['floor_ms']:.2f}",
+        "above": f"{speed['above_floor']:.1f}x",
+    }

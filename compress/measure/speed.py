@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,10 +15,13 @@ from rich.console import Console
 from compress.artifact import Artifact
 from compress.data import Data
 from compress.errors import UserError
+from compress.measure.bandwidth import MemoryRead
+from compress.measure.floor import model_step_bytes
 from compress.measure.measurement import Measurement
 from compress.measure.peak import measure_in_fresh_process
 from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import OnnxStepper, Stepper, Times, Workload, timed_pass
+from compress.onnx.step_bytes import directory_step_bytes
 
 NOT_MEASURED = "not measured: no CUDA device"
 CPU_ONLY = "not measured: the exported graph is for the CPU"
@@ -32,6 +35,10 @@ class Speed(Measurement):
     In each round every artifact decodes once, in turn, so that a busy moment of the machine meets all of them; one
     round before is not counted. ``load_s`` and ``peak_rss_bytes`` are those of a fresh process on the CPU. With a CUDA
     device, torch artifacts are timed on it too, under ``gpu``.
+
+    ``floor_ms`` is the time in which the CPU reads ``weight_bytes_per_token``, the weights that a step needs as they
+    are stored, from memory, and ``above_floor`` how many times as long a step takes. The bandwidth is the median over
+    rounds, each of which reads 256 MiB; weights that processor caches hold can be read faster.
     """
 
     type: Literal["speed"] = "speed"
@@ -52,8 +59,11 @@ class Speed(Measurement):
         for problem in self.problems({name: artifact.config() for name, artifact in chosen.items()}, data):
             raise UserError(f"speed: {problem}")
         work = self._workload(chosen)
+        steppers = {name: _stepper(artifact, work) for name, artifact in chosen.items()}
+        reader, bandwidths = MemoryRead(), list[float]()
         with _torch_threads(work.threads):
-            times = self._timed({name: _stepper(artifact, "cpu", work) for name, artifact in chosen.items()}, work)
+            times = self._timed(steppers, work, lambda: bandwidths.append(reader.bytes_per_second()))
+        bandwidth = float(np.median(bandwidths[1:]))
         gpu = {name: artifact for name, artifact in chosen.items() if device != "cpu" and not _exported(artifact)}
         on_gpu = self._timed({name: TorchStepper(artifact, device) for name, artifact in gpu.items()}, work)
         records = {}
@@ -61,8 +71,9 @@ class Speed(Measurement):
             fresh = measure_in_fresh_process(artifact.path, "onnx" if _exported(artifact) else "torch", work)
             no_gpu = CPU_ONLY if _exported(artifact) and device != "cpu" else NOT_MEASURED
             speed = {**_summary(times[name], work), **fresh}
+            speed |= _floor(_step_bytes(artifact, steppers[name]), bandwidth, speed["per_token_ms"]["p50"])
             speed["gpu"] = _summary(on_gpu[name], work) if name in on_gpu else no_gpu
-            records[name] = {"speed": speed, "conditions": {"speed": self._conditions(artifact, work)}}
+            records[name] = {"speed": speed, "conditions": {"speed": self._conditions(artifact, work, bandwidth)}}
         return records
 
     def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
@@ -78,16 +89,19 @@ class Speed(Measurement):
         threads = self.threads or len(os.sched_getaffinity(0))
         return Workload(self.prompt, self.new_tokens, self.batch, threads, vocabulary)
 
-    def _timed(self, steppers: Mapping[str, Stepper], work: Workload) -> dict[str, list[Times]]:
+    def _timed(
+        self, steppers: Mapping[str, Stepper], work: Workload, after_round: Callable[[], None] = lambda: None
+    ) -> dict[str, list[Times]]:
         times: dict[str, list[Times]] = {name: [] for name in steppers}
         for count in range(self.rounds + 1):
             for name, stepper in steppers.items():
                 found = timed_pass(stepper, work)
                 if count:
                     times[name].append(found)
+            after_round()
         return times
 
-    def _conditions(self, artifact: Artifact, work: Workload) -> dict[str, Any]:
+    def _conditions(self, artifact: Artifact, work: Workload, bandwidth: float) -> dict[str, Any]:
         return {
             "runtime": _runtime(artifact),
             "device": "cpu",
@@ -97,6 +111,7 @@ class Speed(Measurement):
             "threads": work.threads,
             "rounds": self.rounds,
             "order": "interleaved, after one round of warm-up",
+            "memory_bytes_per_s": round(bandwidth),
         }
 
 
@@ -111,8 +126,17 @@ def _runtime(artifact: Artifact) -> str:
     return TorchStepper.runtime + emulated
 
 
-def _stepper(artifact: Artifact, device: str, work: Workload) -> Stepper:
-    return OnnxStepper(artifact.path, work.threads) if _exported(artifact) else TorchStepper(artifact, device)
+def _stepper(artifact: Artifact, work: Workload) -> Stepper:
+    return OnnxStepper(artifact.path, work.threads) if _exported(artifact) else TorchStepper(artifact, "cpu")
+
+
+def _step_bytes(artifact: Artifact, stepper: Stepper) -> int:
+    return model_step_bytes(stepper.model) if isinstance(stepper, TorchStepper) else directory_step_bytes(artifact.path)
+
+
+def _floor(step_bytes: int, bandwidth: float, per_token_ms: float) -> dict[str, float]:
+    floor_ms = 1000 * step_bytes / bandwidth
+    return {"weight_bytes_per_token": step_bytes, "floor_ms": floor_ms, "above_floor": per_token_ms / floor_ms}
 
 
 def _summary(times: Sequence[Times], work: Workload) -> dict[str, Any]:

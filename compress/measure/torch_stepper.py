@@ -17,7 +17,7 @@ class TorchStepper:
     runtime = "torch eager"
 
     def __init__(self, artifact: Artifact, device: str) -> None:
-        self._model: Any = artifact.model(device=device)
+        self.model: Any = artifact.model(device=device)
         self._start = ModelInterface.of(artifact.config()).decoder_start
         self._device = device
         self._fixed: dict[str, Any] = {}
@@ -29,7 +29,7 @@ class TorchStepper:
         tokens = torch.from_numpy(np.asarray(ids)).to(self._device)
         self._cache = None
         if self._start is not None:
-            self._fixed = {"encoder_outputs": self._model.get_encoder()(input_ids=tokens)}
+            self._fixed = {"encoder_outputs": self.model.get_encoder()(input_ids=tokens)}
             tokens = torch.full_like(tokens[:, :1], self._start)
         self._feed(tokens)
 
@@ -39,7 +39,7 @@ class TorchStepper:
 
     def _feed(self, tokens: torch.Tensor) -> None:
         name = "input_ids" if self._start is None else "decoder_input_ids"
-        output = self._model(**{name: tokens}, **self._fixed, past_key_values=self._cache, use_cache=True)
+        output = self.model(**{name: tokens}, **self._fixed, past_key_values=self._cache, use_cache=True)
         self._cache = output.past_key_values
         self._tokens = output.logits[:, -1].argmax(-1, keepdim=True)
         if self._device != "cpu":

@@ -41,15 +41,7 @@ def export(
     external_over: int = EXTERNAL_OVER,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Write ``model.onnx`` beside a ``config.json`` that is already in ``out``, and check it against the model.
-
-    Args:
-        model: a causal model in float32 and evaluation mode; a quantized one as it is deployed.
-        out: the directory.
-        packed: what a quantized model's graph stores in place of float weights.
-        graph: ``decoding`` is built from fused operators; ``plain`` is what torch's exporter makes, float only.
-        external_over: above this many bytes the weights go to ``model.onnx_data``.
-        seed: of the tokens that the check uses.
+    """Write graphs as :func:`write_graphs` does, and check them against the model; ``seed`` is of the check's tokens.
 
     Returns:
         The figures of :func:`check_parity`.
@@ -58,14 +50,38 @@ def export(
         ParityError: the graph does not compute what the model computes.
         ModelError: the model has a part with no ONNX form.
     """
+    write_graphs(model, out, packed=packed, graph=graph, external_over=external_over)
+    return check_parity(model, out, packed.spec if packed else None, seed=seed)
+
+
+def write_graphs(
+    model: nn.Module,
+    out: Path,
+    *,
+    packed: Packed | None = None,
+    graph: GraphKind = "decoding",
+    external_over: int = EXTERNAL_OVER,
+) -> None:
+    """Write ``model.onnx``, or an encoder and its decoder, beside a ``config.json`` that is already in ``out``.
+
+    Nothing is checked: what is handed out comes from :func:`export`.
+
+    Args:
+        model: a model in float32 and evaluation mode; a quantized one as it is deployed.
+        out: the directory.
+        packed: what a quantized model's graph stores in place of float weights.
+        graph: ``decoding`` is built from fused operators; ``plain`` is what torch's exporter makes, float only.
+        external_over: above this many bytes the weights go to ``model.onnx_data``.
+
+    Raises:
+        ModelError: the model has a part with no ONNX form.
+    """
     stacks = describe(model)
-    spec = packed.spec if packed else None
-    weights = read_weights(model, spec, packed.tensors, split=packed.split) if packed else read_weights(model)
+    weights = read_weights(model, packed.spec, packed.tensors, split=packed.split) if packed else read_weights(model)
     if stacks.encoder is not None:
         graphs = encoder_graph(stacks.encoder, weights), decoder_graph(stacks.decoder, weights)
         files = out / ENCODER_FILE, out / DECODER_FILE
         save_pair(*graphs, files, out / SHARED_FILE, external_over=external_over)
-        return check_parity(model, out, spec, seed=seed)
+        return
     built = plain_graph(model, stacks.decoder) if graph == "plain" else decoding_graph(stacks.decoder, weights)
     save(built, out / MODEL_FILE, external_over=external_over)
-    return check_parity(model, out, spec, seed=seed)

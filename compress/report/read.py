@@ -36,6 +36,9 @@ class Speed(View):
     tokens_per_s: float | None = None
     load_s: float | None = None
     peak_rss_bytes: int | None = None
+    weight_bytes_per_token: int | None = None
+    floor_ms: float | None = None
+    above_floor: float | None = None
 
     @property
     def timed(self) -> bool:

@@ -53,6 +53,7 @@ def _columns(rows: Sequence[Row]) -> Iterator[tuple[str, str, Cell]]:
     yield "faster", "per token", lambda row: formats.ratio(speedup(rows, row))
     yield "prefill", "ms, p50 / p95", lambda row: formats.percentiles(row.record.speed.prefill_ms)
     yield "throughput", "tokens/s", lambda row: formats.number(row.record.speed.tokens_per_s)
+    yield "above floor", "per token", lambda row: formats.ratio(row.record.speed.above_floor)
     yield "load", "s", lambda row: formats.number(row.record.speed.load_s)
     yield "peak memory", "MB", lambda row: formats.megabytes(row.record.speed.peak_rss_bytes)
 

@@ -57,7 +57,11 @@ def test_the_record(artifacts: dict[str, Artifact]) -> None:
     assert set(records) == {"base", "onnx"}
     for record in records.values():
         found = record["speed"]
-        assert set(found) == {"prefill_ms", "per_token_ms", "tokens_per_s", "load_s", "peak_rss_bytes", "gpu"}
+        times = {"prefill_ms", "per_token_ms", "tokens_per_s", "load_s", "peak_rss_bytes", "gpu"}
+        assert set(found) == times | {"weight_bytes_per_token", "floor_ms", "above_floor"}
+        bandwidth = record["conditions"]["speed"]["memory_bytes_per_s"]
+        assert found["floor_ms"] == pytest.approx(1000 * found["weight_bytes_per_token"] / bandwidth, rel=1e-6)
+        assert found["above_floor"] == pytest.approx(found["per_token_ms"]["p50"] / found["floor_ms"])
         for name in ("prefill_ms", "per_token_ms"):
             assert 0 < found[name]["p50"] <= found[name]["p95"]
         assert found["gpu"] == "not measured: no CUDA device"

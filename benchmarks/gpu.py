@@ -1,0 +1,152 @@
+"""Whole and cut models on a GPU: torch eager and compiled, onnxruntime's CUDA provider, several batch sizes, as JSON.
+
+Each round every contender decodes the same random prompts greedily, in turn; medians over rounds. Without a CUDA device
+there is nothing to measure: one line says so.
+
+Run: python benchmarks/gpu.py [--model gpt2|bart] [--batches 1 8 32] [--keep DIR]
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import ort_provider
+import torch
+from comparing import at_least_two, conclude, medians, percentiles, speedup
+from contender import Run, Skipped, finished
+from goals import GOALS
+from own_models import CUTS, Shape, claim, passes, stock
+
+from compress.artifact import adopt
+from compress.errors import CompressError
+from compress.measure.torch_stepper import TorchStepper
+from compress.measure.workload import Times, Workload
+from compress.models.settings import copy_settings
+from compress.onnx.export import write_graphs
+
+MODES = ("eager", "compiled", "onnxruntime")
+WHOLE = "whole"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(GOALS), default="gpt2")
+    parser.add_argument("--layers", type=int, default=12, help="on either side, if there are two")
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--vocabulary", type=int, default=50257)
+    parser.add_argument("--positions", type=int, default=1024)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--precision", choices=list(DTYPES), default="float32", help="of torch; graphs are float32")
+    parser.add_argument("--rounds", type=at_least_two, default=7)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: to try the script")
+    parser.add_argument("--keep", type=Path, help="directory for the models, which are reused from there")
+    return parser.parse_args()
+
+
+def runs(options: argparse.Namespace, root: Path, skipped: dict[str, str]) -> dict[str, Run]:
+    """Every size in every mode that can be had."""
+    found = {}
+    for name, twelfths in ((WHOLE, 12), *CUTS.items()):
+        directory = stock(Shape.of(options), root, twelfths)
+        for mode in options.modes:
+            try:
+                found[f"{name} {mode}"] = opened(directory, mode, options)
+            except Skipped as reason:
+                skipped[mode] = str(reason)
+    for mode, reason in skipped.items():
+        print(f"skipped: {mode} ({reason})", file=sys.stderr)
+    return found
+
+
+def opened(directory: Path, mode: str, options: argparse.Namespace) -> Run:
+    if mode == "onnxruntime":
+        return on_provider(directory, options)
+    stepper = TorchStepper(adopt(directory), options.device)
+    stepper.model.to(DTYPES[options.precision])
+    if mode == "compiled":
+        stepper.model.forward = torch.compile(stepper.model.forward, dynamic=True)
+    return passes(stepper)
+
+
+def on_provider(directory: Path, options: argparse.Namespace) -> Run:
+    import onnxruntime
+
+    provider = ort_provider.PROVIDERS[options.device]
+    if provider not in onnxruntime.get_available_providers():
+        raise Skipped(f"this onnxruntime has no {provider}")
+    if options.model != "gpt2":
+        raise Skipped("torch's exporter is given decoders alone")
+    graph = directory.with_name(f"{directory.name}-plain")
+
+    def make(out: Path) -> dict[str, Any]:
+        copy_settings(directory, out)
+        write_graphs(adopt(directory).model(), out, graph="plain")
+        return {}
+
+    finished(graph, make)
+    return passes(ort_provider.Stepper(graph, options.device))
+
+
+def timed(runs: dict[str, Run], works: dict[int, Workload], rounds: int) -> Iterator[dict[tuple[str, int], Times]]:
+    """One dictionary of passes a round; the first round, which compiles, is not given out."""
+    for count in range(rounds + 1):
+        found = {(name, batch): run(work) for batch, work in works.items() for name, run in runs.items()}
+        if count:
+            yield found
+
+
+def measure(options: argparse.Namespace, root: Path) -> int:
+    skipped: dict[str, str] = {}
+    claim(Shape.of(options), root)
+    contenders = runs(options, root, skipped)
+    works = {
+        batch: Workload(options.prompt, options.new_tokens, batch, torch.get_num_threads(), options.vocabulary)
+        for batch in options.batches
+    }
+    rounds = list(timed(contenders, works, options.rounds))
+    labels = {key: f"{key[0]}, batch {key[1]}" for key in rounds[0]}
+    steps = [{labels[key]: sum(times.steps) / len(times.steps) for key, times in each.items()} for each in rounds]
+    records = {
+        label: {
+            "prefill_ms": percentiles(each[name, batch].prefill for each in rounds),
+            "per_token_ms": percentiles(step for each in rounds for step in each[name, batch].steps),
+            "tokens_per_s": 1e3 * batch / medians(steps)[label],
+        }
+        for (name, batch), label in labels.items()
+    }
+    faster = {
+        label: speedup(steps, label, labels[f"{WHOLE} {options.modes[0]}", batch], 0)["value"]
+        for (_, batch), label in labels.items()
+        if (f"{WHOLE} {options.modes[0]}", batch) in labels
+    }
+    place = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    conditions = {**{key: value for key, value in vars(options).items() if key != "keep"}, "place": place}
+    extra = {"skipped": skipped, "contenders": records, f"times_as_fast_as_{WHOLE}_{options.modes[0]}": faster}
+    return conclude(conditions, medians(steps), extra=extra)
+
+
+def main() -> int:
+    options = parse()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("skipped: gpu (no CUDA device)")
+        return 0
+    try:
+        with ExitStack() as stack:
+            root = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            return measure(options, root / f"gpu-{options.model}")
+    except CompressError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

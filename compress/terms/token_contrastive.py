@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compress import collective
-from compress.errors import UserError
 from compress.functional.contrastive import smoothed, token_contrastive, update_bank, vocabulary_contrastive
 from compress.objective import StateTerm
 from compress.schema import added
@@ -64,14 +64,18 @@ class TokenContrastive(StateTerm):
         """Two projections, the teacher's initialised equal to the student's where their widths allow, and the bank."""
         return Projections(student.hidden_size, teacher.hidden_size, self.size, student.config.vocab_size)
 
-    def make_room(self, module: nn.Module | None, rows: int, longest: int) -> None:
-        """A bank [rows, longest, size]; raises UserError for one above 4 GB."""
-        assert isinstance(module, Projections)
-        if (needed := 4 * rows * longest * self.size) > MOST * GB:
-            raise UserError(
-                f"token_contrastive.bank: position needs {needed / GB:.1f} GB for {rows} rows of {longest} tokens; "
-                f"allowed: {MOST} GB (a smaller size, or bank: vocabulary)"
+    def room_problems(self, rows: int, longest: int) -> Iterator[str]:
+        """A bank of positions takes 4 bytes x ``rows`` x ``longest`` x ``size``."""
+        most = MOST * GB // (4 * rows * longest)
+        if self.size > most:
+            yield (
+                f"size: {self.size}; bank: position allows {most} at most, for {rows} rows of up to {longest} tokens "
+                f"in {MOST} GB (or use bank: vocabulary)"
             )
+
+    def make_room(self, module: nn.Module | None, rows: int, longest: int) -> None:
+        """A bank [rows, longest, size]."""
+        assert isinstance(module, Projections)
         module.bank = module.bank.new_zeros(rows, longest, self.size)
 
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:

@@ -32,13 +32,21 @@ class TokenContrastive(StateTerm):
 
     type: Literal["token_contrastive"] = "token_contrastive"
     temperature: float = Field(0.1, gt=0)
+    """What cosines are divided by."""
     momentum: float = Field(0.5, ge=0, lt=1)
+    """Share of the bank's row in a smoothed token; 0 is no bank."""
     size: int = Field(128, ge=1)
+    """Dimensions that both sides are projected to."""
     bank: Literal["vocabulary", "position"] = added("vocabulary")
+    """What a row of the bank is for; ``position`` needs a momentum above 0, and 4 bytes x rows x longest row x size."""
     negatives: Literal["teacher", "student", "vocabulary"] = added("teacher")
+    """The other tokens; ``vocabulary`` needs num_negatives, a momentum above 0 and bank: vocabulary."""
     num_negatives: int | None = Field(None, ge=1)
+    """Other tokens drawn for each token; without it, all of the sequence."""
     positive_in_denominator: bool = True
+    """Whether the teacher's same token counts among those a token is compared with."""
     exclude_duplicates: bool = False
+    """Leave out tokens with the own id; does nothing with negatives: vocabulary, and is refused there."""
 
     @model_validator(mode="after")
     def _options_agree(self) -> TokenContrastive:

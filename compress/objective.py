@@ -78,8 +78,12 @@ class StateTerm(LossTerm):
         """The term keeps something of each row of the training data, so batches must say which rows they hold."""
         return False
 
+    def room_problems(self, rows: int, longest: int) -> Iterator[str]:
+        """What is wrong with a numbered term for so many rows of at most ``longest`` predicted positions."""
+        return iter(())
+
     def make_room(self, module: nn.Module | None, rows: int, longest: int) -> None:
-        """Make room in a numbered term's module for so many rows of at most ``longest`` tokens, before any step."""
+        """Make room in a numbered term's module for the rows of :meth:`room_problems`, before any step."""
 
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         """Return the scalar loss of a batch."""

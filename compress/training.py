@@ -86,7 +86,7 @@ class _Loop:
     def __post_init__(self) -> None:
         config, place = self.config, self.place
         if self.objective.numbered:
-            self.objective.make_room(len(self.data), self.data.longest)
+            self.objective.make_room(len(self.data), self.data.longest_target)
         built = parameter_groups({**self.groups, "projections": list(self.objective.parts.parameters())}, config)
         if not built:
             raise NothingDoneError(f"{place.name}: nothing to train; every parameter is frozen")

@@ -21,7 +21,7 @@ from compress.models.loading import load_stock, load_tokenizer
 from compress.models.scratch import train_bpe
 from compress.pipeline import Inputs, Run, make_plan
 from compress.pipeline.keys import identity, key, packages, stage_key
-from compress.pipeline.records import Found, difference, join
+from compress.pipeline.records import Plain, difference, join
 from compress.pipeline.running import choose_device
 from compress.pipeline.workdir import locked
 from compress.recipe import read_recipe
@@ -416,7 +416,8 @@ def test_artifacts_on_different_splits_share_no_column(recipe: Path) -> None:
     one, two = ({record["name"]: record for record in done.records}[name] for name in ("one", "two"))
     assert "perplexity" in one["quality"]
     assert {name for name in two["quality"] if not name.endswith(" (split eval, batch 2)")} == set()
-    assert two["conditions"]["quality"]["split"] == "data.eval"
+    assert list(two["conditions"]) == ["quality (split eval, batch 2)"]
+    assert two["conditions"]["quality (split eval, batch 2)"]["split"] == "data.eval"
     build([done.workdir], done.workdir)
     lines = [line.strip("| ").split(" | ") for line in (done.workdir / "report.md").read_text().splitlines()]
     header = next(line for line in lines if line[0] == "artifact" and "perplexity" in line)
@@ -429,48 +430,80 @@ def test_artifacts_on_different_splits_share_no_column(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "settings", "column"),
+    ("split", "settings", "way"),
     [
-        ("data.test", {"batch": 2}, "perplexity"),  # other settings are told by the conditions alone
-        ("data.eval", {"split": "eval"}, "perplexity (split eval)"),
-        ("data.test", {"split": "eval"}, "perplexity"),  # the one split there is
+        ("data.test", {"batch": 2}, ""),  # other settings are told by the conditions alone
+        ("data.eval", {"split": "eval"}, " (split eval)"),
+        ("data.test", {"split": "eval"}, ""),  # the one split there is
     ],
 )
-def test_what_counts_is_the_split_that_was_measured(split: str, settings: dict[str, Any], column: str) -> None:
-    found: Found = {}
-    records: list[dict[str, Any]] = [{}, {}]
+def test_what_counts_is_the_split_that_was_measured(split: str, settings: dict[str, Any], way: str) -> None:
+    plain: Plain = {}
+    records: list[dict[str, Any]] = [{"name": "one"}, {"name": "two"}]
     for record, chosen, data in zip(records, ({}, settings), ("data.test", split), strict=True):
         measurement = Quality.model_validate(chosen)
         numbers = {"quality": {"perplexity": 9.0}, "conditions": {"quality": {"split": data}}}
-        join(record, numbers, measurement, measurement, found)
-    assert [list(record["quality"]) for record in records] == [["perplexity"], [column]]
-    assert all(list(record["conditions"]) == ["quality"] for record in records)
+        join(record, numbers, measurement, plain)
+    assert [list(record["quality"]) for record in records] == [["perplexity"], [f"perplexity{way}"]]
+    assert [list(record["conditions"]) for record in records] == [["quality"], [f"quality{way}"]]
 
 
 def test_a_later_measurement_stands_beside_the_first() -> None:
     first = Quality()
     later = Quality.model_validate({"metric": ["perplexity", "bleu"], "split": "eval", "decoding": {"beams": 4}})
     record: dict[str, Any] = {"name": "one"}
-    found: Found = {}
+    plain: Plain = {}
     measured = {"quality": {"perplexity": 9.0}, "conditions": {"quality": {"split": "data.test"}}}
-    join(record, measured, first, first, found)
+    join(record, measured, first, plain)
     again = {"quality": {"perplexity": 8.0, "bleu": 3.0}, "conditions": {"quality": {"split": "data.eval"}}}
-    join(record, again, first, later, found)
+    join(record, again, later, plain)
     assert record == {
         "name": "one",
-        "quality": {"perplexity": 9.0, "perplexity (split eval, beams 4)": 8.0, "bleu": 3.0},
+        "quality": {
+            "perplexity": 9.0,
+            "perplexity (split eval, beams 4)": 8.0,
+            "bleu (split eval, beams 4)": 3.0,
+        },
         "conditions": {
             "quality": {"split": "data.test"},
-            "quality (metric perplexity bleu, split eval, beams 4)": {"split": "data.eval"},
+            "quality (split eval, beams 4)": {"split": "data.eval"},
         },
     }
 
 
+def test_every_number_has_the_name_of_its_conditions() -> None:
+    """The plain names go to one split; an artifact that is not measured so first still has a name for each way."""
+    plain: Plain = {}
+    records: dict[str, dict[str, Any]] = {"base": {"name": "base"}, "q": {"name": "q"}}
+    for names, split, batch in ("base", "eval", 2), ("base q", "test", 4), ("q", "eval", 8), ("q", "eval", 2):
+        measurement = Quality.model_validate({"split": split, "batch": batch})
+        told = {"split": f"data.{split}", "batch": batch}
+        for name in names.split():
+            numbers = {"quality": {"perplexity": f"{split} {batch}"}, "conditions": {"quality": told}}
+            join(records[name], numbers, measurement, plain)
+    assert records["q"]["quality"] == {
+        "perplexity (split test, batch 4)": "test 4", "perplexity": "eval 8", "perplexity (batch 2)": "eval 2",
+    }  # fmt: skip
+    assert records["base"]["quality"] == {"perplexity": "eval 2", "perplexity (split test, batch 4)": "test 4"}
+    for record in records.values():
+        for name, figure in record["quality"].items():
+            how = record["conditions"][name.replace("perplexity", "quality")]
+            assert figure == f"{how['split'].removeprefix('data.')} {how['batch']}"
+
+
+def test_what_differs_in_the_metric_alone_has_the_same_conditions() -> None:
+    plain: Plain = {}
+    record: dict[str, Any] = {"name": "one"}
+    for metric, details in ("perplexity", {}), ("bleu", {"signatures": {"bleu": "b"}}), ("chrf", {"signatures": {"chrf": "c"}}):  # fmt: skip
+        numbers = {"quality": {metric: 1.0}, "conditions": {"quality": {"split": "data.test", **details}}}
+        join(record, numbers, Quality.model_validate({"metric": metric}), plain)
+    assert list(record["quality"]) == ["perplexity", "bleu", "chrf"]
+    assert record["conditions"] == {"quality": {"split": "data.test", "signatures": {"bleu": "b", "chrf": "c"}}}
+
+
 def test_what_two_measurements_do_otherwise() -> None:
     assert difference(Quality(), Quality(of=("one",))) == ""
-    metric = Quality.model_validate({"metric": "bleu"})
-    assert difference(Quality(), metric) == "metric bleu"
-    assert difference(Quality(), metric, without=Quality.names) == ""
+    assert difference(Quality(), Quality.model_validate({"metric": "bleu"})) == ""
     slow, fast = Speed(prompt=8, threads=2), Speed(prompt=8, new_tokens=4)
     assert difference(slow, fast) == "new_tokens 4, threads default"
 

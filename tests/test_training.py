@@ -41,6 +41,19 @@ def _objective(tiny_gpt2, **contrast):
     return Objective(sides[0], terms, teacher=sides[1])
 
 
+def test_a_bank_of_positions_has_the_rows_of_a_decoder(tiny_bart, tmp_path):
+    rows = [{"ids": [5] * 9, "labels": [6] * size} for size in (3, 4, 2)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = DataSpec.model_validate({"train": {"json": "rows.jsonl", "input_ids": "ids", "labels": "labels"}})
+    objective = _objective(tiny_bart, bank="position")
+    interface = ModelInterface.of(objective.student.config)
+    data = open_data(spec, tokenizer=None, model=interface, base=tmp_path)
+    _run(objective, data, tmp_path / "out", _config(steps=3, batch=3))
+    bank = objective.parts["0"].bank
+    assert bank.shape == (3, 4, 8)
+    assert bank.any(-1).sum(-1).tolist() == [3, 4, 2]
+
+
 def _config(**options):
     options = {"steps": 12, "batch": 4, "eval_every": 3, "lr": 1e-3, "precision": "fp32"} | options
     return TrainConfig.model_validate(options)

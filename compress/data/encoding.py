@@ -107,12 +107,21 @@ class Encoder:
         targets = self._ended(self._encode([pair.references[0] for pair in pairs], special=True))
         kept, cut = self._cut(sources, self.spec.max_source, keep_end=True), self._cut(targets, self.spec.max_target)
         truncated = sum(a != b or c != d for a, b, c, d in zip(sources, kept, targets, cut, strict=True))
-        split = self._split(kept, cut, cuttable=True)
+        split = self._split(kept, cut)
         return replace(split, examples=_examples(kept, pairs), truncated=truncated)
 
     def tokens(self, rows: Sequence[TokenRow]) -> Split:
         """Ready rows; a causal row without labels is scored on its own tokens."""
-        if self.model.task == "causal":
+        causal = self.model.task == "causal"
+        longest = self.model.context + causal  # the last token of a causal row is predicted, never read
+        for at, row in enumerate(rows):
+            for name, ids in row._asdict().items():
+                if ids is not None and len(ids) > longest:
+                    raise DataError(
+                        f"{self.where}: row {at} has {len(ids)} {name}; the model takes {longest} "
+                        "(ready rows are not cut; give shorter ones)"
+                    )
+        if causal:
             for at, (ids, labels) in enumerate(rows):
                 if labels is not None and len(labels) != len(ids):
                     raise DataError(f"{self.where}: row {at} has {len(ids)} input_ids and {len(labels)} labels")
@@ -130,32 +139,26 @@ class Encoder:
             [(row.input_ids if row.labels is None else row.labels)[1:] for row in rows],
         )
 
-    def _split(
-        self, inputs: Sequence[Sequence[int] | Ids], labels: Sequence[Sequence[int] | Ids], *, cuttable: bool = False
-    ) -> Split:
-        """``cuttable``: the recipe can cut rows that do not fit the model."""
+    def _split(self, inputs: Sequence[Sequence[int] | Ids], labels: Sequence[Sequence[int] | Ids]) -> Split:
         scored = sum(np.count_nonzero(np.asarray(row) != IGNORE) for row in labels)
         if not scored:
             raise DataError(f"{self.where}: no token is scored; all labels are -100")
         named = {"input_ids": inputs, "labels": labels}
-        columns = {name: self._column(found, name, cuttable) for name, found in named.items()}
+        columns = {name: self._column(found, name) for name, found in named.items()}
         lengths = [len(one) + len(other) for one, other in zip(inputs, labels, strict=True)]
         table = InMemoryTable(pa.table({**columns, "length": pa.array(lengths, pa.int64())}))
         rows = Dataset(table, fingerprint=self.where)  # or all of it is copied to make one up
         return Split(self.where, rows, self.model, tokens=int(scored))
 
-    def _column(self, rows: Sequence[Sequence[int] | Ids], column: str, cuttable: bool) -> pa.LargeListArray:
+    def _column(self, rows: Sequence[Sequence[int] | Ids], column: str) -> pa.LargeListArray:
         """The rows in four bytes a token; raises DataError for one that does not fit the model."""
         fitting = []
         for at, row in enumerate(rows):
             if len(row) > self.model.context:
                 option = {"input_ids": "max_source", "labels": "max_target"}[column]
-                advice = (
-                    f"cut longer rows with {option}" if cuttable else "rows of input_ids are not cut; give shorter ones"
-                )
                 raise DataError(
                     f"{self.where}: row {at}: {column} has {len(row)} tokens; the model takes {self.model.context} "
-                    f"({advice})"
+                    f"(cut longer rows with {option})"
                 )
             ids = np.asarray(row, np.int64)
             wrong = (ids < 0) | (ids >= self.model.vocabulary)

@@ -131,6 +131,7 @@ class DataSpec(Strict):
     """Data to train on, to choose checkpoints on (``eval``) and to measure on (``test``), and how long rows may be.
 
     Nothing is cut that ``block``, ``max_source`` or ``max_target`` does not cut: a row that is too long is an error.
+    They cut text alone; rows of ready tokens stay as they are.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -155,7 +156,10 @@ class DataSpec(Strict):
         return base / Path(self.folder).expanduser()
 
     @model_validator(mode="after")
-    def _some_source(self) -> Self:
+    def _sound(self) -> Self:
         if not (self.train or self.eval or self.test):
             raise ValueError("data needs train, eval or test")
+        idle = next((name for name in ("block", "max_source", "max_target") if getattr(self, name) is not None), None)
+        if idle and {each.layout for each in (self.train, self.eval, self.test) if each} == {"tokens"}:
+            raise ValueError(f"{idle} cuts text, and all rows are ready input_ids, which nothing cuts; leave it out")
         return self

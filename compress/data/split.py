@@ -75,6 +75,11 @@ class Split:
         return max(len(row) for column in ("input_ids", "labels") for row in self.rows[column])
 
     @property
+    def longest_target(self) -> int:
+        """Most positions of a row that predict: those of a decoder, or of a causal model all."""
+        return max(map(len, self.rows["labels"]))
+
+    @property
     def words(self) -> int | None:
         """Words and line ends of running text (what a per-word perplexity is over), or None."""
         return None if self.text is None else len(self.text.split()) + self.lines

@@ -13,7 +13,7 @@ from compress.measure.measurement import Measurement
 from compress.pipeline.environment import environment
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.keys import identity, key
-from compress.pipeline.records import Found, join
+from compress.pipeline.records import Plain, join
 from compress.pipeline.workdir import read_json, shown_path, write_json
 from compress.recipe.references import Link
 
@@ -31,14 +31,12 @@ def measure(
     workdir, machine = inputs.workdir, environment(device)
     roots, keys = _roots(inputs, links), measured_keys(inputs, links, artifacts)
     records: Records = {name: _record(artifact, name, workdir, keys[name]) for name, artifact in artifacts.items()}
-    first: dict[tuple[str, str], Measurement] = {}
-    found: Found = {}
+    plain: Plain = {}
     for measurement in inputs.recipe.measure:
         for part in _parts(measurement, inputs, artifacts, roots):
             measured = _measured(part, inputs, artifacts, roots, machine, console)
             for name, numbers in measured.items():
-                own = first.setdefault((name, measurement.type), measurement)
-                join(records[name], numbers, own, measurement, found)
+                join(records[name], numbers, measurement, plain)
     result = {
         "artifacts": list(records.values()),
         "environment": machine,

@@ -14,6 +14,7 @@ from compress.errors import RecipeError
 from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import count_parameters
+from compress.objective import StateTerm
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.teachers import teacher_problems
 from compress.pipeline.workdir import require_no_file
@@ -63,6 +64,8 @@ def make_plan(inputs: Inputs) -> Plan:
         found = [item.stage.problems(shapes[item.source], teacher)]
         if teacher and trains(item.stage):
             found.append(teacher_problems(inputs, item, shapes))
+        if trains(item.stage):
+            found.append(_room_problems(inputs, item))
         if text := next(chain.from_iterable(found), None):
             raise _error(recipe, item, text)
         shapes[item.name] = item.stage.shape(shapes[item.source])
@@ -104,6 +107,15 @@ def _check_share(inputs: Inputs, item: Link) -> None:
         text = f"{batch} sequences cannot be shared by {processes.count()} processes; start {batch} at most"
         where = ("stages", item.index, "train", "batch")
         raise inputs.recipe.error(where, f"stages[{item.index}].train.batch: {text}")
+
+
+def _room_problems(inputs: Inputs, item: Link) -> Iterator[str]:
+    """What terms that keep something of each row say to the rows there are."""
+    data = inputs.data(item.root)
+    for i, term in enumerate(getattr(item.stage, "terms", ())):
+        if data and data.train and isinstance(term, StateTerm) and term.numbered:
+            found = term.room_problems(len(data.train), data.train.longest_target)
+            yield from (f"terms[{i}] ({term.type}): {text}" for text in found)
 
 
 def _check_measurements(inputs: Inputs, shapes: Mapping[str, Shape]) -> None:

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compress.measure.measurement import Measurement
 
-Found = dict[tuple[str, str], tuple[Measurement, Any]]
-"""For each number of a run, by place and name: the measurement that found it first, and the split it was found on."""
+Plain = dict[tuple[str, ...], tuple[Measurement, Any]]
+"""Which measurement got the plain names, and the split it was on: by type for a run, by type and artifact for each."""
 
 
-def join(
-    record: dict[str, Any], numbers: Mapping[str, Any], first: Measurement, measurement: Measurement, found: Found
-) -> None:
+def join(record: dict[str, Any], numbers: Mapping[str, Any], measurement: Measurement, plain: Plain) -> None:
     """Add what a measurement found to the record of an artifact; nothing that is there already is overwritten.
 
-    ``first`` is the first measurement of this type that was taken of the artifact. Where a later one found a number of
-    the same name, both stay: the later as ``perplexity (split eval)``, its name with what was measured otherwise. Its
-    conditions stand beside those of the first in the same way. A number that the run found on other data first, be it
-    of another artifact, is named so too: figures of different data never share a name.
+    All of it, numbers and conditions, is named in one way: plainly, or as ``perplexity (split eval)`` with what was
+    measured otherwise than by the measurement that has the plain names. It is so named where the artifact has a plain
+    number of the same name, and where the split is not the one that the run measured on first, be it of another
+    artifact: figures of different splits never share a name.
     """
-    split = numbers.get("conditions", {}).get(measurement.type, {}).get("split")
-    for place, values in numbers.items():
-        if not isinstance(values, dict):
-            record[place] = values
-            continue
-        there = record.setdefault(place, {})
-        told = place == "conditions"  # these say the split themselves
-        for name, value in values.items():
-            earlier, other = (first, split) if told else found.setdefault((place, name), (measurement, split))
-            apart = split != other
-            way = difference(earlier if apart else first, measurement, () if told else measurement.names)
-            there[f"{name} ({way})" if way and (apart or name in there) else name] = value
+    mine = measurement, numbers.get("conditions", {}).get(measurement.type, {}).get("split")
+    first, split = plain.setdefault((measurement.type,), mine)
+    apart = mine[1] != split
+    if not apart:
+        first, _ = plain.setdefault((measurement.type, record["name"]), mine)
+    groups = {place: values for place, values in numbers.items() if isinstance(values, dict)}
+    taken = any(name in record.get(place, {}) for place, values in groups.items() for name in values)
+    way = difference(first, measurement) if apart or taken else ""
+    named = {
+        place: {f"{name} ({way})" if way else name: value for name, value in values.items()}
+        for place, values in groups.items()
+    }
+    _merge(record, {**numbers, **named})
 
 
-def difference(first: Measurement, other: Measurement, without: Collection[str] = ()) -> str:
-    """The settings of ``other`` that ``first`` has otherwise: ``split eval, batch 4``; empty where there are none."""
+def _merge(there: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _merge(there.setdefault(name, {}), value)
+        else:
+            there.setdefault(name, value)
+
+
+def difference(first: Measurement, other: Measurement) -> str:
+    """The settings of ``other`` that ``first`` has otherwise: ``split eval, batch 4``; empty where there are none.
+
+    What they measure is no part of it, only how.
+    """
     mine, theirs = (
-        dict(_leaves(each.model_dump(mode="json", exclude={"type", "of", *without}))) for each in (first, other)
+        dict(_leaves(each.model_dump(mode="json", exclude={"type", "of", *other.names}))) for each in (first, other)
     )
     return ", ".join(f"{name.split('.')[-1]} {text}" for name, text in theirs.items() if mine.get(name) != text)
 

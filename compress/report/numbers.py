@@ -132,18 +132,41 @@ def quality(metric: str) -> Value:
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Every artifact of every run; a name that several runs use is written ``run/name``."""
+    """Every artifact of every run; a name that several runs use is written ``run/name``.
+
+    Figures that a later run took on another split have it in their names, as they have within a run.
+    """
     uses = Counter(record.name for run in runs for record in run.records)
+    splits: dict[str, str] = {}
     return [
         Row(
             label=record.name if uses[record.name] == 1 else f"{run.name}/{record.name}",
             run=run,
-            record=record,
+            record=_told_apart(record, splits),
             manifest=run.manifest(record.name),
         )
         for run in runs
         for record in run.records
     ]
+
+
+def _told_apart(record: Record, splits: dict[str, str]) -> Record:
+    """A record that names the split of figures on another one than figures of that way had so far (``splits``)."""
+    conditions = record.conditions if isinstance(record.conditions, dict) else {}
+    ways: dict[str, str] = {}
+    for key, how in conditions.items():
+        kind, way = name_and_way(key)
+        split = how.get("split") if kind == "quality" and isinstance(how, dict) else None
+        if split and splits.setdefault(way, split) != split:
+            ways[way] = ", ".join(filter(None, [f"split {split.removeprefix('data.')}", way]))
+
+    def renamed(key: str) -> str:
+        name, way = name_and_way(key)
+        return f"{name} ({ways[way]})" if way in ways else key
+
+    figures = {renamed(key): value for key, value in record.quality.items()}
+    told = {renamed(key) if name_and_way(key)[0] == "quality" else key: how for key, how in conditions.items()}
+    return record.model_copy(update={"quality": figures, "conditions": told}) if ways else record
 
 
 def metrics_of(rows: Iterable[Row]) -> list[str]:

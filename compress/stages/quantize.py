@@ -66,6 +66,8 @@ class Quantize(Stage):
     @model_validator(mode="after")
     def _agrees(self) -> Quantize:
         self.quantization()
+        if self.weights.norm_gradient and self.train.steps == 0:
+            raise ValueError("weights.norm_gradient is for training, and train.steps is 0")
         return self
 
     def quantization(self) -> Quantization:

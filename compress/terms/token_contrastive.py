@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compress import collective
-from compress.errors import UserError
 from compress.functional.contrastive import smoothed, token_contrastive, update_bank, vocabulary_contrastive
 from compress.objective import StateTerm
 from compress.schema import added
@@ -32,13 +32,21 @@ class TokenContrastive(StateTerm):
 
     type: Literal["token_contrastive"] = "token_contrastive"
     temperature: float = Field(0.1, gt=0)
+    """What cosines are divided by."""
     momentum: float = Field(0.5, ge=0, lt=1)
+    """Share of the bank's row in a smoothed token; 0 is no bank."""
     size: int = Field(128, ge=1)
+    """Dimensions that both sides are projected to."""
     bank: Literal["vocabulary", "position"] = added("vocabulary")
+    """What a row of the bank is for; ``position`` needs a momentum above 0, and 4 bytes x rows x longest row x size."""
     negatives: Literal["teacher", "student", "vocabulary"] = added("teacher")
+    """The other tokens; ``vocabulary`` needs num_negatives, a momentum above 0 and bank: vocabulary."""
     num_negatives: int | None = Field(None, ge=1)
+    """Other tokens drawn for each token; without it, all of the sequence."""
     positive_in_denominator: bool = True
+    """Whether the teacher's same token counts among those a token is compared with."""
     exclude_duplicates: bool = False
+    """Leave out tokens with the own id; does nothing with negatives: vocabulary, and is refused there."""
 
     @model_validator(mode="after")
     def _options_agree(self) -> TokenContrastive:
@@ -64,14 +72,18 @@ class TokenContrastive(StateTerm):
         """Two projections, the teacher's initialised equal to the student's where their widths allow, and the bank."""
         return Projections(student.hidden_size, teacher.hidden_size, self.size, student.config.vocab_size)
 
-    def make_room(self, module: nn.Module | None, rows: int, longest: int) -> None:
-        """A bank [rows, longest, size]; raises UserError for one above 4 GB."""
-        assert isinstance(module, Projections)
-        if (needed := 4 * rows * longest * self.size) > MOST * GB:
-            raise UserError(
-                f"token_contrastive.bank: position needs {needed / GB:.1f} GB for {rows} rows of {longest} tokens; "
-                f"allowed: {MOST} GB (a smaller size, or bank: vocabulary)"
+    def room_problems(self, rows: int, longest: int) -> Iterator[str]:
+        """A bank of positions takes 4 bytes x ``rows`` x ``longest`` x ``size``."""
+        most = MOST * GB // (4 * rows * longest)
+        if self.size > most:
+            yield (
+                f"size: {self.size}; bank: position allows {most} at most, for {rows} rows of up to {longest} tokens "
+                f"in {MOST} GB (or use bank: vocabulary)"
             )
+
+    def make_room(self, module: nn.Module | None, rows: int, longest: int) -> None:
+        """A bank [rows, longest, size]."""
+        assert isinstance(module, Projections)
         module.bank = module.bank.new_zeros(rows, longest, self.size)
 
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:

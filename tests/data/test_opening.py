@@ -161,7 +161,7 @@ def test_what_is_cut_is_cut_as_asked_and_counted(
             {"vocabulary": 200},
             r"row 0: token \d+ is not in the model's vocabulary of 200",
         ),
-        ({"train": TOKENS}, {"context": 1}, "row 0: input_ids has 2 tokens; the model takes 1"),
+        ({"train": TOKENS}, {"context": 1}, "row 0 has 3 input_ids; the model takes 2"),
         ({"train": TOKENS}, {"vocabulary": 4}, "row 1: token 4 is not in the model's vocabulary of 4"),
         ({"train": {"json": "rows.jsonl", "input_ids": "ids"}}, {"task": "seq2seq"}, "a seq2seq model need labels"),
         ({"train": {"text": "one.txt"}}, {}, "the text has 1 tokens; nothing is left to predict"),
@@ -194,13 +194,25 @@ def test_sources_that_are_too_long_name_max_source(
 
 
 @pytest.mark.parametrize("task", ["causal", "seq2seq"])
-@pytest.mark.parametrize("limits", [{}, {"block": 2}, {"max_source": 2, "max_target": 2}])
-def test_ready_rows_that_are_too_long_are_not_said_to_be_cut(folder: Path, task: Any, limits: Written) -> None:
-    """No setting of the recipe would cut them, so none is advised."""
-    (folder / "long.jsonl").write_text(json.dumps({"ids": [1] * 9, "labels": [1] * 9}))
-    written = {"train": {"json": "long.jsonl", "input_ids": "ids", "labels": "labels"}, **limits}
-    with pytest.raises(DataError, match=r"the model takes 4 \(rows of input_ids are not cut; give shorter ones\)"):
-        opened(written, None, ModelInterface(task, 4, 10, decoder_start=0), folder)
+def test_ready_rows_that_are_too_long_are_not_said_to_be_cut(folder: Path, task: Any) -> None:
+    """No setting of the recipe would cut them, so none is advised; a causal model never reads the last token."""
+    fits = {"causal": 5, "seq2seq": 4}[task]
+    model = ModelInterface(task, 4, 10, decoder_start=0)
+    written = {"train": {"json": "long.jsonl", "input_ids": "ids", "labels": "labels"}}
+    for size in (fits, fits + 1):
+        (folder / "long.jsonl").write_text(json.dumps({"ids": [1] * size, "labels": [1] * size}))
+        if size == fits:
+            opened(written, None, model, folder)
+    message = rf"row 0 has {fits + 1} input_ids; the model takes {fits} \(ready rows are not cut; give shorter ones\)"
+    with pytest.raises(DataError, match=message):
+        opened(written, None, model, folder)
+
+
+def test_ready_targets_that_are_too_long_are_told(folder: Path) -> None:
+    (folder / "long.jsonl").write_text(json.dumps({"ids": [1], "labels": [1] * 5}))
+    written = {"train": {"json": "long.jsonl", "input_ids": "ids", "labels": "labels"}}
+    with pytest.raises(DataError, match="row 0 has 5 labels; the model takes 4"):
+        opened(written, None, ModelInterface("seq2seq", 4, 10, decoder_start=0), folder)
 
 
 def test_text_without_a_tokenizer_is_refused(folder: Path, causal: ModelInterface) -> None:

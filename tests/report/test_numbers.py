@@ -95,6 +95,26 @@ def test_a_metric_measured_in_two_ways_is_two_columns():
     assert words.name_of("rougeL (beams 4)") == "ROUGE-L (beams 4)"
 
 
+def test_runs_on_different_splits_share_no_column():
+    def run(name, ways):
+        quality = {f"perplexity{way}": value for way, (value, _) in ways.items()}
+        conditions = {f"quality{way}": {"split": on} for way, (_, on) in ways.items()}
+        record = Record(name="base", quality=quality, conditions={**conditions, "speed": {"device": "cpu"}})
+        return Run(name, RunFile(models={"base": ""}), Measurements(artifacts=(record,)), ())
+
+    first = run("one", {"": (5.0, "data.test"), " (batch 2)": (5.5, "data.test")})
+    second = run("two", {"": (6.0, "data.eval"), " (batch 2)": (6.5, "data.eval")})
+    third = run("three", {"": (7.0, "data.test"), " (split eval)": (7.5, "data.eval")})
+    rows = numbers.rows_of([first, second, third])
+    assert [row.quality for row in rows] == [
+        {"perplexity": 5.0, "perplexity (batch 2)": 5.5},
+        {"perplexity (split eval)": 6.0, "perplexity (split eval, batch 2)": 6.5},
+        {"perplexity": 7.0, "perplexity (split eval)": 7.5},
+    ]
+    assert list(rows[1].record.conditions) == ["quality (split eval)", "quality (split eval, batch 2)", "speed"]
+    assert numbers.rows_of([second])[0].record == second.records[0]
+
+
 def test_headline_says_slower_when_it_is():
     sentence = headline(("base", (), 400, 50.0, 10.0), ("small", ("quantized",), 40, 49.0, 20.0))
     assert "2.0x slower per token than base" in sentence

@@ -180,13 +180,15 @@ def test_the_papers_terms_train_scales_and_weights(tmp_path: Path, base: Artifac
 def test_the_norms_gradient_changes_training_alone(tmp_path: Path, base: Artifact, data: Data) -> None:
     context = Context(models={}, data=data, bar=False)
 
-    def digest(steps: int, norm_gradient: bool) -> str:
+    def digest(norm_gradient: bool, **rates: float) -> str:
         weights = {"bits": 2, "norm_gradient": norm_gradient}
-        stage = stage_of(steps=steps, weights=weights, terms=["cross_entropy"])
-        return run(stage, base, tmp_path / f"{steps}-{norm_gradient}", context)[0].digest
+        stage = stage_of(steps=3, weights=weights, terms=["cross_entropy"], train=rates)
+        return run(stage, base, tmp_path / f"{len(rates)}-{norm_gradient}", context)[0].digest
 
-    assert digest(0, True) == digest(0, False)
-    assert digest(3, True) != digest(3, False)
+    assert digest(True, lr=0.0, scale_lr=0.0) == digest(False, lr=0.0, scale_lr=0.0)
+    assert digest(True) != digest(False)
+    with pytest.raises(ValidationError, match="weights.norm_gradient is for training, and train.steps is 0"):
+        stage_of(steps=0, weights={"bits": 2, "norm_gradient": True})
 
 
 def test_same_seed_same_bytes(tmp_path: Path, base: Artifact, data: Data) -> None:

@@ -494,8 +494,8 @@ def test_every_number_has_the_name_of_its_conditions() -> None:
 def test_what_differs_in_the_metric_alone_has_the_same_conditions() -> None:
     plain: Plain = {}
     record: dict[str, Any] = {"name": "one"}
-    for metric, details in ("perplexity", {}), ("bleu", {"signatures": {"bleu": "b"}}), ("chrf", {"signatures": {"chrf": "c"}}):  # fmt: skip
-        numbers = {"quality": {metric: 1.0}, "conditions": {"quality": {"split": "data.test", **details}}}
+    for metric, details in {"perplexity": {}, "bleu": {"bleu": "b"}, "chrf": {"chrf": "c"}}.items():
+        numbers = {"quality": {metric: 1.0}, "conditions": {"quality": {"split": "data.test", "signatures": details}}}
         join(record, numbers, Quality.model_validate({"metric": metric}), plain)
     assert list(record["quality"]) == ["perplexity", "bleu", "chrf"]
     assert record["conditions"] == {"quality": {"split": "data.test", "signatures": {"bleu": "b", "chrf": "c"}}}

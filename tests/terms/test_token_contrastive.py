@@ -63,6 +63,11 @@ def test_settings_say_nothing_of_what_is_as_it_always_was() -> None:
         assert TERMS.read(told) == term_of(**option)
 
 
+def test_every_option_says_what_it_means() -> None:
+    fields = type(term_of()).model_fields
+    assert [name for name, field in fields.items() if not field.description] == ["type", "weight"]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

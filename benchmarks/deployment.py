@@ -30,11 +30,9 @@ from stock_graphs import FLOAT, STOCK_INT8, stock_graphs
 
 from compress.errors import CompressError
 from compress.measure.bandwidth import MemoryRead
-from compress.measure.workload import Times, Workload
+from compress.measure.workload import REST, Times, Workload
 
 PEERS = ("torch", "nf4", "int8", "optimum", "ctranslate2", "llama.cpp")
-PAUSE = 0.02
-"""Seconds between passes, in which the threads of the last runtime stop waiting for work."""
 MB = 2**20
 
 
@@ -108,7 +106,7 @@ def timed(runs: dict[str, Run], works: dict[str, Workload], rounds: int) -> tupl
         times: dict[str, dict[str, Times]] = {name: {} for name in runs}
         for work_name, work in works.items():
             for name, run in runs.items():
-                time.sleep(PAUSE)
+                time.sleep(REST)
                 times[name][work_name] = run(work)
         bandwidth = memory.bytes_per_second()
         if count:
@@ -207,7 +205,7 @@ def measure(options: argparse.Namespace, root: Path) -> int:
     found, skipped = contenders(shape, root, options)
     works = workloads(options)
     rounds, bandwidths = timed({each.name: each.open() for each in found}, works, options.rounds)
-    bandwidth = float(np.median(bandwidths))
+    bandwidth = max(bandwidths)
     records = {each.name: record(each, rounds, works, bandwidth) for each in found}
     main = seconds(rounds, generated if options.model == "bart" else decoded)
     parameters = shape.parameters()

@@ -34,6 +34,8 @@ from compress.surgery.quantize import Quantization, packed_state, quantize
 
 BITS = {"8-8-8": 8, "4-4-8": 4, "2-2-8": 2}
 """Weights, embedding (activations have 8)."""
+STORED_CUT = {"scales": "float16", "positions": "float16"}
+"""How cut models are packed: what takes no codes weighs more in them."""
 CUTS = {"8of12": 8, "6of12": 6}
 """Twelfths of every axis that are kept."""
 STOCK = "stock"
@@ -135,8 +137,11 @@ def _export(source: Path, bits: str | None, out: Path) -> dict[str, Any]:
     packed = None
     if bits is not None:
         settings = {"weights": {"bits": BITS[bits], "method": "round_to_nearest"}, "embedding": {"bits": BITS[bits]}}
-        quantize(model, artifact.family(), Quantization.model_validate(settings))
-        tensors, spec = packed_state(model.eval())
+        config = Quantization.model_validate(
+            settings | {"store": STORED_CUT if source.name.startswith(tuple(CUTS)) else {}}
+        )
+        quantize(model, artifact.family(), config)
+        tensors, spec = packed_state(model.eval(), config.store)
         packed = Packed(spec, tensors)
     packing = time.perf_counter()
     write_graphs(model, out, packed=packed)

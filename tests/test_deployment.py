@@ -23,7 +23,7 @@ SIZES = {"layers": 1, "hidden": 48, "heads": 6, "vocabulary": 97, "positions": 3
 TINY = [f"--{name}={value}" for name, value in SIZES.items()]
 SHORT = ["--prompt=6", "--past=4", "--new-tokens=3", "--threads=1", "--rounds=2"]
 OWN = {"float", "8-8-8", "4-4-8", "2-2-8", "8of12-float", "8of12-2-2-8", "6of12-float", "6of12-2-2-8"}
-STOCK = {"optimum-float", "ort-dynamic-int8", "ort-matmul-4bits"}
+STOCK = {"optimum-float", "ort-dynamic-int8", "ort-dynamic-int8-untied", "ort-matmul-4bits"}
 WORK = Workload(prompt=6, new_tokens=4, batch=1, threads=1, vocabulary=97)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from compress.measure.floor import model_step_bytes
 from compress.measure.measurement import Measurement
 from compress.measure.peak import measure_in_fresh_process
 from compress.measure.torch_stepper import TorchStepper
-from compress.measure.workload import OnnxStepper, Stepper, Times, Workload, timed_pass
+from compress.measure.workload import REST, OnnxStepper, Stepper, Times, Workload, timed_pass
 from compress.onnx.step_bytes import directory_step_bytes
 
 NOT_MEASURED = "not measured: no CUDA device"
@@ -32,13 +33,13 @@ class Speed(Measurement):
 
     ``prefill_ms`` is the time from a prompt to its first new token, ``per_token_ms`` that of each further token;
     medians and 95th percentiles over ``rounds``. ``tokens_per_s`` = batch x tokens / time, of the further tokens alone.
-    In each round every artifact decodes once, in turn, so that a busy moment of the machine meets all of them; one
-    round before is not counted. ``load_s`` and ``peak_rss_bytes`` are those of a fresh process on the CPU. With a CUDA
+    In each round every artifact decodes once, in turn and after a rest of 0.1 s, so that a busy moment of the machine
+    meets all of them and no runtime's idle threads the next; one round before is not counted. ``load_s`` and ``peak_rss_bytes`` are those of a fresh process on the CPU. With a CUDA
     device, torch artifacts are timed on it too, under ``gpu``.
 
     ``floor_ms`` is the time in which the CPU reads ``weight_bytes_per_token``, the weights that a step needs as they
-    are stored, from memory, and ``above_floor`` how many times as long a step takes. The bandwidth is the median over
-    rounds, each of which reads 256 MiB; weights that processor caches hold can be read faster.
+    are stored, from memory, and ``above_floor`` how many times as long a step takes. The bandwidth is the highest
+    of all rounds, each of which reads 256 MiB; weights that processor caches hold can be read faster.
     """
 
     type: Literal["speed"] = "speed"
@@ -63,7 +64,7 @@ class Speed(Measurement):
         reader, bandwidths = MemoryRead(), list[float]()
         with _torch_threads(work.threads):
             times = self._timed(steppers, work, lambda: bandwidths.append(reader.bytes_per_second()))
-        bandwidth = float(np.median(bandwidths[1:]))
+        bandwidth = max(bandwidths)
         gpu = {name: artifact for name, artifact in chosen.items() if device != "cpu" and not _exported(artifact)}
         on_gpu = self._timed({name: TorchStepper(artifact, device) for name, artifact in gpu.items()}, work)
         records = {}
@@ -95,6 +96,7 @@ class Speed(Measurement):
         times: dict[str, list[Times]] = {name: [] for name in steppers}
         for count in range(self.rounds + 1):
             for name, stepper in steppers.items():
+                time.sleep(REST)
                 found = timed_pass(stepper, work)
                 if count:
                     times[name].append(found)
@@ -110,7 +112,7 @@ class Speed(Measurement):
             "batch": work.batch,
             "threads": work.threads,
             "rounds": self.rounds,
-            "order": "interleaved, after one round of warm-up",
+            "order": f"interleaved, each after {REST} s of rest, after one round of warm-up",
             "memory_bytes_per_s": round(bandwidth),
         }
 

@@ -34,8 +34,9 @@ class Speed(Measurement):
     ``prefill_ms`` is the time from a prompt to its first new token, ``per_token_ms`` that of each further token;
     medians and 95th percentiles over ``rounds``. ``tokens_per_s`` = batch x tokens / time, of the further tokens alone.
     In each round every artifact decodes once, in turn and after a rest of 0.1 s, so that a busy moment of the machine
-    meets all of them and no runtime's idle threads the next; one round before is not counted. ``load_s`` and ``peak_rss_bytes`` are those of a fresh process on the CPU. With a CUDA
-    device, torch artifacts are timed on it too, under ``gpu``.
+    meets all of them and no runtime's idle threads the next; one round before is not counted. ``load_s`` and
+    ``peak_rss_bytes`` are those of a fresh process on the CPU. With a CUDA device, torch artifacts are timed on it too,
+    under ``gpu``.
 
     ``floor_ms`` is the time in which the CPU reads ``weight_bytes_per_token``, the weights that a step needs as they
     are stored, from memory, and ``above_floor`` how many times as long a step takes. The bandwidth is the highest

@@ -16,7 +16,6 @@ from compress.onnx.runtime import Runtime
 from compress.onnx.seq2seq_session import Seq2SeqDecoding
 from compress.onnx.session import Array, Decoding
 
-
 REST = 0.1
 """Seconds before each pass, in which the threads of the runtime before it stop looking for work: for about 50 ms they
 take the processor from whoever runs next, which doubled the time of a prompt."""

@@ -46,11 +46,8 @@ class Runtime:
     def open(cls, directory: str | Path, threads: int | None = None) -> Runtime:
         """Open an exported directory; ``threads`` None lets onnxruntime take every core."""
         path = Path(directory)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
         files = (ENCODER_FILE, DECODER_FILE) if (path / ENCODER_FILE).exists() else (MODEL_FILE,)
-        return cls({file: _session(path / file, options) for file in files}, decoding_settings(path))
+        return cls({file: _session(path / file, threads) for file in files}, decoding_settings(path))
 
     @property
     def files(self) -> str:
@@ -168,7 +165,12 @@ class Runtime:
             raise UserError(f"input_ids: {asked} exceed the context of {self._context}")
 
 
-def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+def _session(path: Path, threads: int | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    if path.name == ENCODER_FILE:  # or its threads go on looking for work, for 50 ms that the decoder needs
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except _LOAD_ERRORS as error:

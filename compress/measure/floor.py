@@ -1,4 +1,4 @@
-"""The time below which no token can be decoded: bytes of weights that it reads / bandwidth of memory.
+"""About the least time of a token: bytes of weights that it reads / bandwidth of memory, as far as that is known.
 
 Weights count as they are stored and caches are left out, so that a runtime which unpacks its weights stays far above.
 """

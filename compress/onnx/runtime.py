@@ -26,7 +26,10 @@ from compress.onnx.sampling import Options, as_tokens, choose
 from compress.onnx.seq2seq_session import Seq2SeqDecoding
 from compress.onnx.session import Array, Decoding
 
-_LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.NoSuchFile)
+_LOAD_ERRORS = (
+    *(ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph),
+    *(ort_errors.InvalidArgument, ort_errors.NoSuchFile),
+)
 
 
 class Runtime:
@@ -34,10 +37,11 @@ class Runtime:
 
     def __init__(self, sessions: Mapping[str, ort.InferenceSession], settings: dict[str, Any]) -> None:
         self._sessions = sessions
-        self._start: int | None = settings.get("decoder_start_token_id")
         self._forced = {name: settings.get(name) for name in ("forced_bos_token_id", "forced_eos_token_id")}
         self._context: int = settings["context"]
         self._ends = as_tokens(settings.get("eos_token_id"))
+        start = settings.get("decoder_start_token_id")
+        self._start = next(iter(self._ends), 0) if start is None else int(start)
         self._pad: int | None = settings.get("pad_token_id")
         decoder = sessions[DECODER_FILE if self.reads_sources else MODEL_FILE]
         self._vocabulary: int = decoder.get_outputs()[0].shape[-1]
@@ -46,7 +50,8 @@ class Runtime:
     def open(cls, directory: str | Path, threads: int | None = None) -> Runtime:
         """Open an exported directory; ``threads`` None lets onnxruntime take every core."""
         path = Path(directory)
-        files = (ENCODER_FILE, DECODER_FILE) if (path / ENCODER_FILE).exists() else (MODEL_FILE,)
+        pair = (ENCODER_FILE, DECODER_FILE)
+        files = pair if any((path / file).exists() for file in pair) else (MODEL_FILE,)
         return cls({file: _session(path / file, threads) for file in files}, decoding_settings(path))
 
     @property
@@ -129,9 +134,11 @@ class Runtime:
     ) -> tuple[Options, Rules]:
         own = {name: value for name, value in self._forced.items() if options.get(name) is None}
         chosen = Options(**{**options, **own})
-        _check_shape(input_ids)
+        _check_shape(input_ids, attention_mask)
         if not self.reads_sources:
             _check_ends(attention_mask)
+        else:
+            self._check_length(input_ids.shape[1], 0)
         start = self.given(input_ids).shape[1]
         self._check_length(0 if self.reads_sources else start, chosen.max_new_tokens)
         ends = self._ends if chosen.eos_token_id is None else as_tokens(chosen.eos_token_id)
@@ -177,9 +184,11 @@ def _session(path: Path, threads: int | None) -> ort.InferenceSession:
         raise ModelError(f"{path}: cannot be opened ({str(error).splitlines()[0]})") from None
 
 
-def _check_shape(input_ids: Array) -> None:
+def _check_shape(input_ids: Array, attention_mask: Array | None) -> None:
     if input_ids.ndim != 2 or not input_ids.size:
         raise UserError(f"input_ids: the shape {input_ids.shape} is not [rows, tokens] with at least one of each")
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise UserError(f"attention_mask: the shape {attention_mask.shape} is not that of input_ids, {input_ids.shape}")
 
 
 def _check_ends(attention_mask: Array | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.errors import UserError
+from compress.errors import ModelError, UserError
 from compress.onnx.runtime import Runtime
 
 SOURCES = np.random.default_rng(1).integers(3, 60, (3, 9))
@@ -102,8 +102,30 @@ def test_what_does_not_fit_is_told(answering: Callable[..., Any]) -> None:
     long = np.full((1, runtime.context + 1), 5)
     with pytest.raises(UserError, match=f"{runtime.context + 1} tokens exceed the context of {runtime.context}"):
         runtime.generate(long, max_new_tokens=1)
+    with pytest.raises(UserError, match=f"{runtime.context + 1} tokens exceed"):
+        runtime.stream(long, max_new_tokens=2)
     with pytest.raises(UserError, match="exceed the context"):
         runtime.generate(SOURCES, max_new_tokens=runtime.context + 1)
+    with pytest.raises(UserError, match=r"attention_mask: the shape \(3, 8\) is not that of input_ids, \(3, 9\)"):
+        runtime.generate(SOURCES, MASK[:, 1:])
+
+
+@pytest.mark.parametrize("file", ["encoder_model.onnx", "decoder_model_merged.onnx"])
+def test_a_damaged_directory_is_told(answering: Callable[..., Any], file: str) -> None:
+    directory = answering(0).directory
+    (directory / file).write_bytes(b"")
+    with pytest.raises(ModelError, match=f"{file}: cannot be opened"):
+        Runtime.open(directory)
+    (directory / file).unlink()
+    with pytest.raises(ModelError, match=f"{file}: cannot be opened"):
+        Runtime.open(directory)
+
+
+def test_without_a_start_token_answers_begin_with_the_end_token(exported: Any, tiny_bart: Callable[..., Any]) -> None:
+    model = tiny_bart()
+    model.config.decoder_start_token_id = None
+    text = Runtime.open(exported(model=model).directory).generate(SOURCES, MASK, max_new_tokens=2)
+    assert (text[:, 0] == model.config.eos_token_id).all()
 
 
 @pytest.mark.optimum

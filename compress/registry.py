@@ -82,6 +82,7 @@ STAGES = Registry(
         "learn_masks": "compress.stages.learn_masks:LearnMasks",
         "prune": "compress.stages.prune:Prune",
         "quantize": "compress.stages.quantize:Quantize",
+        "seq_kd": "compress.stages.seq_kd:SeqKd",
         "bitsandbytes": "compress.stages.bitsandbytes:BitsAndBytes",
         "export_onnx": "compress.stages.export_onnx:ExportOnnx",
     },

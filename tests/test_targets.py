@@ -38,12 +38,13 @@ measure: [size]
 """
 
 
-@pytest.fixture(params=["gpt2", "bart"])
+@pytest.fixture
 def recipe(request: Any, tmp_path: Path) -> Path:
+    family = getattr(request, "param", "bart")
     rows = [{"question": f"the {a} and the {b}?", "answer": f"{b} {a}"} for a in ["cat", "dog", "ox"] for b in "pqr"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE.format(config=SIZES[request.param], columns=COLUMNS[request.param]))
+    path.write_text(RECIPE.format(config=SIZES[family], columns=COLUMNS[family]))
     return path
 
 
@@ -56,6 +57,7 @@ def states(path: Path, *settings: str) -> dict[str, str]:
     return {row.name: row.state for row in plan.rows}
 
 
+@pytest.mark.parametrize("recipe", ["gpt2", "bart"], indirect=True)
 def test_targets_are_made_once_and_the_next_stage_starts_from_a_model(recipe: Path) -> None:
     rows = {row.name: row for row in make_plan(Inputs(read_recipe(recipe), recipe.parent / "work")).rows}
     assert (rows["kd"].traits, rows["kd"].parameters) == (("targets",), None)

@@ -23,17 +23,20 @@ Kept = StrictInt | tuple[StrictInt, ...]
 
 
 def _readable(value: Any) -> Any:
-    parts = value.values() if isinstance(value, Mapping) else [value]
-    if not parts:
-        raise ValueError("no stack is named; name one at least")
-    for part in parts:
-        if isinstance(part, list | tuple):
-            whole = all(type(number) is int for number in part)
-            if not part or not whole or part[0] < 0 or any(a >= b for a, b in pairwise(part)):
-                raise ValueError(f"{list(part)} is no list of layers; allowed: from 0, ascending, each once, not empty")
-        elif type(part) is not int or part < 1:
-            raise ValueError(f"{part} is no number of layers; allowed: from 1, or a list such as [0, 2, 5]")
+    parts = list(value.values()) if isinstance(value, Mapping) else [value]
+    if wrong := [part for part in parts or [value] if not _is_kept(part)]:
+        given = f"{wrong[0]} is neither; " if isinstance(value, Mapping | list | tuple) else ""  # else told anyway
+        raise ValueError(
+            f"{given}write a number of layers, from 1, or a list from 0, ascending, each once, such as [0, 2, 5]"
+        )
     return value
+
+
+def _is_kept(value: Any) -> bool:
+    if not isinstance(value, list | tuple):
+        return type(value) is int and value >= 1
+    whole = all(type(layer) is int for layer in value)
+    return bool(value) and whole and value[0] >= 0 and all(a < b for a, b in pairwise(value))
 
 
 class DropLayers(Stage):
@@ -76,7 +79,10 @@ class DropLayers(Stage):
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         try:
             if not self._layers(source.config):
-                yield "keep: every layer would stay"
+                depths = (
+                    f"the {stack.name}'s {stack.depth(source.config)}" for stack in family_of(source.config).stacks
+                )
+                yield f"keep: every layer would stay; allowed: fewer than {' or '.join(depths)}"
         except ModelError as error:
             yield str(error)
 

@@ -1,13 +1,22 @@
-"""The progress bars of stages: what is done, at what speed, and the time to go."""
+"""Progress bars: of a training stage, with loss per term and tokens per second, and of rows that are counted."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Meter:
@@ -91,18 +100,28 @@ class RowMeter:
             self.console.print(line, highlight=False, soft_wrap=True)
 
 
+@contextmanager
+def counting(console: Console | None, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Draw a bar with the time to go while ``total`` rows are done; what is yielded is told how many more are.
+
+    The bar is gone at the end; without a console, or off a terminal, nothing is written at all.
+    """
+    shown = console is not None and console.is_terminal
+    with Progress(*_columns(), console=console or Console(quiet=True), disable=not shown, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda rows: bar.advance(task, rows)
+
+
 def _bar(console: Console, *, shown: bool) -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-        console=console,
-        disable=not (shown and console.is_terminal),
-    )
+    """A bar with a text at its end, on a terminal alone."""
+    text = TextColumn("{task.fields[text]}")
+    return Progress(*_columns(), text, console=console, disable=not (shown and console.is_terminal))
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    """What stands in every bar: a name, how much of it is done, the time it took and the time to go."""
+    ends = TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn()
+    return *ends, TextColumn("left"), TimeRemainingColumn()
 
 
 def duration(seconds: float) -> str:

@@ -55,6 +55,8 @@ class Split:
     lines: int = 0
     truncated: int = 0
     """Rows that ``block``, ``max_source`` or ``max_target`` cut."""
+    blank: int = 0
+    """Rows with a source or prompt, or a target or response, without a word."""
     tokens: int = 0
     """Scored positions."""
 

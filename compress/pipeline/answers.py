@@ -28,9 +28,9 @@ class _Answers:
 
     @property
     def before(self) -> int:
-        """Tokens before an answer at most: those of the longest prompt, or the one that a decoder starts with."""
+        """Tokens that share the positions of an answer at most: those of the longest prompt; of an encoder none do."""
         assert self.data.train is not None
-        return max(map(len, prompts_of(self.data.train))) if self.data.train.model.task == "causal" else 1
+        return max(map(len, prompts_of(self.data.train))) if self.data.train.model.task == "causal" else 0
 
     def problems(self, *models: Shape, cut: bool) -> Iterator[str]:
         """What answers have no room in: these models, and with ``cut`` what the data allows."""
@@ -39,9 +39,10 @@ class _Answers:
         limits = [(f"{model.name!r} takes", model.config.max_position_embeddings) for model in models]
         if cut and spec.block and not models[0].config.is_encoder_decoder:
             limits.append(("data.block allows", spec.block))
+        after = f" after up to {self.before} of data.train" if self.before else ""
         for what, most in limits:
             if length > most:
-                yield f"{self.field}: {self.new} new tokens after up to {self.before} of data.train; {what} {most}"
+                yield f"{self.field}: {self.new} new tokens{after}; {what} {most}"
         if cut and spec.max_target and self.new > spec.max_target:
             yield f"{self.field}: {self.new} new tokens; data.max_target allows {spec.max_target}"
 
@@ -77,8 +78,7 @@ def longest_answer(inputs: Inputs, item: Link, links: Sequence[Link]) -> int | N
     found = _taken(inputs, item, links)
     if found is None:
         return None
-    causal = found.data.train is not None and found.data.train.model.task == "causal"
-    return found.new + (found.before - 1 if causal else 0)
+    return found.new + max(found.before - 1, 0)
 
 
 def _taken(inputs: Inputs, item: Link, links: Sequence[Link]) -> _Answers | None:

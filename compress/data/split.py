@@ -65,9 +65,12 @@ class Split:
         return self.rows[index]  # type: ignore[no-any-return]
 
     @property
-    def cutting(self) -> str:
-        """The setting that makes rows shorter."""
-        return "data.max_source and data.max_target" if self.model.task == "seq2seq" else "data.block"
+    def shortening(self) -> str:
+        """What makes rows shorter; nothing cuts those of ready tokens, which have neither examples nor text."""
+        if not self.examples and self.text is None:
+            return "ready rows are not cut; give shorter ones"
+        settings = "data.max_source and data.max_target" if self.model.task == "seq2seq" else "data.block"
+        return f"cut them with {settings}"
 
     @property
     def longest(self) -> int:

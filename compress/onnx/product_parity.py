@@ -1,9 +1,9 @@
 """Each packed product of a written graph, alone, against the torch module that it stands for.
 
-The reference multiplies the module's own quantized inputs and weights in float64, so that only the kernel's rounding is
-left. A kernel of 8-bit inputs keeps codes unsigned: it sums x (code + zero point), takes sum x times the zero point off,
-and rounds both. Where a large input met weights that are all zero, this would be all that is left of it, much against
-a small product; so the outlier is put on a channel with large weights.
+The reference multiplies the module's own quantized inputs and weights in float64: the kernel's rounding alone is left.
+A kernel of 8-bit inputs keeps codes unsigned: it sums x (code + zero point), takes sum x times the zero point off, and
+rounds both. Of a large input that meets weights of zero alone this is all that it leaves, and much beside a small
+product; so the outlier is put on a channel with large weights.
 """
 
 from __future__ import annotations
@@ -97,9 +97,7 @@ def large_channels(weight: Array) -> Array:
     return np.flatnonzero(~(sizes < sizes.max() / 2))  # all, if there is a NaN, which the product will show
 
 
-def product_inputs(
-    columns: int, block: int, generator: np.random.Generator, channels: Array | None = None
-) -> Array:
+def product_inputs(columns: int, block: int, generator: np.random.Generator, channels: Array | None = None) -> Array:
     """Inputs [rows, K] float32 whose 8-bit codes do not depend on the last bit of the arithmetic.
 
     In each block one channel takes code 127 and the others stay 0.2 away from a tie between two codes. One channel,

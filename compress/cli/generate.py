@@ -27,6 +27,8 @@ def texts(path: Path, request: Request) -> Iterator[str]:
         raise ModelError(f"{path}: no such model directory")
     if not request.prompt:
         raise UserError("--prompt is empty; give at least one word")
+    if any("\ud800" <= character <= "\udfff" for character in request.prompt):  # which stands for a byte that is none
+        raise UserError("--prompt is no UTF-8 text")
     if request.beams > 1 and request.temperature:
         raise UserError(f"--beams {request.beams} searches and --temperature {request.temperature:g} draws; give one")
     return _exported(path, request) if any(path.glob("*.onnx")) else _torch(path, request)
@@ -77,8 +79,13 @@ def _torch(path: Path, request: Request) -> Iterator[str]:
         raise ModelError(f"{path}: holds no tokenizer, so it cannot read a prompt")
     prompt = tokenizer(request.prompt)["input_ids"]
     context = artifact.config().max_position_embeddings
-    room = context if artifact.manifest.task == "seq2seq" else context - request.max_new_tokens
-    if len(prompt) > room:
+    if artifact.manifest.task == "seq2seq":
+        if max(len(prompt), request.max_new_tokens) > context:
+            raise UserError(
+                f"--prompt has {len(prompt)} tokens, and {request.max_new_tokens} new ones are asked for; "
+                f"the model takes {context} of each"
+            )
+    elif len(prompt) + request.max_new_tokens > context:
         raise UserError(
             f"--prompt has {len(prompt)} tokens; with {request.max_new_tokens} new ones the model takes {context}"
         )

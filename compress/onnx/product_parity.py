@@ -69,8 +69,9 @@ def product_errors(
 @torch.no_grad()
 def _reference(product: Product, x: Array) -> Array:
     """What a module makes of x, its inputs and weights rounded as they are and all else in float64."""
-    operands = (product.activations(torch.from_numpy(x)), product.quantizer(), product.bias)
-    y: Array = F.linear(*(each if each is None else each.double() for each in operands)).numpy()
+    bias = None if product.bias is None else product.bias.double()
+    taken = product.activations(torch.from_numpy(x))
+    y: Array = F.linear(taken.double(), product.quantizer().double(), bias).numpy()
     return y
 
 

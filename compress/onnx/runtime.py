@@ -10,7 +10,6 @@ not at each step, nor where they are fed by hand.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from numbers import Integral
 from pathlib import Path
@@ -18,21 +17,16 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from compress.errors import ModelError, UserError
 from compress.onnx.beams import beam_search
 from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE
+from compress.onnx.opening import decoding_settings, open_session
 from compress.onnx.prompts import prompts
 from compress.onnx.rules import Rules
 from compress.onnx.sampling import Options, as_tokens, choose
 from compress.onnx.seq2seq_session import Seq2SeqDecoding
 from compress.onnx.session import Array, Decoding
-
-_LOAD_ERRORS = (
-    *(ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph),
-    *(ort_errors.InvalidArgument, ort_errors.NoSuchFile),
-)
 
 
 class Runtime:
@@ -48,6 +42,8 @@ class Runtime:
         self._pad: int | None = settings.get("pad_token_id")
         decoder = sessions[DECODER_FILE if self.reads_sources else MODEL_FILE]
         self._vocabulary: int = decoder.get_outputs()[0].shape[-1]
+        if self.reads_sources and not 0 <= self._start < self._vocabulary:
+            raise ModelError(f"decoder_start_token_id {self._start} is not a token, 0 to {self._vocabulary - 1}")
 
     @classmethod
     def open(cls, directory: str | Path, threads: int | None = None) -> Runtime:
@@ -55,7 +51,7 @@ class Runtime:
         path = Path(directory)
         pair = (ENCODER_FILE, DECODER_FILE)
         files = pair if any((path / file).exists() for file in pair) else (MODEL_FILE,)
-        return cls({file: _session(path / file, threads) for file in files}, decoding_settings(path))
+        return cls({file: open_session(path / file, threads) for file in files}, decoding_settings(path))
 
     @property
     def files(self) -> str:
@@ -196,42 +192,10 @@ class Runtime:
 
     def _check_length(self, length: int, new: int) -> None:
         if length + new > self._context:
-            asked = f"{length} tokens of prompt and {new} new ones" if new else f"{length} tokens"
+            asked = f"{length} tokens of prompt and {new} new ones" if length and new else f"{length + new} tokens"
             raise UserError(f"input_ids: {asked} exceed the context of {self._context}")
-
-
-def _session(path: Path, threads: int | None) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    if path.name == ENCODER_FILE:  # or its threads go on looking for work, for 50 ms that the decoder needs
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except _LOAD_ERRORS as error:
-        raise ModelError(f"{path}: cannot be opened ({str(error).splitlines()[0]})") from None
 
 
 def _check_ends(attention_mask: Array | None) -> None:
     if attention_mask is not None and not attention_mask[:, -1].all():
         raise UserError("attention_mask: a prompt ends in padding; pad on the left")
-
-
-def decoding_settings(path: Path) -> dict[str, Any]:
-    """What decoding needs of ``config.json`` and ``generation_config.json``; the latter goes first."""
-    generation = path / "generation_config.json"
-    settings, given = _json_object(path / "config.json"), _json_object(generation) if generation.exists() else {}
-    contexts = [settings[name] for name in ("n_positions", "max_position_embeddings") if name in settings]
-    if not contexts:
-        raise ModelError(f"{path / 'config.json'}: names no number of positions")
-    return settings | {name: value for name, value in given.items() if value is not None} | {"context": contexts[0]}
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path.parent}: no readable {path.name} ({error})") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path.parent}: {path.name} holds no JSON object")
-    return value

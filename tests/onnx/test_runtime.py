@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -283,6 +284,38 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
     (found / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelError, match=r"model\.onnx: cannot be opened"):
         Runtime.open(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_positions": "x"}, r"config\.json: 'x' is no number of positions"),
+        ({"n_positions": 0}, r"config\.json: 0 is no number of positions"),
+        ({"n_positions": []}, r"config\.json: \[\] is no number of positions"),
+        ({"eos_token_id": "x"}, "eos_token_id is 'x' in its settings; a token's number, or several, are allowed"),
+        ({"pad_token_id": [1, 2.5]}, r"pad_token_id is \[1, 2\.5\] in its settings"),
+    ],
+)
+def test_settings_that_are_none_are_told(exported: Callable[..., Any], settings: dict[str, Any], message: str) -> None:
+    found = exported().directory
+    config = json.loads((found / "config.json").read_text())
+    (found / "config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(ModelError, match=message):
+        Runtime.open(found)
+
+
+def test_the_graph_of_another_project_is_told(exported: Callable[..., Any]) -> None:
+    found = exported()
+    graph = found.graph
+    for each in graph.graph.node:
+        each.input[:] = ["tokens" if name == "input_ids" else name for name in each.input]
+    graph.graph.input[0].name = "tokens"
+    onnx.save(graph, found.directory / "model.onnx")
+    message = (
+        "is another graph: it takes attention_mask, position_ids, tokens and gives .*, where attention_mask, input_"
+    )
+    with pytest.raises(ModelError, match=message):
+        Runtime.open(found.directory)
 
 
 def test_generation_settings_of_the_directory_are_used(exported: Callable[..., Any]) -> None:

@@ -152,6 +152,16 @@ def test_a_damaged_directory_is_told(answering: Callable[..., Any], file: str) -
         Runtime.open(directory)
 
 
+def test_graphs_that_changed_places_and_a_start_that_is_no_token_are_told(answering: Callable[..., Any]) -> None:
+    directory = answering(0).directory
+    (directory / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 67}))
+    with pytest.raises(ModelError, match="decoder_start_token_id 67 is not a token, 0 to 66"):
+        Runtime.open(directory)
+    (directory / "encoder_model.onnx").write_bytes((directory / "decoder_model_merged.onnx").read_bytes())
+    with pytest.raises(ModelError, match=r"encoder_model\.onnx: is another graph: it takes encoder_attention_mask"):
+        Runtime.open(directory)
+
+
 def test_without_a_start_token_answers_begin_with_the_end_token(exported: Any, tiny_bart: Callable[..., Any]) -> None:
     model = tiny_bart()
     model.config.decoder_start_token_id = None

@@ -80,7 +80,7 @@ def _table(source: Source, base: Path, where: str) -> datasets.Dataset:
     stop = len(table) if source.limit is None else min(len(table), source.skip + source.limit)
     if source.skip >= stop:
         raise DataError(f"{where}: no rows are left of {len(table)} with skip: {source.skip}")
-    return table.select(range(source.skip, stop))
+    return table.flatten().select(range(source.skip, stop))  # a field of a nested column is a column: "pair.source"
 
 
 def _existing(base: Path, name: str, where: str) -> Path:
@@ -200,9 +200,19 @@ def _filled(table: datasets.Dataset, template: str, ending: str, where: str) -> 
         return [text + ending for text in _texts(table, template, where)]
     columns = {name: ["" if cell is None else cell for cell in _column(table, name, where)] for name in set(fields)}
     try:
-        return [template.format(**{name: cells[row] for name, cells in columns.items()}) for row in range(len(table))]
+        return [
+            _Whole().vformat(template, (), {name: cells[row] for name, cells in columns.items()})
+            for row in range(len(table))
+        ]
     except (ValueError, TypeError) as error:
         raise DataError(f"{where}: {template!r} does not fit its columns: {error}") from error
+
+
+class _Whole(string.Formatter):
+    """Fields are names of columns as they are, dots included."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        return kwargs[field_name], field_name
 
 
 def _parallel(source: Source, files: ParallelText, base: Path, where: str) -> list[TextPair]:

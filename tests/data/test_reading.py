@@ -47,6 +47,15 @@ def test_references_from_columns_and_from_lists(folder: Path) -> None:
     assert [pair.references for pair in pairs] == [("sat", "sat", "ate"), ("ran far", "ran")]
 
 
+@pytest.mark.parametrize("asked", ["pair.en", "{pair.en}"])
+def test_a_field_of_a_nested_column_is_a_column(folder: Path, asked: str) -> None:
+    (folder / "nested.jsonl").write_text(
+        '{"pair": {"en": "a cat", "ro": "o pisica"}}\n{"pair": {"en": "x", "ro": "y"}}\n'
+    )
+    pairs = read_pairs(source(json="nested.jsonl", source=asked, target="pair.ro"), folder, "d")
+    assert pairs == [TextPair("a cat", ("o pisica",)), TextPair("x", ("y",))]
+
+
 def test_csv_cells_are_text(folder: Path) -> None:
     pairs = read_pairs(source(csv="rows.csv", prompt="question", response="answer"), folder, "d")
     assert pairs == [TextPair("007\n", ("NA",)), TextPair("the cat?\n", ("",))]

@@ -55,6 +55,8 @@ class Split:
     lines: int = 0
     truncated: int = 0
     """Rows that ``block``, ``max_source`` or ``max_target`` cut."""
+    blank: int = 0
+    """Rows with a source or prompt, or a target or response, without a word."""
     tokens: int = 0
     """Scored positions."""
 
@@ -65,12 +67,9 @@ class Split:
         return self.rows[index]  # type: ignore[no-any-return]
 
     @property
-    def shortening(self) -> str:
-        """What makes rows shorter; nothing cuts those of ready tokens, which have neither examples nor text."""
-        if not self.examples and self.text is None:
-            return "ready rows are not cut; give shorter ones"
-        settings = "data.max_source and data.max_target" if self.model.task == "seq2seq" else "data.block"
-        return f"cut them with {settings}"
+    def cutting(self) -> str:
+        """The setting that makes rows shorter."""
+        return "data.max_source and data.max_target" if self.model.task == "seq2seq" else "data.block"
 
     @property
     def longest(self) -> int:

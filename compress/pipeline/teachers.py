@@ -20,7 +20,7 @@ def teacher_problems(inputs: Inputs, item: Link, shapes: Mapping[str, Shape]) ->
     if data and data.train and data.train.model.context > context and data.train.longest > context:
         yield (
             f"teacher {teacher.name!r} takes {context} tokens, but rows of {data.train.name} have "
-            f"{data.train.longest}; {data.train.shortening}"
+            f"{data.train.longest}; cut them with {data.train.cutting}"
         )
     pair = [inputs.tokenizer(root) for root in dict.fromkeys((student.root, teacher.root))]
     if len(pair) == 2 and None not in pair and (at := _difference(*pair)):

@@ -23,8 +23,9 @@ from compress.models import family_of
 from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve, save_config
 from compress.models.settings import copy_settings
 from compress.models.structure import ModelFamily
-from compress.schema import Strict
-from compress.surgery.cut import cut
+from compress.schema import Strict, added
+from compress.surgery.cut import compose, cut
+from compress.surgery.layers import renumbered
 from compress.surgery.mask import attach
 from compress.surgery.quantize import QuantizationSpec, restore
 
@@ -51,7 +52,11 @@ class Step(Strict):
 
 
 class Manifest(Strict):
-    """What ``artifact.json`` holds. ``kept`` lists the units of the root base left on an axis (absent: all)."""
+    """What ``artifact.json`` holds.
+
+    ``layers`` lists the layers of the root base left in a stack (absent: all). ``sizes`` and ``kept`` number layers as
+    the model itself does: the units the root has on an axis, and those of them that are left (absent: all).
+    """
 
     format: Literal[1] = 1
     family: str
@@ -60,6 +65,7 @@ class Manifest(Strict):
     root: str
     sizes: dict[str, int]
     kept: dict[str, list[int]] = Field(default_factory=dict)
+    layers: dict[str, list[int]] = added({})
     quantization: QuantizationSpec | None = None
     lineage: tuple[Step, ...] = ()
     files: dict[str, str]
@@ -182,17 +188,22 @@ def seal(
     traits: Sequence[str],
     step: Step,
     kept: Mapping[str, Sequence[int]],
+    layers: Mapping[str, Sequence[int]] | None = None,
     quantization: QuantizationSpec | None = None,
 ) -> Artifact:
-    """Hash every file of ``directory``, write the manifest last, and give the directory its name ``final``."""
+    """Hash every file of ``directory``, write the manifest last, and give the directory its name ``final``.
+
+    ``layers`` are the parent's that stayed, by stack (absent: all); ``kept`` counts units of the root, layers anew.
+    """
     files = _hashes(directory)
     manifest = Manifest(
         family=parent.manifest.family,
         task=parent.manifest.task,
         traits=tuple(sorted(traits)),
         root=parent.manifest.root,
-        sizes=parent.manifest.sizes,
+        sizes=renumbered(parent.family(), parent.manifest.sizes, layers or {}),
         kept={axis: list(units) for axis, units in kept.items()},
+        layers={stack: left.tolist() for stack, left in compose(parent.manifest.layers, layers or {}).items()},
         quantization=quantization,
         lineage=(*parent.manifest.lineage, step),
         files=files,

@@ -25,7 +25,7 @@ from compress.surgery.quantize import operands
 
 
 class Outline(Protocol):
-    """What a term may know of a model before any work: its stock config, and the units on each axis."""
+    """What a term may know of a model before any work: its stock config, the units on each axis, its root's layers."""
 
     @property
     def name(self) -> str: ...
@@ -33,6 +33,8 @@ class Outline(Protocol):
     def config(self) -> Any: ...
     @property
     def sizes(self) -> Mapping[str, int]: ...
+    @property
+    def layers(self) -> Mapping[str, Sequence[int]]: ...
 
 
 class LossTerm(Strict):

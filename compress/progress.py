@@ -1,12 +1,21 @@
-"""The progress bar of a training stage: loss per term, tokens per second, time to go."""
+"""Progress bars: of a training stage, with loss per term and tokens per second, and of rows that are counted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Meter:
@@ -21,12 +30,7 @@ class Meter:
         self.loss = self.terms = self.evaluation = self.speed = ""
         self.rate = 0.0
         self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            *_columns(),
             TextColumn("{task.fields[text]}"),
             console=self.console,
             disable=not (shown and self.console.is_terminal),
@@ -65,6 +69,24 @@ class Meter:
     def _draw(self, *, advance: int) -> None:
         text = f"{self.loss}{self.terms}{self.evaluation}  {self.speed}"
         self.bar.update(self.task, advance=advance, text=text)
+
+
+@contextmanager
+def counting(console: Console | None, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Draw a bar with the time to go while ``total`` rows are done; what is yielded is told how many more are.
+
+    The bar is gone at the end; without a console, or off a terminal, nothing is written at all.
+    """
+    shown = console is not None and console.is_terminal
+    with Progress(*_columns(), console=console or Console(quiet=True), disable=not shown, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda rows: bar.advance(task, rows)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    """What stands in every bar: a name, how much of it is done, the time it took and the time to go."""
+    ends = TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn()
+    return *ends, TextColumn("left"), TimeRemainingColumn()
 
 
 def duration(seconds: float) -> str:

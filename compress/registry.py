@@ -81,6 +81,7 @@ STAGES = Registry(
         "distill": "compress.stages.distill:Distill",
         "learn_masks": "compress.stages.learn_masks:LearnMasks",
         "prune": "compress.stages.prune:Prune",
+        "drop_layers": "compress.stages.drop_layers:DropLayers",
         "quantize": "compress.stages.quantize:Quantize",
         "bitsandbytes": "compress.stages.bitsandbytes:BitsAndBytes",
         "export_onnx": "compress.stages.export_onnx:ExportOnnx",

@@ -26,11 +26,12 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Side:
-    """A model in the objective, with the units it kept of the root model it was cut from (empty: all)."""
+    """A model in the objective, with the units and layers it kept of the root model it was cut from (empty: all)."""
 
     model: nn.Module
     family: ModelFamily
     kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def config(self) -> Any:

@@ -19,6 +19,7 @@ from compress.measure.quality import Quality
 from compress.measure.speed import Speed
 from compress.models.loading import load_stock, load_tokenizer
 from compress.models.scratch import train_bpe
+from compress.models.structure import stock_tensors
 from compress.pipeline import Inputs, Run, make_plan
 from compress.pipeline.keys import identity, key, packages, stage_key
 from compress.pipeline.records import Plain, difference, join
@@ -213,6 +214,32 @@ def test_a_report_shows_no_numbers_of_other_artifacts_or_other_data(recipe: Path
     with pytest.raises(KeyboardInterrupt):
         run(recipe, "stages.two.stop=interrupt")
     assert measured() == {"base": False, "one": False}
+
+
+def test_a_run_hands_the_map_of_layers_on(recipe: Path) -> None:
+    """From stage to stage, into the plan, and into the key of what comes after."""
+    stages = (
+        "stages=[{type: drop_layers, name: short, keep: 2},"
+        " {type: distill, name: taught, teacher: base, terms: [causal_kv, hidden_mse], train: {steps: 1}},"
+        " {type: learn_masks, name: masks, method: magnitude}, {type: prune, name: small, keep: 1/2}]"
+    )
+    settings = ("model.config.n_layer=4", stages, "measure=[size]")
+    done = run(recipe, *settings)
+    assert all(done.artifacts[name].manifest.layers == {"decoder": [0, 3]} for name in ("short", "taught", "small"))
+    planned = {row.name: row.parameters for row in make_plan(Inputs(read_recipe(recipe, settings), done.workdir)).rows}
+    for name, artifact in done.artifacts.items():
+        assert planned[name] == sum(tensor.numel() for tensor in stock_tensors(artifact.model())) or name == "masks"
+    assert {record["name"]: record["parameters"] for record in done.records} == planned
+    changed = states(recipe, settings[0], stages.replace("keep: 2}", "keep: [1, 3]}"))
+    assert changed["short"] == "runs"
+    given = (
+        f"model={{path: {done.artifacts['short'].path}}}",
+        stages.replace("keep: 2}", "keep: 1}"),
+        "measure=[size]",
+    )
+    assert Inputs(read_recipe(recipe, given), done.workdir).shape("base").layers == {"decoder": [0, 3]}
+    again = run(recipe, *given, workdir="again")
+    assert again.artifacts["small"].manifest.layers == {"decoder": [3]}
 
 
 def test_names_are_no_part_of_a_key(recipe: Path) -> None:
@@ -617,6 +644,7 @@ def test_identity_covers_how_a_model_computes_and_what_was_cut(tmp_path: Path, t
     tiny_gpt2(layers=1).save_pretrained(tmp_path / "base")
     artifact = adopt(tmp_path / "base")
     changes: list[dict[str, Any]] = [{"kept": {"hidden": [0, 1]}}, {"kept": {"hidden": [0, 2]}}]
+    changes += [{"layers": {"decoder": [0]}}, {"layers": {"decoder": [1]}}]
     for activations in ("block", "none"):
         spec = {
             "module": "lm_head", "shape": (4, 32), "bits": 2, "granularity": "tensor", "block": 32,
@@ -626,4 +654,4 @@ def test_identity_covers_how_a_model_computes_and_what_was_cut(tmp_path: Path, t
     found = [
         identity(Artifact(artifact.path, artifact.manifest.model_copy(update=change))) for change in ({}, *changes)
     ]
-    assert len(set(found)) == 5
+    assert len(set(found)) == 7

@@ -43,13 +43,15 @@ def plan_table(plan: Plan) -> Table:
 
 
 def cut_rows(plan: Plan) -> Iterator[str]:
-    """A line for each split of which rows were cut to fit, once where models read it alike."""
+    """A line for each split of which rows were cut to fit or have no text, once where models read it alike."""
     models = plan.inputs.recipe.models
     views = {found.digest: found for name in models if (found := plan.inputs.data(name)) is not None}
     for data in views.values():
         for split in (data.train, data.eval, data.test):
             if split is not None and split.truncated:
                 yield f"{split.name}: {split.truncated:,} of {len(split):,} rows were cut to fit"
+            if split is not None and split.blank:
+                yield f"{split.name}: {split.blank:,} of {len(split):,} rows have an empty input or target"
 
 
 def records_table(records: Sequence[Mapping[str, Any]]) -> Table:
@@ -71,7 +73,7 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
             "smaller": f"{record['compression_ratio']:.1f}x",
         }
     for name, value in record.get("quality", {}).items():
-        if isinstance(value, float) and not name.startswith("bits_"):
+        if isinstance(value, float) and not name.startswith(("bits_", "reference_")):
             cells[name.replace("_", " ")] = f"{value:,.2f}" if 0.1 <= abs(value) < 1e9 else f"{value:.2g}"
     speed = record.get("speed")
     if speed:

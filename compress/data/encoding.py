@@ -85,7 +85,7 @@ class Encoder:
         truncated = sum(
             len(row.input_ids) < len(one) + len(other) for row, (one, other) in zip(rows, before, strict=True)
         )
-        return replace(self._causal(rows), examples=_examples(kept, pairs), truncated=truncated)
+        return replace(self._causal(rows), examples=_examples(kept, pairs), truncated=truncated, blank=_blank(pairs))
 
     def _joined(self, at: int, prompt: list[int], answer: list[int]) -> TokenRow:
         length = len(prompt) + len(answer)
@@ -106,9 +106,24 @@ class Encoder:
         sources = self._encode([pair.text for pair in pairs], special=True)
         targets = self._ended(self._encode([pair.references[0] for pair in pairs], special=True))
         kept, cut = self._cut(sources, self.spec.max_source, keep_end=True), self._cut(targets, self.spec.max_target)
+        self._require_tokens(kept, cut, pairs)
         truncated = sum(a != b or c != d for a, b, c, d in zip(sources, kept, targets, cut, strict=True))
         split = self._split(kept, cut)
-        return replace(split, examples=_examples(kept, pairs), truncated=truncated)
+        return replace(split, examples=_examples(kept, pairs), truncated=truncated, blank=_blank(pairs))
+
+    def _require_tokens(
+        self, sources: Sequence[list[int]], targets: Sequence[list[int]], pairs: Sequence[TextPair]
+    ) -> None:
+        """An empty text is its special tokens; without any there is nothing to read, or nothing to predict."""
+        for name, rows in (("source", sources), ("target", targets)):
+            for at, row in enumerate(rows):
+                if not row:
+                    raise DataError(
+                        f"{self.where}: row {at}: the {name} is empty, and the tokenizer adds no special token; "
+                        "leave the row out"
+                    )
+        if not any(pair.references[0].strip() for pair in pairs):
+            raise DataError(f"{self.where}: every target is empty; name the column or the file that holds them")
 
     def tokens(self, rows: Sequence[TokenRow]) -> Split:
         """Ready rows; a causal row without labels is scored on its own tokens."""
@@ -130,7 +145,19 @@ class Encoder:
             return self._causal(rows)
         if any(labels is None for _, labels in rows):
             raise DataError(f"{self.where}: rows of input_ids for a seq2seq model need labels")
+        self._refuse_padding(rows)
         return self._split([row.input_ids for row in rows], [row.labels or [] for row in rows])
+
+    def _refuse_padding(self, rows: Sequence[TokenRow]) -> None:
+        """Padding that is part of a row would be read and scored."""
+        pad = self.model.pad
+        for at, row in enumerate(rows):
+            for name, ids in row._asdict().items():
+                if ids[-1] == pad != self.model.eos:
+                    raise DataError(
+                        f"{self.where}: row {at}: {name} ends with the padding token {pad}; batches are padded as they "
+                        "are made, so give rows without it"
+                    )
 
     def _causal(self, rows: Sequence[TokenRow]) -> Split:
         """Align: position t reads token t and predicts token t + 1."""
@@ -200,6 +227,10 @@ def _shortened(row: list[int], longest: int, end: Sequence[int]) -> list[int]:
 
 def _examples(inputs: Sequence[list[int]], pairs: Sequence[TextPair]) -> tuple[Example, ...]:
     return tuple(Example(ids, pair.text, pair.references) for ids, pair in zip(inputs, pairs, strict=True))
+
+
+def _blank(pairs: Sequence[TextPair]) -> int:
+    return sum(not pair.text.strip() or not pair.references[0].strip() for pair in pairs)
 
 
 def _digest(rows: Iterable[object]) -> str:

@@ -44,6 +44,10 @@ def open_data(spec: DataSpec, *, tokenizer: Any | None, model: ModelInterface, b
 
     if spec.block is not None and spec.block > model.context:
         raise DataError(f"data.block is {spec.block}, but the model takes {model.context} tokens at most")
+    for name in ("max_source", "max_target"):
+        longest = getattr(spec, name)
+        if model.task == "seq2seq" and longest is not None and longest > model.context:
+            raise DataError(f"data.{name} is {longest}, but the model takes {model.context} tokens at most")
     splits: dict[str, Split | None] = {}
     content: list[object] = [_settings(spec), tokenizer_digest(tokenizer), vars(model)]
     for name in ("train", "eval", "test"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,8 +53,8 @@ def read_pairs(source: Source, base: Path, where: str) -> list[TextPair]:
         inputs, answers = _filled(table, source.prompt, "\n", where), source.response
     else:
         inputs, answers = _filled(table, source.source or "", "", where), source.target
-    columns = [_references(table, name, where) for name in answers or ()]
-    return [TextPair(text, sum(cells, ())) for text, *cells in zip(inputs, *columns, strict=True)]
+    references = _references(table, answers or (), where)
+    return [TextPair(*pair) for pair in zip(inputs, references, strict=True)]
 
 
 def read_tokens(source: Source, base: Path, where: str) -> list[TokenRow]:
@@ -184,10 +184,21 @@ def _text(cell: Any, row: int, name: str, where: str) -> str:
     return cell
 
 
-def _references(table: datasets.Dataset, name: str, where: str) -> list[tuple[str, ...]]:
-    """Return each row's texts of a column whose cells are a text or a list of texts."""
-    cells = [cell if isinstance(cell, list) and cell else [cell] for cell in _column(table, name, where)]
-    return [tuple(_text(text, row, name, where) for text in cell) for row, cell in enumerate(cells)]
+def _references(table: datasets.Dataset, names: Sequence[str], where: str) -> list[tuple[str, ...]]:
+    """Return each row's texts: those of several columns, and of cells that hold a list; a null is none."""
+    found = []
+    for row, cells in enumerate(zip(*(_column(table, name, where) for name in names), strict=True)):
+        lists = [cell if isinstance(cell, list) else [cell] for cell in cells]
+        given = [(name, text) for name, texts in zip(names, lists, strict=True) for text in texts if text is not None]
+        if not given:
+            _text(None, row, " and ".join(names), where)
+        found.append(_meant([_text(text, row, name, where) for name, text in given]))
+    return found
+
+
+def _meant(texts: Sequence[str]) -> tuple[str, ...]:
+    """The references of a row: beside another one, an empty text is a place that was left free."""
+    return tuple(text for text in texts if text.strip()) or (texts[0],)
 
 
 def _filled(table: datasets.Dataset, template: str, ending: str, where: str) -> list[str]:
@@ -223,7 +234,7 @@ def _parallel(source: Source, files: ParallelText, base: Path, where: str) -> li
         if len(lines) != len(columns[0]):
             raise DataError(f"{where}: {names[0]} has {len(columns[0])} lines and {name} has {len(lines)}")
     stop = None if source.limit is None else source.skip + source.limit
-    pairs = [TextPair(text, tuple(answers)) for text, *answers in zip(*columns, strict=True)][source.skip : stop]
+    pairs = [TextPair(text, _meant(answers)) for text, *answers in zip(*columns, strict=True)][source.skip : stop]
     if not pairs:
         raise DataError(f"{where}: no rows are left of {len(columns[0])} with skip: {source.skip}")
     return pairs

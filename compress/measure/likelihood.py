@@ -6,7 +6,7 @@ Shapes: N scored positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from compress.data import Batch, Split
@@ -16,17 +16,20 @@ from compress.measure.subject import Subject
 from compress.models.structure import IGNORE
 
 Record = dict[str, Any]
+Advance = Callable[[int], None]
+"""Told the rows of each batch that is done."""
 
 LARGEST = 700
 """Nats whose exponential is a number."""
 
 
-def perplexity(subject: Subject, split: Split, batch_size: int) -> Record:
+def perplexity(subject: Subject, split: Split, batch_size: int, advance: Advance = lambda rows: None) -> Record:
     """Score every labelled token of a split once."""
     total, tokens = 0.0, 0
     for batch in split.loader(batch_size):
         nll, count = subject.nll(batch)
         total, tokens = total + nll, tokens + count
+        advance(len(batch["input_ids"]))
     if not math.isfinite(total) or total / tokens > LARGEST:
         raise CompressError(f"quality: the model's likelihood of {split.name} is not finite ({total} nats)")
     # blocks do not overlap, so the stride is the block
@@ -47,7 +50,9 @@ def perplexity(subject: Subject, split: Split, batch_size: int) -> Record:
     return record
 
 
-def agreement(subject: Subject, reference: Subject, split: Split, batch_size: int) -> Record:
+def agreement(
+    subject: Subject, reference: Subject, split: Split, batch_size: int, advance: Advance = lambda rows: None
+) -> Record:
     """Compare a model's next-token distributions with the reference's, on the scored positions."""
     same, divergence, tokens = 0, 0.0, 0
     for batch in split.loader(batch_size):
@@ -61,6 +66,7 @@ def agreement(subject: Subject, reference: Subject, split: Split, batch_size: in
             same += int((mine_NV.argmax(-1) == theirs_NV.argmax(-1)).sum())
             divergence += float(forward_kl(mine_NV, theirs_NV).double().sum())
             tokens += int(scored.sum())
+        advance(len(batch["input_ids"]))
     return {"agreement": 100 * same / tokens, "kl": divergence / tokens}
 
 

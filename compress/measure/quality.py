@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,18 +13,18 @@ from compress.artifact import Artifact
 from compress.data import Data, Split
 from compress.errors import DataError, RecipeError
 from compress.measure.decoding import Decoding
-from compress.measure.generation import answers
-from compress.measure.likelihood import agreement, perplexity
+from compress.measure.generation import Answer, answers, samples
+from compress.measure.likelihood import Advance, agreement, perplexity
 from compress.measure.measurement import Measurement
 from compress.measure.subject import Subject, subject_of
+from compress.progress import counting
 from compress.registry import suggest
 from compress.schema import Several
 
-Metric = Literal["perplexity", "agreement", "rouge", "bleu", "chrf", "exact_match"]
+Metric = Literal["perplexity", "agreement", "rouge", "bleu", "chrf", "exact_match", "length", "distinct"]
 Record = dict[str, Any]
 
 _OF_LOGITS = ("perplexity", "agreement")
-_SAMPLES = 3
 
 
 class Quality(Measurement):
@@ -34,7 +34,13 @@ class Quality(Measurement):
     gives it. On running text also ``word_perplexity`` = exp(nll / (words + lines)), ``bits_per_byte`` and
     ``bits_per_character`` = nll / ln 2 / their number in the text, which do not depend on the vocabulary.
     ``agreement`` is the share x 100 of scored tokens on which the most probable token is that of ``reference``, and
-    ``kl`` the mean KL(reference || model) in nats. The others compare generated text with all references.
+    ``kl`` the mean KL(reference || model) in nats.
+
+    The others look at generated text. ``rouge`` (1, 2, L, Lsum; the best of several references), ``bleu``, ``chrf`` and
+    ``exact_match`` compare it with all references. ``length`` counts words between blanks: mean and median of outputs
+    and of references, their ratio, and the share x 100 of outputs that are ``empty`` and that took all of
+    ``max_new_tokens``, the end token counted (``full_length``). ``distinct`` 1, 2, 3 are distinct n-grams / n-grams x
+    100 over all outputs.
     """
 
     type: Literal["quality"] = "quality"
@@ -44,6 +50,8 @@ class Quality(Measurement):
     """What to measure on; where a run has no such split, the other one, which the conditions then say."""
     batch: int = Field(8, ge=1)
     """Rows at once."""
+    sentences: Literal["lines", "stops"] = "lines"
+    """What ends a sentence for ROUGE-Lsum: a line break, or also . ! ? before a blank ("Mr. Smith" is two then)."""
     reference: str | None = None
     """The model that ``agreement`` compares with."""
     decoding: Decoding = Decoding()
@@ -51,12 +59,14 @@ class Quality(Measurement):
 
     needs_data: ClassVar[bool] = True
     names: ClassVar[frozenset[str]] = frozenset({"metric"})
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @model_validator(mode="after")
-    def _reference_for_agreement(self) -> Self:
+    def _each_setting_has_its_metric(self) -> Self:
         if ("agreement" in self.metric) != (self.reference is not None):
             raise ValueError("agreement and reference belong together: a metric, and the model it compares with")
+        if self.sentences != "lines" and "rouge" not in self.metric:
+            raise ValueError(f"sentences: {self.sentences} is of rouge, which metric does not name")
         return self
 
     @property
@@ -72,7 +82,9 @@ class Quality(Measurement):
         for name, artifact in self.chosen(artifacts).items():
             if console is not None:
                 console.print(f"quality of {name}: {', '.join(self.metric)} on {split.name}", highlight=False)
-            records[name] = self._measured(subject_of(artifact, device), artifact.tokenizer(), split, reference)
+            subject, tokenizer = subject_of(artifact, device), artifact.tokenizer()
+            with counting(console, name, self._passes * len(split)) as advance:
+                records[name] = self._measured(subject, tokenizer, split, reference, advance)
         return records
 
     def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
@@ -88,9 +100,19 @@ class Quality(Measurement):
             raise DataError(
                 f"quality: measures on data.{self.split}, but the recipe has neither data.test nor data.eval"
             )
-        if texts := [metric for metric in self.metric if metric not in _OF_LOGITS]:
-            self._check_examples(found[0], texts[0])
+        if self._texts:
+            self._check_examples(found[0], self._texts[0])
         return found[0]
+
+    @property
+    def _texts(self) -> list[Metric]:
+        """The metrics of generated text."""
+        return [metric for metric in self.metric if metric not in _OF_LOGITS]
+
+    @property
+    def _passes(self) -> int:
+        """How often each row is read."""
+        return len(self.metric) - len(self._texts) + len(self.decoding.runs) * bool(self._texts)
 
     def _check_examples(self, split: Split, metric: str) -> None:
         if not split.examples:
@@ -113,41 +135,50 @@ class Quality(Measurement):
             raise RecipeError(f"quality.reference names {self.reference!r}. {suggest(self.reference, artifacts)}")
         return subject_of(artifacts[self.reference], device)
 
-    def _measured(self, subject: Subject, tokenizer: Any, split: Split, reference: Subject | None) -> dict[str, Any]:
+    def _measured(
+        self, subject: Subject, tokenizer: Any, split: Split, reference: Subject | None, advance: Advance
+    ) -> dict[str, Any]:
         quality: Record = {}
         conditions: Record = {"split": split.name, "batch": self.batch, "dtype": "float32", "runtime": subject.runtime}
         if split.truncated:
             conditions["rows_cut"] = f"{split.truncated} of {len(split)}"
+        if split.blank:
+            conditions["rows_empty"] = f"{split.blank} of {len(split)}"
         if "perplexity" in self.metric:
-            quality |= perplexity(subject, split, self.batch)
+            quality |= perplexity(subject, split, self.batch, advance)
         if reference is not None:
-            quality |= agreement(subject, reference, split, self.batch)
+            quality |= agreement(subject, reference, split, self.batch, advance)
             conditions["reference"] = self.reference
-        names = [metric for metric in self.metric if metric not in _OF_LOGITS]
-        if names:
-            scores, details = self._generated(subject, tokenizer, split, names)
+        if self._texts:
+            scores, details = self._generated(subject, tokenizer, split, advance)
             quality |= scores
             conditions |= details
         return {"quality": quality, "conditions": {"quality": conditions}}
 
-    def _generated(self, subject: Subject, tokenizer: Any, split: Split, names: list[Metric]) -> tuple[Record, Record]:
-        from compress.measure import metrics  # imports `evaluate`, which takes seconds
-
+    def _generated(self, subject: Subject, tokenizer: Any, split: Split, advance: Advance) -> tuple[Record, Record]:
         if tokenizer is None:
-            raise DataError(f"quality: {names[0]} compares text, but the model has no tokenizer")
-        references = [example.references for example in split.examples]
+            raise DataError(f"quality: {self._texts[0]} compares text, but the model has no tokenizer")
         runs: list[dict[str, float]] = []
         texts: list[str] = []
         signatures: dict[str, str] = {}
         for seed in self.decoding.runs:
-            texts = answers(subject, tokenizer, split, self.decoding, self.batch, seed)
-            found = {name: metrics.score(name, texts, references) for name in names}
+            said = answers(subject, tokenizer, split, self.decoding, self.batch, seed, advance)
+            texts = [answer.text for answer in said]
+            found = self._scores(said, split)
             signatures = {name: scores.pop("signature") for name, scores in found.items()}
             runs.append({key: value for scores in found.values() for key, value in scores.items()})
         conditions: Record = {"rows": len(texts), "decoding": self.decoding.conditions(), "signatures": signatures}
         if len(runs) > 1:
             conditions["std"] = {key: statistics.stdev(run[key] for run in runs) for key in runs[0]}
         means: Record = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
-        shown = zip(split.examples[:_SAMPLES], texts, strict=False)
-        samples = [{"input": one.text, "reference": one.references[0], "output": text} for one, text in shown]
-        return means | {"samples": samples}, conditions
+        return means | {"samples": samples(split.examples, texts)}, conditions
+
+    def _scores(self, said: Sequence[Answer], split: Split) -> dict[str, Record]:
+        from compress.measure import metrics  # imports `evaluate`, which takes seconds
+
+        options: dict[str, Record] = {
+            "rouge": {"sentences": self.sentences},
+            "length": {"full": [answer.full for answer in said]},
+        }
+        texts, references = [answer.text for answer in said], [example.references for example in split.examples]
+        return {name: metrics.score(name, texts, references, **options.get(name, {})) for name in self._texts}

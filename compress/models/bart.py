@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from compress.models.structure import Attention, Axis, ModelFamily, Projection, Slot, common
+from compress.models.structure import Attention, Axis, LayerStack, ModelFamily, Projection, Slot, common
 
 Stack = Literal["encoder", "decoder"]
 _ATTENTIONS = {"heads": "self_attn", "cross_heads": "encoder_attn"}
@@ -86,6 +86,7 @@ def _refresh(model: Any) -> None:
         block.embed_dim = hidden
         for axis in attentions:
             attention = getattr(block, _ATTENTIONS[axis])
+            attention.layer_idx = int(layer.rpartition(".")[2])
             attention.embed_dim = hidden
             attention.num_heads = attention.q_proj.out_features // attention.head_dim
 
@@ -104,6 +105,12 @@ BART = ModelFamily(
     embeddings=_EMBEDDINGS,
     final_states="decoder_hidden_states",
     final_norm=lambda config: f"model.decoder.layers.{config.decoder_layers - 1}.final_layer_norm",
+    stacks=(
+        # some versions of the stock library keep the encoder's count a second time
+        LayerStack("encoder", "model.encoder.layers", "encoder.layer", ("encoder_layers", "num_hidden_layers")),
+        LayerStack("decoder", "model.decoder.layers", "decoder.layer", ("decoder_layers",)),
+    ),
+    score_scale=lambda config, layer: 1.0,
     axes=_axes,
     attentions=_attentions,
     stock_sizes=_stock_sizes,

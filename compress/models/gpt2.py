@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from compress.errors import ModelError
-from compress.models.structure import Attention, Axis, ModelFamily, Projection, Slot, common
+from compress.models.structure import Attention, Axis, LayerStack, ModelFamily, Projection, Slot, common
 
 
 def _axes(config: Any) -> tuple[Axis, ...]:
@@ -51,10 +51,18 @@ def _stock_sizes(config: Any, sizes: Mapping[str, int]) -> dict[str, Any] | None
     return {"n_embd": hidden, "n_head": heads, "n_inner": None if implied else ffn}
 
 
+def _score_scale(config: Any, layer: int) -> float:
+    return 1 / (layer + 1) if config.scale_attn_by_inverse_layer_idx else 1.0
+
+
 def _refresh(model: Any) -> None:
     model.transformer.embed_dim = model.transformer.wte.embedding_dim
-    for block in model.transformer.h:
+    for n, block in enumerate(model.transformer.h):
         attention = block.attn
+        attention.layer_idx = n
+        if hasattr(attention, "scaling"):  # version 5 of the stock library computes it once
+            usual = attention.head_dim**-0.5 if attention.scale_attn_weights else 1.0
+            attention.scaling = usual * _score_scale(model.config, n)
         attention.embed_dim = model.transformer.embed_dim
         attention.split_size = attention.c_proj.nx
         attention.num_heads = attention.split_size // attention.head_dim
@@ -74,6 +82,8 @@ GPT2 = ModelFamily(
     embeddings=("transformer.wte",),
     final_states="hidden_states",
     final_norm=lambda config: "transformer.ln_f",
+    stacks=(LayerStack("decoder", "transformer.h", "layer", ("n_layer",)),),
+    score_scale=_score_scale,
     axes=_axes,
     attentions=_attentions,
     stock_sizes=_stock_sizes,

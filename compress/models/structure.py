@@ -87,6 +87,29 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class LayerStack:
+    """A chain of layers of one kind: its name, and what names or counts its layers elsewhere."""
+
+    name: str
+    layers: str
+    """Path of the list of modules."""
+    axes: str
+    """What the axes of layer N start with, before ``.N.``."""
+    fields: tuple[str, ...]
+    """Config fields that hold the number of layers."""
+
+    def depth(self, config: Any) -> int:
+        """How many layers a stock config has in this stack."""
+        return int(getattr(config, self.fields[0]))
+
+    def layer_of(self, axis: str) -> int | None:
+        """The layer that an axis belongs to, or None for an axis of another stack or of none."""
+        if not axis.startswith(f"{self.axes}."):
+            return None
+        return int(axis.removeprefix(f"{self.axes}.").partition(".")[0])
+
+
+@dataclass(frozen=True)
 class ModelFamily:
     """A model family as a table. Functions take the stock config; paths are dotted module names of the stock model."""
 
@@ -101,6 +124,10 @@ class ModelFamily:
     """Attribute of the body's output with the hidden states of every layer that a hidden loss compares."""
     final_norm: Callable[[Any], str]
     """The normalization whose output only the head reads."""
+    stacks: tuple[LayerStack, ...]
+    """Stacks of layers in the order in which they run; the last one ends in the final states."""
+    score_scale: Callable[[Any, int], float]
+    """What the stock forward multiplies the attention scores of layer N by because of its place."""
     axes: Callable[[Any], tuple[Axis, ...]]
     """Axes of a stock model; ``sized_axes`` gives those of a model that may have been cut."""
     attentions: Callable[[Any], tuple[Attention, ...]]
@@ -118,6 +145,11 @@ class ModelFamily:
         full = {axis.name: axis.size for axis in self.axes(config)} | dict(sizes)
         fields = self.stock_sizes(config, full)
         return None if fields is None else with_fields(copy.deepcopy(config), fields)
+
+    def closing_norm(self, config: Any) -> str | None:
+        """The final normalization where it comes after the last layer, or None where it is a part of that layer."""
+        norm = self.final_norm(config)
+        return None if norm.startswith(f"{self.stacks[-1].layers}.") else norm
 
 
 def with_fields(config: Any, fields: Mapping[str, Any]) -> Any:

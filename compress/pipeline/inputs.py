@@ -86,6 +86,7 @@ class Inputs:
             root=name,
             masked=tuple(dict.fromkeys(axis.kind for axis in axes if axis.name in masks)),
             scored=artifact.scored,
+            layers=artifact.manifest.layers,
             scheme=spec.scheme if spec else None,
         )
 

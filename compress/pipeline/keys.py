@@ -55,7 +55,7 @@ def identity(artifact: Artifact) -> str:
     """Hash of a model, of how it computes and what it was cut from, and of the tokenizer and settings beside it."""
     manifest = artifact.manifest
     beside = {name: sha for name, sha in manifest.files.items() if name.startswith(_TOKENIZER)}
-    told = manifest.model_dump(mode="json", include={"quantization", "kept"})
+    told = manifest.model_dump(mode="json", include={"quantization", "kept", "layers"})
     return digest([artifact.digest, beside, told])
 
 

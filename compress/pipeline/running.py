@@ -190,6 +190,7 @@ class _Running:
             traits=sorted(result.traits),
             step=step,
             kept=result.kept,
+            layers=result.layers,
             quantization=result.quantization,
         )
 

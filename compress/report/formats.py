@@ -82,5 +82,7 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield prefix, ", ".join(map(str, value))
     elif prefix.endswith("_bytes") and isinstance(value, int):
         yield prefix.removesuffix("_bytes"), f"{value / MB:,.0f} MB"
+    elif isinstance(value, float):
+        yield prefix, f"{value:.6g}"
     elif value is not None and value != "":
         yield prefix, str(value)

@@ -22,15 +22,19 @@ METRICS = (
     "rouge2",
     "rougeL",
     "rougeLsum",
+    "exact_match",
 )
 """The usual quality metrics, the most telling first; others follow in the order they were measured."""
 
 LOWER_IS_BETTER = frozenset(
-    {"perplexity", "word_perplexity", "bits_per_byte", "bits_per_character", "nll", "kl", "wer"}
+    {"perplexity", "word_perplexity", "bits_per_byte", "bits_per_character", "nll", "kl", "wer", "empty", "full_length"}
 )
 
 NOT_METRICS = frozenset(
-    {"context", "stride", "tokens", "words", "rows", "samples", "seconds", "seed", "batch", "beams"}
+    {
+        *("context", "stride", "tokens", "words", "rows", "samples", "seconds", "seed", "batch", "beams"),
+        *("reference_words_mean", "reference_words_median"),
+    }
 )
 """Numbers a quality record carries that say how it was measured, not how good the model is."""
 

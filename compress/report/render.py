@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compress.errors import UserError
 from compress.report import plots, sections, words
+from compress.report.examples import DIFFERING, FIRST, examples
 from compress.report.numbers import Row, rows_of
 from compress.report.read import Run, Stage, read
 from compress.report.units import kept_units
 
 KEPT = "What is left: filled cells are kept; a shaded cell stands for neighbours of which a part is kept."
+EXAMPLES = (
+    f"The first {FIRST} of the rows that were kept (evenly spread), then up to {DIFFERING} on which some text is least "
+    "like the first one, word by word. How the text was decoded stands under Conditions."
+)
 CLIPPED = "Weights of some matrices; dashed lines mark where the quantizer clips them."
 
 
@@ -71,7 +77,8 @@ def _page(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, Any]:
         "conditions": sections.conditions(rows),
         "environment": sections.environment(runs),
         "not_measured": words.not_measured(rows),
-        "samples": sections.samples(rows),
+        "examples": examples(rows),
+        "examples_remark": EXAMPLES,
         "lineage": sections.lineage(rows),
     }
 
@@ -143,12 +150,22 @@ def _template(name: str) -> Any:
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = _cell
+    environment.filters["verbatim"] = _verbatim
     return environment.get_template(name)
 
 
 def _cell(text: str) -> str:
     """Text that may stand in a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _verbatim(text: str, longest: int | None = None) -> str:
+    """Text that shows in a Markdown table as it is, whatever it holds; cut behind a word where it is too long."""
+    text = text.strip()
+    if longest is not None and len(text) > longest:
+        text = f"{text[:longest].rsplit(maxsplit=1)[0]} […]"
+    escaped = re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", text)
+    return re.sub(r"\s*\n\s*", "<br>", escaped)
 
 
 def _write(path: Path, text: str) -> None:

@@ -219,20 +219,3 @@ def lineage(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
         (row.label, " → ".join(step.stage for step in row.manifest.lineage) or "as given", row.manifest.digest)
         for row in rows
     ]
-
-
-def samples(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Generated text, a card for each input: the input, its reference, and what each artifact made of it."""
-    cards: dict[str, dict[str, str]] = {}
-    for row in rows:
-        for label, sample in _samples(row):
-            given = {part: sample[part] for part in ("input", "reference") if sample.get(part)}
-            cards.setdefault(sample.get("input", ""), given)[label] = sample.get("output", "")
-    return list(cards.values())
-
-
-def _samples(row: Row) -> Iterator[tuple[str, dict[str, str]]]:
-    for key, found in row.record.quality.items():
-        name, way = name_and_way(key)
-        if name == "samples":
-            yield from ((f"{row.label} ({way})" if way else row.label, sample) for sample in found)

@@ -18,6 +18,17 @@ from compress.report.numbers import (
 )
 from compress.report.read import Run
 
+_SPELLED = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "words_mean": "mean words",
+    "words_median": "median words",
+    **{f"rouge{kind}": f"ROUGE-{kind}" for kind in ("1", "2", "L", "Lsum")},
+    **{f"distinct{n}": f"distinct-{n}" for n in (1, 2, 3)},
+    "empty": "empty %",
+    "full_length": "full length %",
+}
+
 
 def headline(rows: Sequence[Row]) -> str:
     """What the run achieved, in one sentence."""
@@ -67,9 +78,8 @@ def _quality(rows: Sequence[Row], row: Row) -> str:
 
 def name_of(metric: str) -> str:
     """A metric's name in running text."""
-    known = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
     name, way = name_and_way(metric)
-    text = known.get(name, "ROUGE-Lsum" if name == "rougeLsum" else name.replace("_", " "))
+    text = _SPELLED.get(name, name.replace("_", " "))
     return f"{text} ({way})" if way else text
 
 

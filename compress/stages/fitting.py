@@ -35,8 +35,8 @@ Training = Annotated[TrainConfig, AfterValidator(_some)]
 
 
 def side(artifact: Artifact, model: nn.Module) -> Side:
-    """A model as the objective sees it, with the units it kept of its root."""
-    return Side(model, artifact.family(), artifact.manifest.kept)
+    """A model as the objective sees it, with the units and layers it kept of its root."""
+    return Side(model, artifact.family(), artifact.manifest.kept, artifact.manifest.layers)
 
 
 def fit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,11 +29,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage hands to the pipeline, which seals it: traits, kept units, quantization, coverage, metrics."""
+    """What a stage hands to the pipeline, which seals it: traits, units and layers, quantization, coverage, metrics."""
 
     traits: frozenset[str]
     coverage: Coverage
     kept: Mapping[str, list[int]] = field(default_factory=dict)
+    layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The source's layers that stayed, by stack; an absent stack keeps all. ``kept`` numbers layers anew."""
     quantization: QuantizationSpec | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -56,6 +58,8 @@ class Shape:
     """Kinds of axes that carry masks."""
     scored: bool = False
     """Masked, with units scored and their masks left at 1."""
+    layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The root's layers that are left, by stack; an absent stack has all."""
     scheme: Scheme | None = None
     """How a quantized model quantizes the inputs of its products; None for others."""
 

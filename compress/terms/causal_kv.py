@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from compress.errors import ModelError
 from compress.models.structure import Attention, ModelFamily, Projection
-from compress.objective import StateTerm
+from compress.objective import Outline, StateTerm
 from compress.side import View
+from compress.terms.counterparts import counterparts, layer_problems
 
 
 class CausalKV(StateTerm):
     """MSE(K_t, K_s) + MSE(V_t, V_s) over the heads the student kept, averaged over heads, layers and real tokens.
 
+    A layer is compared with the one it came from, whatever number that has in a teacher with more layers.
     Keys and values of past tokens are all that later tokens see of them under a causal mask. Only causal attentions
     count: every layer of a decoder-only model, the decoder's self-attention of an encoder-decoder.
     """
@@ -29,16 +31,21 @@ class CausalKV(StateTerm):
     def attentions(self, family: ModelFamily, config: Any) -> Sequence[Attention]:
         return [attention for attention in family.attentions(config) if attention.causal]
 
+    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[str]:
+        yield from layer_problems(student, teacher)
+
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         assert teacher is not None
         ours = self.attentions(student.side.family, student.side.config)
         theirs = self.attentions(teacher.side.family, teacher.side.config)
-        if len(ours) != len(theirs):
-            raise ModelError(f"causal_kv needs as many layers in the teacher: {len(theirs)} against {len(ours)}")
+        try:
+            others = [theirs[layer] for layer in counterparts(student.side, teacher.side)]
+        except ModelError as error:
+            raise ModelError(f"causal_kv {error}") from None
         heads = {axis.name: axis.size for axis in teacher.side.family.axes(teacher.side.config)}
         losses = [
-            _mse(student, teacher, pair, attention.axis, heads[attention.axis])
-            for attention, other in zip(ours, theirs, strict=True)
+            _mse(student, teacher, pair, attention.axis, heads[other.axis])
+            for attention, other in zip(ours, others, strict=True)
             for pair in ((attention.key, other.key), (attention.value, other.value))
         ]
         return 2 * torch.stack(losses).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -9,15 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.objective import StateTerm
+from compress.objective import Outline, StateTerm
 from compress.side import View
+from compress.terms.counterparts import counterparts, layer_problems
 
 
 class HiddenMSE(StateTerm):
     """Mean squared error of hidden states on the kept hidden units, averaged over layers and real tokens.
 
     The paper names the loss without its form; this is the reading of METHODS: teacher states restricted to the units
-    the student kept. ``layers: last`` compares the final states alone.
+    the student kept. A layer is compared with the one it came from, whatever number that has in a teacher with more
+    layers; what the student's final normalization reads goes through the teacher's. ``layers: last`` compares the final
+    states alone.
     """
 
     type: Literal["hidden_mse"] = "hidden_mse"
@@ -26,21 +30,35 @@ class HiddenMSE(StateTerm):
     hidden: ClassVar[bool] = True
     needs_ancestor: ClassVar[bool] = True
 
+    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[str]:
+        if self.layers == "all":
+            yield from layer_problems(student, teacher)
+
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         assert teacher is not None
-        ours, theirs = student.hidden, teacher.hidden
-        if len(ours) != len(theirs):
-            raise ModelError(
-                f"hidden_mse needs as many layers in the teacher: {len(theirs) - 1} against {len(ours) - 1}"
-            )
-        pairs = list(zip(ours, theirs, strict=True))
         if self.layers == "last":
-            pairs = pairs[-1:]
+            pairs = [(student.hidden[-1], teacher.hidden[-1])]
+        else:
+            pairs = list(zip(student.hidden, _states_below(student, teacher), strict=True))
         kept = student.side.kept.get("hidden")
-        index = torch.as_tensor(kept, device=ours[0].device) if kept is not None else None
+        index = torch.as_tensor(kept, device=student.hidden[0].device) if kept is not None else None
         mask = student.mask_BT
         losses = [
             F.mse_loss(s[mask].float(), (t if index is None else t.index_select(-1, index))[mask].float())
             for s, t in pairs
         ]
         return torch.stack(losses).mean()
+
+
+def _states_below(student: View, teacher: View) -> list[Tensor]:
+    """The teacher's states that match the student's: the embedded tokens, then what each layer made of its input."""
+    try:
+        layers = counterparts(student.side, teacher.side)
+    except ModelError as error:
+        raise ModelError(f"hidden_mse {error}") from None
+    states = [teacher.hidden[0], *(teacher.hidden[layer + 1] for layer in layers)]
+    norm = teacher.side.family.closing_norm(teacher.side.config)
+    if norm is not None and layers[-1] + 2 != len(teacher.hidden):  # the stock library normalizes the last one alone
+        with torch.no_grad():
+            states[-1] = teacher.side.model.get_submodule(norm)(states[-1])
+    return states

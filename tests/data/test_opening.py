@@ -193,6 +193,62 @@ def test_sources_that_are_too_long_name_max_source(
         opened({"train": PAIR}, seq2seq_tokenizer, replace(seq2seq, context=5), folder)
 
 
+@pytest.mark.parametrize("name", ["max_source", "max_target"])
+def test_a_limit_beyond_the_positions_is_refused(
+    folder: Path, seq2seq_tokenizer: Any, seq2seq: ModelInterface, name: str
+) -> None:
+    opened({"train": PAIR, name: 64}, seq2seq_tokenizer, seq2seq, folder)
+    with pytest.raises(DataError, match=rf"^data\.{name} is 65, but the model takes 64 tokens at most"):
+        opened({"train": PAIR, name: 65}, seq2seq_tokenizer, seq2seq, folder)
+
+
+def test_columns_may_differ_between_splits(folder: Path, seq2seq_tokenizer: Any, seq2seq: ModelInterface) -> None:
+    three = {"dialogue": "the cat?", "summary1": "sat", "summary2": None, "summary3": " ", "summary4": "ate"}
+    (folder / "test.jsonl").write_text(json.dumps(three))
+    test = {"json": "test.jsonl", "source": "dialogue", "target": [f"summary{at}" for at in (1, 2, 3, 4)]}
+    data = opened({"train": PAIR, "test": test}, seq2seq_tokenizer, seq2seq, folder)
+    assert data.test is not None
+    assert data.test.examples[0].references == ("sat", "ate")
+    assert data.test[0]["labels"] == seq2seq_tokenizer("sat")["input_ids"]
+
+
+def test_rows_without_a_word_stay_and_are_counted(
+    folder: Path, seq2seq_tokenizer: Any, seq2seq: ModelInterface
+) -> None:
+    rows = [{"s": "the cat", "t": ""}, {"s": " ", "t": "sat"}, {"s": "a dog", "t": "ran"}]
+    (folder / "blank.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = {"train": {"json": "blank.jsonl", "source": "s", "target": "t"}}
+    split = train(written, seq2seq_tokenizer, seq2seq, folder)
+    assert (len(split), split.blank) == (3, 2)
+    assert split[0]["labels"] == seq2seq_tokenizer("")["input_ids"]
+    assert len(split[0]["labels"]) > 0
+    (folder / "blank.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(DataError, match=r"^data\.train: every target is empty"):
+        train(written, seq2seq_tokenizer, seq2seq, folder)
+
+
+def test_an_empty_source_of_a_tokenizer_without_special_tokens_is_told(
+    folder: Path, causal_tokenizer: Any, seq2seq: ModelInterface
+) -> None:
+    rows = [{"s": "the cat", "t": "sat"}, {"s": "", "t": "ran"}]
+    (folder / "blank.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"data\.train: row 1: the source is empty, and the tokenizer adds no"):
+        train({"train": {"json": "blank.jsonl", "source": "s", "target": "t"}}, causal_tokenizer, seq2seq, folder)
+
+
+@pytest.mark.parametrize("column", ["input_ids", "labels"])
+def test_ready_rows_bring_no_padding(folder: Path, column: str) -> None:
+    model = ModelInterface("seq2seq", 8, 10, pad=1, eos=2, decoder_start=2)
+    row = {"input_ids": [5, 2], "labels": [1, 6, 2]}
+    written = {"train": {"json": "ready.jsonl", "input_ids": "input_ids", "labels": "labels"}}
+    (folder / "ready.jsonl").write_text(json.dumps(row))
+    train(written, None, model, folder)
+    (folder / "ready.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {column: [*row[column], 1]}))
+    with pytest.raises(DataError, match=rf"row 1: {column} ends with the padding token 1; batches are padded"):
+        train(written, None, model, folder)
+    train(written, None, replace(model, pad=1, eos=1), folder)  # there 1 ends a row
+
+
 @pytest.mark.parametrize("task", ["causal", "seq2seq"])
 def test_ready_rows_that_are_too_long_are_not_said_to_be_cut(folder: Path, task: Any) -> None:
     """No setting of the recipe would cut them, so none is advised; a causal model never reads the last token."""

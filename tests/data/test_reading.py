@@ -1,4 +1,5 @@
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def test_template_fills_columns_and_leaves_nothing_for_null(folder: Path) -> Non
 def test_references_from_columns_and_from_lists(folder: Path) -> None:
     pairs = read_pairs(source(json="rows.jsonl", source="question", target=["answer", "more"]), folder, "d")
     assert [pair.references for pair in pairs] == [("sat", "sat", "ate"), ("ran far", "ran")]
+
+
+def test_free_places_among_references_are_none(folder: Path) -> None:
+    def references(*targets: str) -> list[tuple[str, ...]]:
+        rows = read_pairs(source(json="free.jsonl", source="s", target=list(targets)), folder, "d")
+        return [row.references for row in rows]
+
+    rows = [{"s": "a", "t": "x", "u": None, "v": ["y", " "]}, {"s": "b", "t": "", "u": "z", "v": []}]
+    (folder / "free.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert references("t", "u", "v") == [("x", "y"), ("z",)]
+    assert references("t") == [("x",), ("",)]
+    with pytest.raises(DataError, match=r"d: row 0: column 'u' holds nothing, not text"):
+        references("u")
+    with pytest.raises(DataError, match=r"d: row 1: column 'v' holds nothing, not text"):
+        references("v")
 
 
 @pytest.mark.parametrize("asked", ["pair.en", "{pair.en}"])

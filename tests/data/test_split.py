@@ -91,6 +91,13 @@ def test_a_batch_without_a_scored_token_is_an_error() -> None:
         list(split.loader(1))
 
 
+def test_a_batch_whose_targets_are_all_padding_is_an_error() -> None:
+    rows = [{"input_ids": [3, 4], "labels": [IGNORE, IGNORE]}, {"input_ids": [5], "labels": [IGNORE]}]
+    with pytest.raises(DataError, match="no token is scored; its labels are all -100"):
+        collate(rows, SEQ2SEQ)
+    collate([*rows, {"input_ids": [5], "labels": [6]}], SEQ2SEQ)
+
+
 def test_loader_chains_epochs_and_resumes() -> None:
     split = make_split([{"input_ids": [n], "labels": [n]} for n in range(10)])
     whole = [batch["labels"].flatten().tolist() for batch in split.loader(3, seed=1, steps=7, shuffle=True)]

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.report import numbers, sections, words
+from compress.report.examples import examples
 from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun, Step
 
 POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
@@ -91,7 +92,7 @@ def test_a_metric_measured_in_two_ways_is_two_columns():
     assert table.titles[1:] == [("perplexity", ""), ("perplexity", "split eval"), ("BLEU", "")]
     assert table.lines[0][1:] == ["50.00", "60.00", "3.50"]
     assert sections.conditions(rows) == [("quality.tokens", "900"), ("quality.tokens (split eval)", "700")]
-    assert sections.samples(rows) == [{"input": "a", "base": "b", "base (beams 4)": "c"}]
+    assert [one.lines for one in examples(rows)] == [[("input", "a"), ("base", "b"), ("base (beams 4)", "c")]]
     assert words.name_of("rougeL (beams 4)") == "ROUGE-L (beams 4)"
 
 

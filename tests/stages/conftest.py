@@ -77,7 +77,7 @@ def run_stage(tmp_path: Path) -> Callable[..., Artifact]:
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         sealed = seal(
             partial, tmp_path / out, parent=source, traits=sorted(result.traits), step=step, kept=result.kept,
-            quantization=result.quantization,
+            layers=result.layers, quantization=result.quantization,
         )  # fmt: skip
         return adopt(sealed.path)
 
@@ -89,7 +89,7 @@ def shape_of() -> Callable[..., Shape]:
     """What a check knows of an artifact before any work."""
 
     def shape(artifact: Artifact, name: str = "base", **known: Any) -> Shape:
-        facts = {"root": name, "traits": artifact.traits} | known
+        facts = {"root": name, "traits": artifact.traits, "layers": artifact.manifest.layers} | known
         return Shape(name, artifact.config(), artifact.sizes(), **facts)
 
     return shape

@@ -15,7 +15,7 @@ from compress.side import Side
 @pytest.fixture
 def side() -> Callable[..., Side]:
     """A model as the objective sees it."""
-    return lambda model, kept=None: Side(model, family_of(model.config), kept or {})
+    return lambda model, kept=None, layers=None: Side(model, family_of(model.config), kept or {}, layers or {})
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from compress.errors import ModelError
+from compress.models import family_of
 from compress.models.cache import from_cache
 from compress.objective import Objective
 from compress.surgery.cut import cut
+from compress.surgery.layers import drop
 from compress.surgery.mask import attach
 from compress.terms.attention_relation import AttentionRelation
 from compress.terms.causal_kv import CausalKV
@@ -119,6 +122,73 @@ def test_unit_by_unit_terms_need_as_many_layers(term: Any, tiny_gpt2: Any, side:
     student = tiny_gpt2(layers=1)
     with pytest.raises(ModelError, match=f"{term.type} needs as many layers in the teacher: 2 against 1"):
         Objective(side(student), [term], teacher=side(tiny_gpt2()))(batch(student))
+
+
+def _handing_on(module: Any, args: Any, output: Any) -> Any:
+    return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
+
+
+@pytest.mark.parametrize("kept", [[0, 2, 5], [1, 4], [0, 1, 3]])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+def test_layers_are_compared_with_those_they_came_from(
+    kept: list[int], family: str, request: Any, side: Any, batch: Any
+) -> None:
+    """A teacher that skips the layers its copy lacks is at distance 0, by the right map and by no other."""
+    teacher = request.getfixturevalue(family)(layers=6, hidden=16)
+    student, table = copy.deepcopy(teacher), family_of(teacher.config)
+    drop(student, table, {"decoder": kept})
+    layers = teacher.get_submodule(table.stacks[-1].layers)
+    for n in set(range(6)) - set(kept):
+        layers[n].register_forward_hook(_handing_on)
+    heads = f"{table.stacks[-1].axes}.{len(kept) - 1}.heads"
+    cut(student, table, {heads: [1, 3]})  # of the last layer, whose own keys and values do not depend on them
+    rows = batch(teacher)
+    for wrong in (None, [0, 1, 2][: len(kept)], [5 - n for n in reversed(kept)]):
+        ours = side(student, {heads: [1, 3]}, {"decoder": wrong or kept})
+        value = Objective(ours, [CausalKV()], teacher=side(teacher))(rows)[1]["causal_kv"].item()
+        assert value < 1e-10 if wrong in (None, kept) else value > 1e-3
+
+
+@pytest.mark.parametrize("layers", ["all", "last"])
+@pytest.mark.parametrize("kept", [[0, 2, 5], [1, 4], [0, 1, 3]])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+def test_states_are_compared_with_those_of_the_same_layer(
+    kept: list[int], family: str, layers: Any, request: Any, side: Any, batch: Any
+) -> None:
+    """Also where the teacher's last layer is gone, and what its final normalization reads comes from another."""
+    teacher = request.getfixturevalue(family)(layers=6, hidden=16)
+    student, table = copy.deepcopy(teacher), family_of(teacher.config)
+    drop(student, table, {"decoder": kept})
+    stack = teacher.get_submodule(table.stacks[-1].layers)
+    for n in set(range(6)) - set(kept):
+        stack[n].register_forward_hook(_handing_on)
+    rows = batch(teacher)
+    for wrong in (None, [0, 3, 4][: len(kept)]):
+        ours = side(student, layers={"decoder": wrong or kept})
+        value = Objective(ours, [HiddenMSE(layers=layers)], teacher=side(teacher))(rows)[1]["hidden_mse"].item()
+        assert value < 1e-10 if wrong is None or layers == "last" else value > 1e-3
+
+
+def test_a_teacher_may_have_lost_layers_too(tiny_gpt2: Any, side: Any, batch: Any) -> None:
+    """Both maps count layers of the root."""
+    root = tiny_gpt2(layers=6)
+    teacher, student = copy.deepcopy(root), copy.deepcopy(root)
+    drop(teacher, side(root).family, {"decoder": [0, 2, 3, 5]})
+    drop(student, side(root).family, {"decoder": [0, 2, 5]})
+    rows = batch(root)
+    wanted = [_qkv(teacher, rows, layer) for layer in (0, 1, 3)]
+    parts = [
+        F.mse_loss(s[_mask(rows)], t[_mask(rows)])
+        for n, qkv in enumerate(wanted)
+        for s, t in zip(_qkv(student, rows, n)[1:], qkv[1:], strict=True)
+    ]
+    ours, theirs = side(student, layers={"decoder": [0, 2, 5]}), side(teacher, layers={"decoder": [0, 2, 3, 5]})
+    found = Objective(ours, [CausalKV()], teacher=theirs)(rows)[1]["causal_kv"]
+    torch.testing.assert_close(found, 2 * torch.stack(parts).mean())
+    for term in (CausalKV(), HiddenMSE()):
+        message = f"{term.type} compares layer by layer, and the teacher lacks layers 1, 4 of the model"
+        with pytest.raises(ModelError, match=message):
+            Objective(side(root), [term], teacher=theirs)(rows)
 
 
 def test_mask_l1_sums_over_every_mask(tiny_gpt2: Any, side: Any, batch: Any) -> None:

@@ -1,6 +1,7 @@
 """Metrics of generated text as ``evaluate`` modules that ship with the package, so that none is fetched from a hub.
 
-Every score is between 0 and 100. Each module names what it computed with in ``signature``.
+Scores are between 0 and 100, but for the words that ``length`` counts and their ratio. Each module names what it
+computed with in ``signature``.
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ from typing import Any
 
 import evaluate
 
-NAMES = ("rouge", "bleu", "chrf", "exact_match")
+NAMES = ("rouge", "bleu", "chrf", "exact_match", "length", "distinct")
 
 
-def score(name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return the scores of a metric; each prediction is compared with one reference or several."""
+def score(name: str, predictions: Sequence[str], references: Sequence[Sequence[str]], **options: Any) -> dict[str, Any]:
+    """Return the scores of a metric; each prediction is compared with one reference or several.
+
+    Args:
+        name: one of ``NAMES``.
+        predictions: the texts.
+        references: what each is compared with, any number of texts for each.
+        options: what a metric takes besides: ``sentences`` of ``rouge``, ``full`` of ``length``.
+    """
     module = _load(name)
-    scores: dict[str, Any] = module.compute(predictions=list(predictions), references=[list(row) for row in references])
+    rows = [list(row) for row in references]
+    scores: dict[str, Any] = module.compute(predictions=list(predictions), references=rows, **options)
     return scores
 
 

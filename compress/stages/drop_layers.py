@@ -1,0 +1,120 @@
+"""Remove whole layers: a model of the same width and less depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, StrictInt
+
+from compress.artifact import Artifact, save_masks, save_model
+from compress.errors import ModelError
+from compress.models import family_of
+from compress.models.structure import LayerStack, sized_axes
+from compress.stages.stage import LOAD_ONLY, Context, Result, Shape, Stage
+from compress.surgery.cut import compose
+from compress.surgery.layers import Layers, chosen, drop, renumbered, shallower
+from compress.surgery.mask import detach
+
+Kept = StrictInt | tuple[StrictInt, ...]
+
+
+def _readable(value: Any) -> Any:
+    parts = list(value.values()) if isinstance(value, Mapping) else [value]
+    if wrong := [part for part in parts or [value] if not _is_kept(part)]:
+        given = f"{wrong[0]} is neither; " if isinstance(value, Mapping | list | tuple) else ""  # else told anyway
+        raise ValueError(
+            f"{given}write a number of layers, from 1, or a list from 0, ascending, each once, such as [0, 2, 5]"
+        )
+    return value
+
+
+def _is_kept(value: Any) -> bool:
+    if not isinstance(value, list | tuple):
+        return type(value) is int and value >= 1
+    whole = all(type(layer) is int for layer in value)
+    return bool(value) and whole and value[0] >= 0 and all(a < b for a, b in pairwise(value))
+
+
+class DropLayers(Stage):
+    """Keep some layers of each stack and remove the others for good, as DQ-BART starts its students (Li et al. 2022).
+
+    ``keep`` is a number of layers, a list of layers counted from 0, or one of these by stack (``{encoder: 3, decoder:
+    [5]}``); a bare one holds for every stack, and a stack that is not named keeps all. A number of six layers takes
+    DQ-BART's map: 1: 5; 2: 0, 5; 3: 0, 2, 5; 4: 0, 2, 3, 5; 5: 0, 1, 3, 4, 5. Of any other depth the layers are evenly
+    spaced from the first to the last, halves rounded down, and one layer is the last. Layers are those the source has
+    now, numbered anew in the result. Masks come along with their layers.
+    """
+
+    type: Literal["drop_layers"] = "drop_layers"
+    keep: Annotated[dict[str, Kept] | Kept, BeforeValidator(_readable)]
+
+    forbids: ClassVar[frozenset[str]] = frozenset({"quantized", "onnx", "bitsandbytes"})
+
+    def run(self, source: Artifact, out: Path, context: Context) -> Result:
+        family = source.family()
+        keep = self._layers(source.config())
+        model = source.model()
+        masks = source.masks() if "masked" in source.traits else None
+        if masks is not None:
+            detach(model)
+        coverage = drop(model, family, keep)
+        coverage.require(f"{self.name or self.type}: keep {self.keep}")
+        coverage = coverage.model_copy(update={"note": _note(source, keep)})
+        if family.uniform_config(model.config, {axis.name: axis.size for axis in sized_axes(model, family)}) is None:
+            coverage = coverage.model_copy(update={"note": f"{coverage.note}; {LOAD_ONLY}"})
+        save_model(model, source, out)
+        if masks is not None:
+            save_masks(renumbered(family, masks, keep), out, scores=source.scored)
+        return Result(
+            traits=source.traits,
+            coverage=coverage,
+            kept=renumbered(family, source.manifest.kept, keep),
+            layers=keep,
+        )
+
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+        try:
+            if not self._layers(source.config):
+                depths = (
+                    f"the {stack.name}'s {stack.depth(source.config)}" for stack in family_of(source.config).stacks
+                )
+                yield f"keep: every layer would stay; allowed: fewer than {' or '.join(depths)}"
+        except ModelError as error:
+            yield str(error)
+
+    def shape(self, source: Shape) -> Shape:
+        family, keep = family_of(source.config), self._layers(source.config)
+        return replace(
+            super().shape(source),
+            config=shallower(source.config, family, keep),
+            sizes=renumbered(family, source.sizes, keep),
+            layers={stack: left.tolist() for stack, left in compose(source.layers, keep).items()},
+        )
+
+    def _layers(self, config: Any) -> Layers:
+        """The layers that stay in each stack that loses some; raises ModelError for those that cannot be."""
+        stacks = {stack.name: stack for stack in family_of(config).stacks}
+        named = self.keep if isinstance(self.keep, dict) else dict.fromkeys(stacks, self.keep)
+        if unknown := sorted(set(named) - set(stacks)):
+            raise ModelError(f"keep.{unknown[0]}: this model has no such layers; allowed: {', '.join(stacks)}")
+        found = {name: self._of(stacks[name], stacks[name].depth(config), kept) for name, kept in named.items()}
+        return {name: layers for name, layers in found.items() if len(layers) < stacks[name].depth(config)}
+
+    def _of(self, stack: LayerStack, depth: int, kept: int | Sequence[int]) -> Sequence[int]:
+        field = f"keep.{stack.name}" if isinstance(self.keep, dict) else "keep"
+        if isinstance(kept, int):
+            if kept > depth:
+                raise ModelError(f"{field}: {kept} layers, and the {stack.name} has {depth}; allowed: 1 to {depth}")
+            return chosen(kept, depth)
+        if kept[-1] >= depth:
+            raise ModelError(f"{field}: layer {kept[-1]}, and the {stack.name} has {depth}; allowed: 0 to {depth - 1}")
+        return list(kept)
+
+
+def _note(source: Artifact, keep: Layers) -> str:
+    depths = {stack.name: stack.depth(source.config()) for stack in source.family().stacks}
+    return "; ".join(f"{name} {', '.join(map(str, left))} of {depths[name]}" for name, left in keep.items())

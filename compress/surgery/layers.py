@@ -1,0 +1,138 @@
+"""Remove whole layers for good: a stock model of less depth, whose layers keep their order and their weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from compress.errors import ModelError
+from compress.models.layout import weight_of
+from compress.models.structure import MASKS, LayerStack, ModelFamily, Projection, sized_axes, stock_tensors, with_fields
+from compress.surgery.coverage import Coverage, owners
+
+Layers = Mapping[str, Sequence[int]]
+"""Ascending layers that stay, by stack; an absent stack keeps all of its layers."""
+
+DQ_BART: Mapping[int, tuple[int, ...]] = {
+    1: (5,),
+    2: (0, 5),
+    3: (0, 2, 5),
+    4: (0, 2, 3, 5),
+    5: (0, 1, 3, 4, 5),
+    6: (0, 1, 2, 3, 4, 5),
+}
+"""The layers that stay of six, by their number (Li et al., DQ-BART, ACL 2022)."""
+
+T = TypeVar("T")
+
+
+def chosen(count: int, depth: int) -> list[int]:
+    """Which ``count`` layers of ``depth`` stay: of six those of DQ-BART; else evenly spaced from the first to the last.
+
+    Layer i of the n that stay is i (depth - 1) / (n - 1) rounded, halves down; for n = 1 the last. The rule is ours;
+    for six layers it gives DQ-BART's maps but for n = 5. Raises ModelError for a count outside 1 ... depth.
+    """
+    if not 1 <= count <= depth:
+        raise ModelError(f"{count} of {depth} layers; allowed: 1 to {depth}")
+    if depth == 6:
+        return list(DQ_BART[count])
+    if count == 1:
+        return [depth - 1]
+    steps = count - 1
+    return [-((steps - 2 * i * (depth - 1)) // (2 * steps)) for i in range(count)]
+
+
+def renumbered(family: ModelFamily, values: Mapping[str, T], keep: Layers) -> dict[str, T]:
+    """Values by axis, without those of dropped layers, under the names that the axes of the others get."""
+    named = {axis: _name_after(family, axis, keep) for axis in values}
+    return {name: values[axis] for axis, name in named.items() if name is not None}
+
+
+def shallower(config: Any, family: ModelFamily, keep: Layers) -> Any:
+    """A copy of a stock config with the depth that is left."""
+    return with_fields(copy.deepcopy(config), dict(_counts(family, keep)))
+
+
+@torch.no_grad()
+def drop(model: nn.Module, family: ModelFamily, keep: Layers) -> Coverage:
+    """Keep only these layers of the model as it is now, in place, and report what was removed.
+
+    The layers that stay are numbered anew, in order. Where the stock forward scales attention scores by a layer's
+    number, the change is undone in its query. The config follows, also where sizes that differed from layer to layer
+    have become one that the stock classes can express.
+
+    Raises ModelError for an unknown stack, for layers that are not ascending and in range, for a stack left empty, and
+    for a model with masks attached.
+    """
+    if hasattr(model, MASKS):
+        raise ModelError("detach the masks of a model before its layers are dropped")
+    _check(model, family, keep)
+    before, owning = stock_tensors(model), len(owners(model))
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    for stack in family.stacks:
+        if stack.name in keep:
+            _rescale(model, family, stack, keep[stack.name])
+            layers: Any = model.get_submodule(stack.layers)
+            for n in sorted(set(range(len(layers))) - set(keep[stack.name]), reverse=True):
+                del layers[n]
+    with_fields(model.config, dict(_counts(family, keep)))
+    sizes = {axis.name: axis.size for axis in sized_axes(model, family)}
+    with_fields(model.config, family.stock_sizes(model.config, sizes) or {})
+    family.refresh(model)
+    return Coverage(
+        modules_touched=owning - len(owners(model)),
+        modules_total=owning,
+        parameters_touched=numbers - sum(parameter.numel() for parameter in model.parameters()),
+        parameters_total=numbers,
+        bytes_before=sum(tensor.numel() * tensor.element_size() for tensor in before),
+        bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in stock_tensors(model)),
+    )
+
+
+def _name_after(family: ModelFamily, axis: str, keep: Layers) -> str | None:
+    """The name of an axis once layers are dropped, or None for one of a layer that is."""
+    for stack in family.stacks:
+        layer = stack.layer_of(axis)
+        if layer is not None and stack.name in keep:
+            kept = list(keep[stack.name])
+            kind = axis.removeprefix(f"{stack.axes}.{layer}.")
+            return f"{stack.axes}.{kept.index(layer)}.{kind}" if layer in kept else None
+    return axis
+
+
+def _counts(family: ModelFamily, keep: Layers) -> Iterator[tuple[str, int]]:
+    for stack in family.stacks:
+        if stack.name in keep:
+            yield from ((field, len(keep[stack.name])) for field in stack.fields)
+
+
+def _check(model: Any, family: ModelFamily, keep: Layers) -> None:
+    depths = {stack.name: stack.depth(model.config) for stack in family.stacks}
+    for name, layers in keep.items():
+        if name not in depths:
+            raise ModelError(f"keep names layers {name!r}; this model has {', '.join(depths)}")
+        ascending = len(layers) > 0 and all(a < b for a, b in pairwise(layers))
+        if not ascending or layers[0] < 0 or layers[-1] >= depths[name]:
+            raise ModelError(f"keep of {name!r} must be ascending layers, at least one, below {depths[name]}")
+
+
+def _rescale(model: nn.Module, family: ModelFamily, stack: LayerStack, kept: Sequence[int]) -> None:
+    """Let the queries of moved layers carry what their scores lose or gain by the new number."""
+    config: Any = model.config
+    queries = [(stack.layer_of(attention.axis), attention.query) for attention in family.attentions(config)]
+    for new, old in enumerate(kept):
+        factor = family.score_scale(config, old) / family.score_scale(config, new)
+        for layer, query in queries:
+            if layer == old and factor != 1.0:
+                _multiply(model.get_submodule(query.module), query, factor)
+
+
+def _multiply(module: nn.Module, part: Projection, factor: float) -> None:
+    weight_of(module).chunk(part.blocks)[part.block].mul_(factor)
+    if isinstance(bias := getattr(module, "bias", None), torch.Tensor):
+        bias.chunk(part.blocks)[part.block].mul_(factor)

@@ -1,0 +1,49 @@
+"""Which layer of the teacher a layer of the student came from, for terms that compare layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from compress.errors import ModelError
+from compress.models import family_of
+
+
+class Deep(Protocol):
+    """A model with the layers it kept of its root, by stack (absent: all)."""
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def layers(self) -> Mapping[str, Sequence[int]]: ...
+
+
+def counterparts(student: Deep, teacher: Deep) -> list[int]:
+    """For each student layer of the stack with the final states: the teacher's layer with the same place in the root.
+
+    Both descend from one root, whole or with layers dropped. Raises ModelError where the teacher lacks one.
+    """
+    ours, theirs = _of_root(student), _of_root(teacher)
+    if not (student.layers or teacher.layers) and len(ours) != len(theirs):
+        raise ModelError(f"needs as many layers in the teacher: {len(theirs)} against {len(ours)}")
+    if missing := [str(layer) for layer in ours if layer not in theirs]:
+        few = "layer" if len(missing) == 1 else "layers"
+        raise ModelError(
+            f"compares layer by layer, and the teacher lacks {few} {', '.join(missing)} of the model that both descend "
+            "from; allowed: a teacher that has every layer of the student"
+        )
+    return [theirs.index(layer) for layer in ours]
+
+
+def layer_problems(student: Deep, teacher: Deep | None) -> Iterator[str]:
+    """What :func:`counterparts` would raise."""
+    try:
+        if teacher is not None:
+            counterparts(student, teacher)
+    except ModelError as error:
+        yield str(error)
+
+
+def _of_root(model: Deep) -> list[int]:
+    stack = family_of(model.config).stacks[-1]
+    return list(model.layers.get(stack.name, range(stack.depth(model.config))))

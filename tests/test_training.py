@@ -11,12 +11,12 @@ import torch
 
 from compress.checkpoint import Checkpoints
 from compress.data import DataSpec, ModelInterface, open_data
-from compress.errors import DivergedError, NothingDoneError
+from compress.errors import DataError, DivergedError, NothingDoneError
 from compress.history import History
 from compress.models import family_of
 from compress.models.dropout import set_dropout
 from compress.objective import Objective
-from compress.side import Side
+from compress.side import Side, nll
 from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
 from compress.train_config import TrainConfig
@@ -159,6 +159,51 @@ def test_the_best_weights_are_handed_on(tiny_gpt2, data, tmp_path):
         kept[keep] = objective.state_dict()["student.transformer.wte.weight"]
     assert min(evaluations, key=evaluations.get) != max(evaluations)
     assert not torch.equal(kept["best"], kept["last"])
+
+
+def _pairs(model, tmp_path, **splits):
+    """Splits of (source, target) rows for an encoder-decoder."""
+    spec = {}
+    for name, rows in splits.items():
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"ids": source, "labels": target}) + "\n" for source, target in rows)
+        )
+        spec[name] = {"json": f"{name}.jsonl", "input_ids": "ids", "labels": "labels"}
+    interface = ModelInterface.of(model.config)
+    return open_data(DataSpec.model_validate(spec), tokenizer=None, model=interface, base=tmp_path)
+
+
+def test_the_best_weights_of_an_encoder_and_decoder_are_handed_on(tiny_bart, tmp_path):
+    """Rows learnt by heart make others less likely: the best evaluation on data.eval is not the last one."""
+    model = tiny_bart(layers=1, hidden=16)
+    draws = torch.randint(3, 67, (2, 12, 8), generator=torch.Generator().manual_seed(0)).tolist()
+    pairs = [[(row, row[: 2 + i % 5]) for i, row in enumerate(rows)] for rows in draws]
+    data = _pairs(model, tmp_path, train=pairs[0], eval=pairs[1])
+    kept = {}
+    for keep in ("best", "last"):
+        student = Side(tiny_bart(layers=1, hidden=16), family_of(model.config))
+        config = _config(keep=keep, steps=40, lr=2e-2, schedule="constant", dropout=0.0)
+        with set_dropout(student.model, 0.0):
+            trained = _run(Objective(student, [CrossEntropy()]), data, tmp_path / keep, config)
+        lines = [json.loads(line) for line in (tmp_path / keep / "history.jsonl").read_text().splitlines()]
+        evaluations = {line["step"]: line["eval_nll"] for line in lines if "eval_nll" in line}
+        best = min(evaluations, key=evaluations.get)
+        assert (trained.best_step, trained.best_nll) == (best, evaluations[best]) and best < 30
+        totals = [nll(student, batch) for batch in data.eval.loader(5)]
+        kept[keep] = sum(value for value, _ in totals) / sum(count for _, count in totals)
+        assert kept[keep] == pytest.approx(trained.metrics["eval_nll"], rel=1e-5)
+        assert kept[keep] == pytest.approx(evaluations[best if keep == "best" else 40], rel=1e-5)
+    assert kept["best"] < kept["last"] - 0.1
+
+
+@pytest.mark.parametrize("empty", ["train", "eval"])
+def test_a_batch_whose_targets_are_all_padding_stops(tiny_bart, tmp_path, empty):
+    student = Side(tiny_bart(layers=1, hidden=16), family_of(tiny_bart().config))
+    rows = [([5, 6, 7], [8, 2])] * 2
+    splits = {"train": rows, "eval": rows} | {empty: [*rows, ([5, 6], [-100, -100])]}
+    data = _pairs(student.model, tmp_path, **splits)
+    with pytest.raises(DataError, match=rf"data\.{empty}: a batch in which no token is scored"):
+        _run(Objective(student, [CrossEntropy()]), data, tmp_path / "out", _config(batch=1, steps=3))
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_term_and_checkpoint(tiny_gpt2, data, tmp_path, monkeypatch):

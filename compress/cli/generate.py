@@ -50,6 +50,7 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
     tokenizer.no_truncation()
     runtime = Runtime.open(path)
     ids = np.array([tokenizer.encode(request.prompt).ids])
+    _check_room(ids.shape[1], request, runtime.context, answers=runtime.reads_sources)
     if request.beams > 1:
         found = runtime.generate(ids, max_new_tokens=request.max_new_tokens, num_beams=request.beams)
         yield tokenizer.decode(found[0, runtime.given(ids).shape[1] :].tolist())
@@ -79,18 +80,20 @@ def _torch(path: Path, request: Request) -> Iterator[str]:
         raise ModelError(f"{path}: holds no tokenizer, so it cannot read a prompt")
     prompt = tokenizer(request.prompt)["input_ids"]
     context = artifact.config().max_position_embeddings
-    if artifact.manifest.task == "seq2seq":
-        if max(len(prompt), request.max_new_tokens) > context:
-            raise UserError(
-                f"--prompt has {len(prompt)} tokens, and {request.max_new_tokens} new ones are asked for; "
-                f"the model takes {context} of each"
-            )
-    elif len(prompt) + request.max_new_tokens > context:
-        raise UserError(
-            f"--prompt has {len(prompt)} tokens; with {request.max_new_tokens} new ones the model takes {context}"
-        )
+    _check_room(len(prompt), request, context, answers=artifact.manifest.task == "seq2seq")
     sampling = {"do_sample": True, "temperature": request.temperature} if request.temperature else {"do_sample": False}
     written = {"max_new_tokens": request.max_new_tokens, "beams": request.beams}
     decoding = Decoding.model_validate(written | sampling)
     tokens = subject_of(artifact, "cpu").generate([prompt], decoding, request.seed)[0]
     yield tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def _check_room(prompt: int, request: Request, context: int, *, answers: bool) -> None:
+    """A continuation shares the context with its prompt; an answer and its source have one each."""
+    new = request.max_new_tokens
+    if not answers and prompt + new > context:
+        raise UserError(f"--prompt has {prompt} tokens; with {new} new ones the model takes {context}")
+    if answers and prompt > context:
+        raise UserError(f"--prompt has {prompt} tokens; the model takes {context}")
+    if answers and new > context:
+        raise UserError(f"--max-new-tokens is {new}; the model's answers have {context} tokens at most")

@@ -55,7 +55,7 @@ class Encoder:
             text = "\n".join(read_text(source, base, self.where))
             return self.text(text), _digest([text])
         if source.layout == "tokens":
-            rows: Any = read_tokens(source, base, self.where)
+            rows: Any = self._without_padding(read_tokens(source, base, self.where))
             split = self.tokens(rows)
         else:
             rows = read_pairs(source, base, self.where)
@@ -124,6 +124,12 @@ class Encoder:
                     )
         if not any(pair.references[0].strip() for pair in pairs):
             raise DataError(f"{self.where}: every target is empty; name the column or the file that holds them")
+
+    def _without_padding(self, rows: list[TokenRow]) -> list[TokenRow]:
+        """Rows whose targets end with their last scored token; a causal row reads its tokens, scored or not."""
+        if self.model.task == "causal":
+            return rows
+        return [TokenRow(ids, labels if labels is None else _until_scored(labels)) for ids, labels in rows]
 
     def tokens(self, rows: Sequence[TokenRow]) -> Split:
         """Ready rows; a causal row without labels is scored on its own tokens."""
@@ -223,6 +229,10 @@ def _shortened(row: list[int], longest: int, end: Sequence[int]) -> list[int]:
         return row
     end = list(end) if row[-len(end) :] == end else []
     return row[: longest - len(end)] + end
+
+
+def _until_scored(labels: list[int]) -> list[int]:
+    return labels[: max((at + 1 for at, label in enumerate(labels) if label != IGNORE), default=0)]
 
 
 def _examples(inputs: Sequence[list[int]], pairs: Sequence[TextPair]) -> tuple[Example, ...]:

@@ -121,7 +121,11 @@ class Quality(Measurement):
                 "give prompt and response, or source and target"
             )
         new, context = self.decoding.max_new_tokens, split.model.context
-        prompt = max(len(example.input_ids) for example in split.examples) if split.model.task == "causal" else 1
+        if split.model.task == "seq2seq":
+            if new > context:
+                raise DataError(f"quality: max_new_tokens: {new}; the model's answers have {context} tokens at most")
+            return
+        prompt = max(len(example.input_ids) for example in split.examples)
         if prompt + new > context:
             raise DataError(
                 f"quality: max_new_tokens: {new} after {prompt} tokens of {split.name} exceed the model's {context}; "

@@ -29,6 +29,7 @@ def build(config: Any) -> nn.Module:
         model: nn.Module = stock.from_config(config, dtype=torch.float32, **_attention(config))
     except (ValueError, TypeError, RuntimeError, KeyError, ArithmeticError) as error:
         raise ModelError(f"config: no {config.model_type} can be built from it ({_first_line(error)})") from error
+    _separate_tables(model, set())
     return model.eval()
 
 
@@ -64,10 +65,27 @@ def load_stock(source: str | Path, *, device: str | None = None) -> nn.Module:
         raise ModelError(f"{source}: no readable model.safetensors ({_first_line(error)})") from error
     except (TypeError, AttributeError) as error:
         raise ModelError(f"{source}: cannot be loaded, a JSON file of it is wrong ({_first_line(error)})") from error
-    if report["missing_keys"]:
-        raise ModelError(f"{source}: model.safetensors lacks {', '.join(sorted(report['missing_keys'])[:3])}")
+    if missing := _separate_tables(model, set(report["missing_keys"])):
+        raise ModelError(f"{source}: model.safetensors lacks {', '.join(sorted(missing)[:3])}")
     loaded: nn.Module = model
     return loaded.eval()
+
+
+def _separate_tables(model: Any, missing: set[str]) -> set[str]:
+    """Give each embedding of an untied model a table of its own, and return what is still missing.
+
+    Version 4 of the stock library builds them as one parameter, saves that under the first name, and opens the others
+    with random numbers; version 5 keeps them apart, as is done here for both.
+    """
+    first, *others = family_of(model.config).embeddings
+    if model.config.tie_word_embeddings or f"{first}.weight" in missing:
+        return missing
+    table = model.get_submodule(first).weight
+    for name in others:
+        site = model.get_submodule(name)
+        if site.weight is table or f"{name}.weight" in missing:
+            site.weight = nn.Parameter(table.detach().clone())
+    return missing - {f"{name}.weight" for name in others}
 
 
 def save_config(model: Any, out: Path) -> None:

@@ -52,8 +52,10 @@ def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"config: no {model_type} can be built from it ({reason})") from None
-    if family.task == "seq2seq" and tokenizer is not None and "decoder_start_token_id" not in settings:
-        config.decoder_start_token_id = tokenizer.eos_token_id
+    if family.task == "seq2seq" and tokenizer is not None:
+        for name in ("decoder_start_token_id", "forced_eos_token_id"):
+            if name not in settings:
+                setattr(config, name, config.eos_token_id)
     return config
 
 

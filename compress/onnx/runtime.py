@@ -192,8 +192,9 @@ class Runtime:
 
     def _check_length(self, length: int, new: int) -> None:
         if length + new > self._context:
-            asked = f"{length} tokens of prompt and {new} new ones" if length and new else f"{length + new} tokens"
-            raise UserError(f"input_ids: {asked} exceed the context of {self._context}")
+            asked = f"input_ids: {length} tokens of prompt and {new} new ones" if new else f"input_ids: {length} tokens"
+            asked = asked if length else f"max_new_tokens: {new} tokens"
+            raise UserError(f"{asked} exceed the context of {self._context}")
 
 
 def _check_ends(attention_mask: Array | None) -> None:

@@ -57,4 +57,4 @@ def _mse(student: View, teacher: View, pair: tuple[Projection, Projection], axis
     kept = student.side.kept.get(axis)
     if kept is not None:
         theirs = theirs.view(len(theirs), heads, -1)[:, torch.as_tensor(kept, device=theirs.device)].flatten(1)
-    return F.mse_loss(ours, theirs)
+    return F.mse_loss(ours, theirs) if len(ours) else ours.sum()  # a process may get no token of a batch

@@ -43,10 +43,7 @@ class HiddenMSE(StateTerm):
         kept = student.side.kept.get("hidden")
         index = torch.as_tensor(kept, device=student.hidden[0].device) if kept is not None else None
         mask = student.mask_BT
-        losses = [
-            F.mse_loss(s[mask].float(), (t if index is None else t.index_select(-1, index))[mask].float())
-            for s, t in pairs
-        ]
+        losses = [_mse(s[mask], (t if index is None else t.index_select(-1, index))[mask]) for s, t in pairs]
         return torch.stack(losses).mean()
 
 
@@ -62,3 +59,7 @@ def _states_below(student: View, teacher: View) -> list[Tensor]:
         with torch.no_grad():
             states[-1] = teacher.side.model.get_submodule(norm)(states[-1])
     return states
+
+
+def _mse(ours: Tensor, theirs: Tensor) -> Tensor:
+    return F.mse_loss(ours.float(), theirs.float()) if len(ours) else ours.float().sum()  # no token of a batch

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress.errors import ModelError
+from compress.models import family_of
 from compress.models.loading import build, load_config, load_stock, load_tokenizer
 
 
@@ -40,6 +41,29 @@ def test_scores_are_scaled_as_the_config_says(tiny_gpt2, tiny_inputs, tmp_path, 
         assert (expected - other)[1].abs().max() > 1e-3
         for model in (built, load_stock(tmp_path)):
             torch.testing.assert_close(model(**inputs).logits[1], expected[1])
+
+
+def test_an_untied_encoder_and_decoder_open_as_they_were_saved(tiny_bart, tiny_inputs, tmp_path):
+    """Version 4 of the stock library saves a table that its classes share once, and opens the others as noise."""
+    model = tiny_bart(tie=False)
+    sites = [model.get_submodule(name) for name in family_of(model.config).embeddings]
+    assert len({id(site.weight) for site in sites}) == 3
+    inputs = tiny_inputs(model)
+    model.save_pretrained(tmp_path / "apart")
+    torch.testing.assert_close(load_stock(tmp_path / "apart")(**inputs).logits, model(**inputs).logits)
+    for site in sites[1:]:
+        site.weight = sites[0].weight
+    state = {name: tensor for name, tensor in model.state_dict().items() if "embed_tokens" not in name}
+    (tmp_path / "once").mkdir()
+    model.config.save_pretrained(tmp_path / "once")
+    save_file(state, tmp_path / "once" / "model.safetensors", metadata={"format": "pt"})
+    once = load_stock(tmp_path / "once")
+    torch.testing.assert_close(once(**inputs).logits, model(**inputs).logits)
+    assert once.model.encoder.embed_tokens.weight is not once.model.decoder.embed_tokens.weight
+    del state["model.shared.weight"]
+    save_file(state, tmp_path / "once" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.safetensors lacks model\.decoder\.embed_tokens"):
+        load_stock(tmp_path / "once")
 
 
 def test_a_missing_directory_is_named(tmp_path):

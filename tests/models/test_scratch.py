@@ -94,6 +94,16 @@ def test_a_decoder_starts_with_the_end_token() -> None:
     assert config.forced_eos_token_id == tokenizer.eos_token_id
 
 
+def test_answers_end_with_the_tokenizers_own_end() -> None:
+    tokenizer = train_bpe(TEXTS, 280, "seq2seq")
+    tokenizer.eos_token = "<unk>"
+    sizes = {"model_type": "bart", "d_model": 8, "encoder_layers": 1, "decoder_layers": 1}
+    config = new_config(sizes, tokenizer)
+    assert config.forced_eos_token_id == config.decoder_start_token_id == config.eos_token_id == 3
+    assert new_config({**sizes, "forced_eos_token_id": None}, tokenizer).forced_eos_token_id is None
+    assert new_config({**sizes, "eos_token_id": 0}, tokenizer).forced_eos_token_id == 0
+
+
 def test_what_may_be_0_in_a_config_is_left_alone() -> None:
     zeros = {"attn_pdrop": 0, "bos_token_id": 0, "use_cache": False, "n_layer": 1, "n_embd": 8, "n_head": 2}
     config = new_config({"model_type": "gpt2", **zeros}, CAUSAL)

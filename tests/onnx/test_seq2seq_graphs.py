@@ -94,6 +94,8 @@ def test_a_step_runs_fused_nodes_only(bart: Callable[..., Any], bits: int) -> No
     "options",
     [
         {"layers": 1, "heads": 1},
+        {"layers": 1, "decoder_layers": 3, "ffn": 13, "decoder_ffn": 7},
+        {"layers": 3, "decoder_layers": 1, "heads": 1, "decoder_heads": 4},
         {"heads": 4, "decoder_heads": 2},
         {"heads": 2, "decoder_heads": 4},
         {"hidden": 36, "heads": 3},  # head size 12, which GroupQueryAttention refuses
@@ -108,7 +110,34 @@ def test_every_shape_passes_the_gate(bart: Callable[..., Any], bits: int, option
     assert figures["positions"] > 100
     if bits:
         layers = options.get("layers", 2)
-        assert figures["products"] == layers * (4 + 2) + layers * (8 + 2) + 1
+        assert figures["products"] == layers * (4 + 2) + options.get("decoder_layers", layers) * (8 + 2) + 1
+
+
+@pytest.mark.parametrize("bits", [0, 8, 4, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": 1, "heads": 1},
+        {"layers": 1, "decoder_layers": 2, "heads": 4, "decoder_heads": 2, "scale_embedding": True},
+        {"layers": 2, "decoder_layers": 1, "heads": 1, "decoder_heads": 4, "tie": False},
+    ],
+    ids=str,
+)
+def test_four_padded_rows_of_the_whole_context_are_those_of_torch(
+    bart: Callable[..., Any], bits: int, options: dict[str, Any]
+) -> None:
+    """States of the encoder and logits of the decoder; packed ones with float inputs, where nothing rounds."""
+    found = bart(bits, positions=16, quantization={"float_inputs": True} if bits else None, **options)
+    chance = np.random.default_rng(0)
+    ids, target = chance.integers(3, 67, (4, 16)), chance.integers(3, 67, (4, 16))
+    mask = (np.arange(16) < np.array([16, 1, 9, 15])[:, None]).astype(np.int64)
+    tensors = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": target}
+    with torch.no_grad():
+        expected = found.model(**{name: torch.from_numpy(value) for name, value in tensors.items()})
+    answer = Runtime.open(found.directory, threads=1).answer(ids, mask)
+    for ours, theirs in ((answer._states, expected.encoder_last_hidden_state), (answer.feed(target), expected.logits)):
+        real = mask == 1 if ours is answer._states else np.ones_like(mask, dtype=bool)
+        np.testing.assert_allclose(ours[real], theirs.numpy()[real], atol=1e-4 * float(np.ptp(theirs.numpy())))
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])

@@ -170,15 +170,22 @@ def test_without_a_start_token_answers_begin_with_the_end_token(exported: Any, t
 
 
 @pytest.mark.optimum
-@pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize(
+    ("bits", "options"),
+    [(0, {}), (8, {}), (4, {}), (2, {}), (0, {"decoder_layers": 1}), (2, {"layers": 1, "decoder_layers": 3})],
+    ids=str,
+)
 @pytest.mark.parametrize("beams", [1, 4])
-def test_optimum_generates_the_same_text(answering: Callable[..., Any], bits: int, beams: int) -> None:
+def test_optimum_generates_the_same_text(
+    answering: Callable[..., Any], bits: int, options: dict[str, Any], beams: int
+) -> None:
     optimum = pytest.importorskip("optimum.onnxruntime", exc_type=ImportError)
-    found = answering(0, bits)
+    found = answering(0, bits, **options)
     model = optimum.ORTModelForSeq2SeqLM.from_pretrained(found.directory)
-    options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": likeliest(found.model)[3], "num_beams": beams}
-    expected = model.generate(
-        torch.from_numpy(SOURCES), attention_mask=torch.from_numpy(MASK), do_sample=False, **options
-    )
-    got = Runtime.open(found.directory).generate(SOURCES, MASK, **options)
+    chosen: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": likeliest(found.model)[3], "num_beams": beams}
+    sources = {"input_ids": torch.from_numpy(SOURCES), "attention_mask": torch.from_numpy(MASK)}
+    expected = model.generate(**sources, do_sample=False, **chosen)
+    got = Runtime.open(found.directory).generate(SOURCES, MASK, **chosen)
     assert got.tolist() == expected.tolist()
+    if not bits:
+        assert got.tolist() == found.model.generate(**sources, do_sample=False, **chosen).tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,9 +29,9 @@ STOCK = {"gpt2": AutoModelForCausalLM, "bart": AutoModelForSeq2SeqLM}
 
 @pytest.fixture
 def base(request: Any, stock: Any) -> Any:
-    def make(family: str = "tiny_gpt2", **options: Any) -> Artifact:
+    def make(family: str = "tiny_gpt2", name: str = "base", **options: Any) -> Artifact:
         ffn = {"tiny_gpt2": None, "tiny_bart": 48}[family]
-        made: Artifact = stock(request.getfixturevalue(family)(**{"ffn": ffn, **options}))
+        made: Artifact = stock(request.getfixturevalue(family)(**{"ffn": ffn, **options}), name)
         return made
 
     return make
@@ -198,6 +200,48 @@ def test_kept_units_count_in_full_unless_masks_are_folded(
             masks[axis][kept] = mask[kept] if fold else 1.0
         attach(plain, source.family(), KINDS, values=masks)
         torch.testing.assert_close(logits(made.model(), inputs), logits(plain, inputs), atol=2e-5, rtol=1e-4)
+
+
+RELOAD = """
+import sys
+sys.modules["compress"] = None
+import torch
+from transformers import AutoModelForSeq2SeqLM
+for path in sys.argv[1:]:
+    inputs, logits, texts = torch.load(path + "/case.pt", weights_only=True)
+    model = AutoModelForSeq2SeqLM.from_pretrained(path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-5, rtol=1e-5)
+    inputs.pop("decoder_input_ids")
+    for beams, text in texts.items():
+        found = model.generate(**inputs, num_beams=beams, max_new_tokens=8, do_sample=False)
+        assert torch.equal(found, text), (path, beams, found, text)
+"""
+
+
+@pytest.mark.slow
+def test_a_uniform_cut_of_an_encoder_and_decoder_needs_the_stock_library_alone(
+    base: Any, masked: Any, run_stage: Any, tiny_inputs: Any
+) -> None:
+    """In a process that cannot import this package: logits, and text greedy and with beams."""
+    shape = {"layers": 2, "decoder_layers": 1, "heads": 4, "decoder_heads": 2, "ffn": 26, "decoder_ffn": 14}
+    made = []
+    for number, (tie, scale) in enumerate(((True, False), (True, True), (False, True))):
+        source = base("tiny_bart", **shape, tie=tie, scale_embedding=scale, name=f"base-{number}")
+        cut = run_stage(prune(keep="1/2"), masked(source, name=f"masks-{number}"), out=f"cut-{number}")
+        config, model = cut.config(), cut.model()
+        assert (config.encoder_attention_heads, config.decoder_attention_heads) == (2, 1)
+        assert (config.d_model, config.encoder_ffn_dim, config.decoder_ffn_dim) == (16, 13, 7)
+        assert (config.encoder_layers, config.decoder_layers) == (2, 1)
+        inputs = tiny_inputs(model, batch=4)
+        sources = {name: tensor for name, tensor in inputs.items() if not name.startswith("decoder")}
+        texts = {
+            beams: model.generate(**sources, num_beams=beams, max_new_tokens=8, do_sample=False) for beams in (1, 4)
+        }
+        torch.save((inputs, logits(model, inputs), texts), cut.path / "case.pt")
+        made.append(str(cut.path))
+    done = subprocess.run([sys.executable, "-c", RELOAD, *made], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("family", FAMILIES)

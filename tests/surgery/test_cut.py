@@ -73,22 +73,25 @@ def test_masked_is_cut_on_gpt2(tiny_gpt2, tiny_inputs, heads, layers, tie, kinds
 
 @settings(max_examples=40, deadline=None)
 @given(
-    heads=st.sampled_from([(1, 1), (2, 4), (4, 2), (4, 4)]),
-    layers=st.sampled_from([1, 2]),
+    heads=st.sampled_from([(1, 1), (1, 4), (2, 4), (4, 2), (4, 4)]),
+    layers=st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 2)]),
+    ffn=st.sampled_from([(12, 12), (13, 7), (1, 9)]),
     tie=st.booleans(),
     scale=st.booleans(),
     kinds=st.sampled_from([KINDS, ("hidden",), ("heads",), ("ffn",), ("heads", "ffn")]),
     seed=st.integers(0, 10**6),
 )
-def test_masked_is_cut_on_bart(tiny_bart, tiny_inputs, heads, layers, tie, scale, kinds, seed):
+def test_masked_is_cut_on_bart(tiny_bart, tiny_inputs, heads, layers, ffn, tie, scale, kinds, seed):
     model = tiny_bart(
         heads=heads[0],
         decoder_heads=heads[1],
-        layers=layers,
+        layers=layers[0],
+        decoder_layers=layers[1],
+        ffn=ffn[0],
+        decoder_ffn=ffn[1],
         tie=tie,
         scale_embedding=scale,
         hidden=16,
-        ffn=12,
         seed=seed,
     )
     masked, smaller, _ = masked_and_cut(model, keep_of(model, seed, kinds), tiny_inputs(model))

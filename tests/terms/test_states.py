@@ -49,6 +49,27 @@ def test_causal_kv_is_the_distance_of_the_self_attention_caches(
     torch.testing.assert_close(values["causal_kv"], torch.stack(parts).sum() / 2, atol=1e-5, rtol=1e-5)
 
 
+def test_causal_kv_of_a_cut_decoder_compares_the_heads_it_kept(tiny_bart: Any, side: Any, batch: Any) -> None:
+    """Self-attention of the decoder alone, layer by layer; what the other attentions hold is nothing to it."""
+    shape = {"layers": 1, "decoder_layers": 2, "heads": 2, "decoder_heads": 4}
+    teacher, student = tiny_bart(seed=1, **shape), tiny_bart(seed=0, **shape)
+    kept = {"decoder.layer.0.heads": [0, 3], "decoder.layer.1.heads": [2], "decoder.layer.0.cross_heads": [1]}
+    kept |= {"encoder.layer.0.heads": [1], "hidden": [*range(3, 30)]}
+    cut(student, side(student).family, kept)
+    rows = batch(teacher)
+    objective = Objective(side(student, kept), [CausalKV()], teacher=side(teacher))
+    found, mask, parts = objective(rows)[1]["causal_kv"], _mask(rows), []
+    for layer in range(2):
+        heads = kept[f"decoder.layer.{layer}.heads"]
+        for ours, theirs in list(zip(_qkv(student, rows, layer), _qkv(teacher, rows, layer), strict=True))[1:]:
+            parts.append(F.mse_loss(ours[mask], theirs[mask].unflatten(-1, (4, 8))[:, heads].flatten(1)))
+    torch.testing.assert_close(found, 2 * torch.stack(parts).mean(), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        for layer in (*teacher.model.encoder.layers, *(each.encoder_attn for each in teacher.model.decoder.layers)):
+            (layer if hasattr(layer, "k_proj") else layer.self_attn).k_proj.bias.add_(5.0)  # which softmax ignores
+    torch.testing.assert_close(objective(rows)[1]["causal_kv"], found, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("layers", ["all", "last"])
 @pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
 def test_hidden_mse_compares_kept_units_of_the_decoder(

@@ -165,7 +165,7 @@ class Encoder:
         pad = self.model.pad
         for at, row in enumerate(rows):
             for name, ids in row._asdict().items():
-                if ids[-1] == pad != self.model.eos:
+                if ids[-1:] == [pad] != [self.model.eos]:
                     raise DataError(
                         f"{self.where}: row {at}: {name} ends with the padding token {pad}; batches are padded as they "
                         "are made, so give rows without it"

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from compress.artifact import Artifact
 from compress.data import ModelInterface
-from compress.onnx.runtime import decoding_settings
+from compress.onnx.opening import decoding_settings
 from compress.onnx.sampling import as_tokens
 from compress.schema import Strict
 

@@ -404,8 +404,12 @@ def test_a_profile_shares_out_the_time_of_steps(model: str, benchmarks: Any, tmp
     operators = found["operators"]
     assert sum(each["share"] for each in operators.values()) == pytest.approx(1)
     assert "If" not in operators
-    # a layer's products, and the head; BART's projects no encoder states after the first step
-    assert operators["MatMulNBits"]["nodes"] == (4 if model == "gpt2" else 6) + 1
+    # a layer's products, and the head; BART's projection of the encoder's states has no rows after the first step
+    _, kernels = profile.steps_of(events, 3)
+    products = [each["args"]["input_type_shape"][0] for each in kernels if each["args"]["op_name"] == "MatMulNBits"]
+    assert operators["MatMulNBits"]["nodes"] == len(products) / 3 == (5 if model == "gpt2" else 8)
+    assert products.count({"float": [1, 1, 48]}) == 3 * (4 if model == "gpt2" else 6)
+    assert products.count({"float": [1, 0, 48]}) == 3 * (0 if model == "gpt2" else 1)
     assert operators["GroupQueryAttention"]["nodes"] == 1
     assert found["nodes_us"] == pytest.approx(sum(each["us"] for each in operators.values()))
     assert 0 < found["nodes_us"] < found["run_us"]

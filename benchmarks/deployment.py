@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", choices=list(GOALS), default="gpt2")
     parser.add_argument("--layers", type=whole(1), help="12, or 6 on either side")
     parser.add_argument("--hidden", type=whole(6), default=768)
-    parser.add_argument("--heads", type=whole(6), default=12)
+    parser.add_argument("--heads", type=whole(1), default=12)
     parser.add_argument("--vocabulary", type=whole(4), help="50257 or 50265")
     parser.add_argument("--positions", type=whole(1), default=1024)
     parser.add_argument("--prompt", type=whole(1), default=128)

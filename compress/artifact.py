@@ -32,6 +32,8 @@ from compress.surgery.quantize import QuantizationSpec, restore
 MANIFEST = "artifact.json"
 MASKS = "masks.safetensors"
 QUANTIZED = "quantized.safetensors"
+TARGETS = "targets.jsonl"
+"""Rows of a source and the target that a model generated for it, in place of a model."""
 NOTES = ("history.jsonl", "details.json")
 """Files a stage may add that tell how it went; hashed, but not part of the digest."""
 
@@ -81,12 +83,15 @@ class Artifact:
 
     @property
     def traits(self) -> frozenset[str]:
-        """What was done to the model: ``masked``, ``pruned``, ``quantized``, ``onnx``, ``bitsandbytes``."""
+        """What was done to the model: ``masked``, ``pruned``, ``quantized``, ``onnx``, ``bitsandbytes``.
+
+        ``targets`` is for generated rows without a model.
+        """
         return frozenset(self.manifest.traits)
 
     @property
     def digest(self) -> str:
-        """Hash of tensors, codes, masks, graphs and config; not of times, paths or metrics."""
+        """Hash of tensors, codes, masks, graphs, targets and config; not of times, paths or metrics."""
         return self.manifest.digest
 
     def config(self) -> Any:
@@ -113,6 +118,10 @@ class Artifact:
         """Build the working model in float32 and evaluation mode; see :func:`load`."""
         if "onnx" in self.traits:
             raise ModelError(f"{self.path}: is an ONNX directory; open it with compress.onnx.runtime.Runtime")
+        if "targets" in self.traits:
+            raise ModelError(
+                f"{self.path}: holds generated targets and no model; a stage trains on them (targets: NAME)"
+            )
         if "bitsandbytes" in self.traits:
             return load_stock(self.path, device=device)
         spec = self.manifest.quantization
@@ -281,7 +290,8 @@ def _hashes(directory: Path) -> dict[str, str]:
 
 
 def _digest(directory: Path, files: Mapping[str, str]) -> str:
-    content = {name: digest for name, digest in files.items() if name.endswith((".safetensors", ".onnx", ".onnx_data"))}
+    kinds = (".safetensors", ".onnx", ".onnx_data", TARGETS)
+    content = {name: digest for name, digest in files.items() if name.endswith(kinds)}
     config = json.loads((directory / "config.json").read_text())
     for volatile in ("transformers_version", "_name_or_path"):
         config.pop(volatile, None)

@@ -45,6 +45,8 @@ class LossTerm(Strict):
 
     needs_teacher: ClassVar[bool] = True
     needs_masks: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    """True when the term scores the data's own tokens, rather than what student and teacher make of any tokens."""
     needs_ancestor: ClassVar[bool] = False
     """True when the term compares unit by unit, so that the teacher must have all units of the student's root."""
 

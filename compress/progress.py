@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -29,12 +30,7 @@ class Meter:
         self.name, self.total, self.step = name, total, done
         self.loss = self.terms = self.evaluation = self.speed = ""
         self.rate = 0.0
-        self.bar = Progress(
-            *_columns(),
-            TextColumn("{task.fields[text]}"),
-            console=self.console,
-            disable=not (shown and self.console.is_terminal),
-        )
+        self.bar = _bar(self.console, shown=shown)
         self.task = self.bar.add_task(name, total=total, completed=done, text="")
 
     def __enter__(self) -> Meter:
@@ -71,6 +67,39 @@ class Meter:
         self.bar.update(self.task, advance=advance, text=text)
 
 
+class RowMeter:
+    """A context manager around work on rows, some at a time; draws on standard error.
+
+    Off a terminal it writes one short line a tenth of the rows, with the time to go.
+    """
+
+    def __init__(self, name: str, total: int, done: int, *, shown: bool) -> None:
+        self.console = Console(stderr=True, quiet=not shown)
+        self.name, self.total, self.done, self.begun = name, total, done, done
+        self.bar = _bar(self.console, shown=shown)
+        self.task = self.bar.add_task(name, total=total, completed=done, text="")
+
+    def __enter__(self) -> RowMeter:
+        self.start = time.perf_counter()
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def advance(self, rows: int, text: str) -> None:
+        """So many more rows are done; ``text`` says what there is to say of them."""
+        tenth, self.done = self.done * 10 // self.total, self.done + rows
+        self.bar.update(self.task, advance=rows, text=text)
+        if self.bar.disable and self.done * 10 // self.total > tenth:
+            each = (time.perf_counter() - self.start) / (self.done - self.begun)
+            left = duration(each * (self.total - self.done))
+            line = f"{self.name} {self.done}/{self.total}  {text}  left {left}"
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def counting(console: Console | None, name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Draw a bar with the time to go while ``total`` rows are done; what is yielded is told how many more are.
@@ -81,6 +110,12 @@ def counting(console: Console | None, name: str, total: int) -> Iterator[Callabl
     with Progress(*_columns(), console=console or Console(quiet=True), disable=not shown, transient=True) as bar:
         task = bar.add_task(name, total=total)
         yield lambda rows: bar.advance(task, rows)
+
+
+def _bar(console: Console, *, shown: bool) -> Progress:
+    """A bar with a text at its end, on a terminal alone."""
+    text = TextColumn("{task.fields[text]}")
+    return Progress(*_columns(), text, console=console, disable=not (shown and console.is_terminal))
 
 
 def _columns() -> tuple[ProgressColumn, ...]:

@@ -83,6 +83,7 @@ STAGES = Registry(
         "prune": "compress.stages.prune:Prune",
         "drop_layers": "compress.stages.drop_layers:DropLayers",
         "quantize": "compress.stages.quantize:Quantize",
+        "seq_kd": "compress.stages.seq_kd:SeqKd",
         "bitsandbytes": "compress.stages.bitsandbytes:BitsAndBytes",
         "export_onnx": "compress.stages.export_onnx:ExportOnnx",
     },

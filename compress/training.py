@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -39,6 +40,18 @@ class Place:
     name: str = "train"
 
 
+class OwnAnswers(Protocol):
+    """Answers of the student itself in place of the data's, in some of the steps."""
+
+    def chosen(self, step: int) -> bool:
+        """Whether step ``step`` (from 0) is one of them; the same in every process, and on every call."""
+        ...
+
+    def batch(self, batch: dict[str, Tensor], step: int, part: int) -> dict[str, Tensor]:
+        """This process's rows of part ``part`` of the step, with the student's answers."""
+        ...
+
+
 @dataclass
 class Trained:
     """What a finished training run tells: steps, the best evaluation, and how it moved."""
@@ -56,8 +69,10 @@ def train(
     evaluate: Split | None,
     config: TrainConfig,
     place: Place,
+    *,
+    own: OwnAnswers | None = None,
 ) -> Trained:
-    """Train ``objective`` in place and leave the chosen weights in it.
+    """Train ``objective`` in place and leave the chosen weights in it; ``own`` changes the rows of some steps.
 
     Writes ``history.jsonl`` into ``place.out`` and checkpoints beside it; a run that was interrupted continues from the
     last checkpoint and ends bit for bit where a straight run ends (same machine, same number of threads).
@@ -69,7 +84,7 @@ def train(
         raise DataError("data.train has no rows to train on")
     if config.total(len(data)) == 0:
         return Trained(steps=0)
-    return _Loop(objective, groups, data, evaluate, config, place).run()
+    return _Loop(objective, groups, data, evaluate, config, place, own).run()
 
 
 @dataclass(eq=False)
@@ -82,6 +97,7 @@ class _Loop:
     evaluate: Split | None
     config: TrainConfig
     place: Place
+    own: OwnAnswers | None = None
 
     def __post_init__(self) -> None:
         config, place = self.config, self.place
@@ -94,6 +110,8 @@ class _Loop:
         self.total = config.total(len(self.data))
         self.eval_every = config.eval_every or max(1, self.total // 10)
         self.save_every = config.checkpoint_every or self.eval_every
+        if self.own is not None and not self._own_steps():
+            raise NothingDoneError(f"{place.name}: on_policy chose none of {self.total} steps; raise its fraction")
         collective.join(place.device)
         self.checkpoints = Checkpoints(Path(collective.told(str(place.out))) / "checkpoints")
         self.accelerator = Accelerator(
@@ -162,13 +180,13 @@ class _Loop:
     def _gradients(self, batches: Iterator[Batch]) -> tuple[dict[str, float], int]:
         """Form the gradient of one update; return the means of ``loss`` and of each term, and the tokens scored."""
         means: dict[str, float] = defaultdict(float)
-        parts = [next(batches) for _ in range(self.config.accumulate)]
-        scored = sum(int((part["labels"] != IGNORE).sum()) for part in parts)
+        parts, scored = self._parts(batches)
         if not scored:
             raise DataError(f"{self.place.name}: the batch of step {self.progress.step + 1} has no token to score")
         self.model.train()
         for part in parts:
-            batch, weight = self._share(part, scored)
+            batch = {name: tensor.to(self.accelerator.device) for name, tensor in part.items()}
+            weight = _scored(part) * processes.count() / scored
             with prepared(self.objective.student, self.objective.autocast):
                 total, terms = self.model(batch)
                 values = _means({"loss": total, **terms}, weight)
@@ -178,20 +196,25 @@ class _Loop:
                 means[name] += value
         return means, scored
 
-    def _share(self, batch: Batch, scored: int) -> tuple[dict[str, Tensor], float]:
-        """This process's rows of a batch, and what their mean loss weighs in the mean over processes.
+    def _parts(self, batches: Iterator[Batch]) -> tuple[list[dict[str, Tensor]], int]:
+        """This process's rows of each batch of an update, and the tokens that all processes score in it.
 
-        The weights of an update's batches and processes make the sum the mean over its ``scored`` tokens, however these
-        are spread over rows.
+        A mean loss weighs as its share of the scored tokens: so the sum over an update's batches and processes is the
+        mean over its tokens, however these are spread over rows.
         """
-        mine = processes.share(len(batch["labels"]))
-        rows = {name: tensor[mine].to(self.accelerator.device) for name, tensor in batch.items()}
-        return rows, int((batch["labels"][mine] != IGNORE).sum()) * processes.count() / scored
+        whole = [next(batches) for _ in range(self.config.accumulate)]
+        parts = [_mine(batch) for batch in whole]
+        step = self.progress.step
+        if self.own is None or not self.own.chosen(step):
+            return parts, sum(map(_scored, whole))
+        parts = [self.own.batch(part, step, number) for number, part in enumerate(parts)]
+        return parts, round(_mean([sum(map(_scored, parts))])[0] * processes.count())
 
     def _tell(self, means: Mapping[str, float], lr: float, rate: float) -> None:
         step, loss = self.progress.step, means["loss"]
         terms = {name: value for name, value in means.items() if name != "loss"}
-        self.history.write(step=step, loss=loss, terms=terms, lr=lr, tokens_per_s=round(rate))
+        kind = {} if self.own is None else {"on_policy": self.own.chosen(step - 1)}
+        self.history.write(step=step, loss=loss, terms=terms, lr=lr, tokens_per_s=round(rate), **kind)
         self.meter.update(loss, terms, rate)
         if self.config.trackers:
             self.accelerator.log(dict(means), step=step)
@@ -251,6 +274,9 @@ class _Loop:
             self._require_finite("a parameter", math.nan, self.progress.step)
         self.checkpoints.save(self.objective, self.adam, self.progress)
 
+    def _own_steps(self) -> int:
+        return sum(self.own.chosen(step) for step in range(self.total)) if self.own else 0
+
     def _finish(self) -> Trained:
         for tracker in self.accelerator.trackers:  # end_training would disconnect the processes as well
             tracker.finish()
@@ -260,7 +286,18 @@ class _Loop:
         progress = self.progress
         handed_on = progress.best_nll if self.config.keep == "best" else progress.last_nll
         metrics = {} if handed_on is None else {"eval_nll": handed_on}
+        if self.own is not None:
+            metrics["on_policy_steps"] = float(self._own_steps())
         return Trained(self.total, progress.best_step, progress.best_nll, metrics)
+
+
+def _mine(batch: Batch) -> dict[str, Tensor]:
+    rows = processes.share(len(batch["labels"]))
+    return {name: tensor[rows] for name, tensor in batch.items()}
+
+
+def _scored(batch: Batch) -> int:
+    return int((batch["labels"] != IGNORE).sum())
 
 
 def _mean(values: Sequence[float]) -> list[float]:

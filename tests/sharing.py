@@ -19,19 +19,21 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from compress import collective, processes
 from compress.data import DataSpec, ModelInterface, open_data
+from compress.measure.subject import TorchSubject
 from compress.models import family_of
 from compress.models.dropout import set_dropout
 from compress.objective import Objective
 from compress.registry import TERMS
 from compress.side import Side
 from compress.stages.learn_masks import _Scores
+from compress.stages.on_policy import OnPolicy, StudentAnswers
 from compress.surgery.mask import attach, masks_of
 from compress.surgery.quantize import EmbeddingQuantization, Quantization, WeightQuantization, quantize
 from compress.train_config import TrainConfig
 from compress.training import Place, train
 from tests.conftest import _bart, _gpt2
 
-WAYS = ("distilled", "uneven", "unused", "masked", "curved")
+WAYS = ("distilled", "uneven", "unused", "masked", "curved", "own")
 STEPS = 3
 
 
@@ -61,6 +63,8 @@ def way(name: str) -> tuple[Objective, dict[Any, list[nn.Parameter]], dict[str, 
     if name == "uneven":
         terms.append({"type": "token_contrastive", "size": 8, "bank": "position"})
         config = {"batch": 5}
+    if name == "own":
+        terms, config = ["forward_kl"], {"batch": 5, "accumulate": 2}
     if name == "unused":
         terms, config = ["causal_kv"], {"batch": 8, "accumulate": 2}
     sides = [Side(model, family_of(model.config)) for model in (student, teacher)]
@@ -91,6 +95,12 @@ def trained(name: str, directory: Path, out: Path, **changes: Any) -> dict[str, 
     spec = DataSpec.model_validate({"train": source, "eval": source})
     interface = ModelInterface.of(objective.student.config)  # type: ignore[arg-type]
     data = open_data(spec, tokenizer=None, model=interface, base=directory)
+    own = None
+    if name == "own":  # the likeliest token, or each process would draw others; and ends enough for many lengths
+        asked = OnPolicy(fraction=0.2, max_new_tokens=8, top_k=1)
+        subject = TorchSubject(objective.sides[0], None, [6, 7, 15, 30, 50])  # type: ignore[arg-type]
+        own = StudentAnswers(asked, subject, interface, seed=3, autocast=None)
+        assert 0 < sum(map(own.chosen, range(STEPS))) < STEPS
     found: dict[str, Tensor] = {}
 
     def record(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -114,7 +124,8 @@ def trained(name: str, directory: Path, out: Path, **changes: Any) -> dict[str, 
     hook = register_optimizer_step_pre_hook(record)
     try:
         with set_dropout(objective.student, told.dropout):
-            train(objective, groups, data.train, data.eval, told, Place(out, seed=3, bar=False))  # type: ignore[arg-type]
+            place = Place(out, seed=3, bar=False)
+            train(objective, groups, data.train, data.eval, told, place, own=own)  # type: ignore[arg-type]
     finally:
         hook.remove()
     return found | {f"state.{key}": value.clone() for key, value in objective.state_dict().items()}

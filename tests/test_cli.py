@@ -256,6 +256,7 @@ def test_generate_refuses_a_tokenizer_that_is_none(cli: Command, finished: Path,
 def test_generate_refuses_what_does_not_fit(cli: Command, finished: Path, name: str) -> None:
     refused(cli("generate", artifact(finished, name), "--prompt", "the cat " * 20), "64 new ones")
     refused(cli("generate", artifact(finished, name), "--prompt", ""), "--prompt is empty")
+    refused(cli("generate", artifact(finished, name), "--prompt", "\udcff"), "--prompt is no UTF-8 text")
     both = ("--beams", 4, "--temperature", 0.5)
     refused(cli("generate", artifact(finished, name), "--prompt", "the cat", *both), "--beams 4 searches and --temp")
 

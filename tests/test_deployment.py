@@ -146,7 +146,7 @@ def test_mistakes_are_told_in_one_line(option: str, told: str, tmp_path: Path) -
         ("deployment", "--model=bart --new-tokens=1", "--new-tokens: 1 leaves no token after the first to time"),
         ("deployment", "--new-tokens=0", "--new-tokens: '0' is no whole number from 1 up"),
         ("deployment", "--past=0", "--past: '0' is no whole number from 1 up"),
-        ("deployment", "--heads=0", "--heads: '0' is no whole number from 6 up"),
+        ("deployment", "--heads=0", "--heads: '0' is no whole number from 1 up"),
         ("deployment", "--out=/nonexistent/x.json", "--out: /nonexistent/x.json is no file in a directory"),
         ("deployment", "--keep=/dev/null/models", "--keep: /dev/null/models is no directory that can be made"),
         ("gpu", "--new-tokens=0", "--new-tokens: '0' is no whole number from 1 up"),

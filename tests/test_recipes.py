@@ -24,15 +24,15 @@ CONFIGS = {
     "bart": {
         "model_type": "bart",
         "d_model": 768,
-        "encoder_layers": 1,
-        "decoder_layers": 1,
+        "encoder_layers": 6,
+        "decoder_layers": 6,
         "encoder_attention_heads": 12,
         "decoder_attention_heads": 12,
         "encoder_ffn_dim": 3072,
         "decoder_ffn_dim": 3072,
     },
 }
-"""GPT-2 small and BART-base, less layers and vocabulary; a plan builds neither."""
+"""GPT-2 small with one layer and BART-base, with less vocabulary; a plan builds neither."""
 VOCABULARY = 262
 TEXT = "the cat sat on the mat and the dog ran far "
 

@@ -27,6 +27,8 @@ def texts(path: Path, request: Request) -> Iterator[str]:
         raise ModelError(f"{path}: no such model directory")
     if not request.prompt:
         raise UserError("--prompt is empty; give at least one word")
+    if any("\ud800" <= character <= "\udfff" for character in request.prompt):  # which stands for a byte that is none
+        raise UserError("--prompt is no UTF-8 text")
     if request.beams > 1 and request.temperature:
         raise UserError(f"--beams {request.beams} searches and --temperature {request.temperature:g} draws; give one")
     return _exported(path, request) if any(path.glob("*.onnx")) else _torch(path, request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow as pa
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
+from compress.data.answers import answered
 from compress.data.interface import ModelInterface
 from compress.data.reading import TextPair, TokenRow, read_pairs, read_text, read_tokens
 from compress.data.spec import DataSpec, Source
@@ -153,6 +154,11 @@ class Encoder:
             raise DataError(f"{self.where}: rows of input_ids for a seq2seq model need labels")
         self._refuse_padding(rows)
         return self._split([row.input_ids for row in rows], [row.labels or [] for row in rows])
+
+    def answered(self, rows: Sequence[Mapping[str, list[int]]]) -> Split:
+        """Rows of a ``source`` (or prompt), which is not scored, and a ``target``."""
+        made = [answered(row["source"], row["target"], self.model.task) for row in rows]
+        return self._split([row["input_ids"] for row in made], [row["labels"] for row in made])
 
     def _refuse_padding(self, rows: Sequence[TokenRow]) -> None:
         """Padding that is part of a row would be read and scored."""

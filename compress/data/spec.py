@@ -97,6 +97,11 @@ class Source(Strict):
             return "prompt"
         return "tokens" if self.input_ids else "text"
 
+    @property
+    def prompted(self) -> bool:
+        """Whether rows say what is given and what is to be answered: all but running text and tokens without labels."""
+        return self.layout in ("prompt", "pair") or self.labels is not None
+
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:
         if len(kinds := self._given(_KINDS)) != 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -12,12 +13,12 @@ from transformers import GenerationConfig
 
 from compress.artifact import Artifact
 from compress.data import ModelInterface
-from compress.onnx.runtime import decoding_settings
+from compress.onnx.opening import decoding_settings
 from compress.onnx.sampling import as_tokens
 from compress.schema import Strict
 
 
-class Decoding(Strict):
+class Generation(Strict):
     """How text is generated. Every choice is stated; a model's own generation defaults are not used."""
 
     max_new_tokens: int = Field(64, ge=1)
@@ -29,13 +30,6 @@ class Decoding(Strict):
     top_k: int = Field(0, ge=0)
     """Tokens sampling chooses among; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)
-    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
-    """Of sampling: each seed generates once, and the mean and standard deviation are reported."""
-
-    @property
-    def runs(self) -> tuple[int, ...]:
-        """The seeds to generate with; one where nothing is random."""
-        return self.seeds if self.do_sample else self.seeds[:1]
 
     def options(self) -> dict[str, Any]:
         """The settings that take part, named as ``generate`` of either runtime names them."""
@@ -43,6 +37,18 @@ class Decoding(Strict):
         if self.do_sample:
             return found | self.model_dump(include={"temperature", "top_k", "top_p"})
         return found | ({"num_beams": self.beams, "length_penalty": self.length_penalty} if self.beams > 1 else {})
+
+
+class Decoding(Generation):
+    """How the text of a measurement is generated, and how often where it is drawn."""
+
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    """Of sampling: each seed generates once, and the mean and standard deviation are reported."""
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """The seeds to generate with; one where nothing is random."""
+        return self.seeds if self.do_sample else self.seeds[:1]
 
     def conditions(self) -> dict[str, Any]:
         """The settings that take part, as a recipe names them."""
@@ -63,7 +69,7 @@ def forced_tokens(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name, None) for name in ("forced_bos_token_id", "forced_eos_token_id")}
 
 
-def generation_settings(config: Any, tokenizer: Any, ends: Sequence[int], decoding: Decoding) -> GenerationConfig:
+def generation_settings(config: Any, tokenizer: Any, ends: Sequence[int], decoding: Generation) -> GenerationConfig:
     """Spell out ``decoding`` for ``generate``, with the special tokens of the model and nothing else of its own."""
     known = ModelInterface.of(config, tokenizer)
     chosen = decoding.options()
@@ -88,3 +94,13 @@ def until_end(row: list[int], end: int | Sequence[int] | None) -> list[int]:
     """Return the tokens before the first that is an end token."""
     ends = as_tokens(end)
     return row[: next((at for at, token in enumerate(row) if token in ends), len(row))]
+
+
+def through_end(row: list[int], end: int | Sequence[int] | None) -> list[int]:
+    """Return the tokens up to the first that is an end token, and that one."""
+    return row[: len(until_end(row, end)) + 1]
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed for a tuple of whole numbers from 0, such as (seed, step); others for others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -6,16 +6,24 @@ Shapes: B rows, T positions (of the decoder, for sequence-to-sequence models), V
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.artifact import Artifact
 from compress.data import Batch, ModelInterface
-from compress.measure.decoding import Decoding, ends_of, forced_tokens, generation_settings, padded, until_end
+from compress.measure.decoding import (
+    Generation,
+    ends_of,
+    forced_tokens,
+    generation_settings,
+    padded,
+    through_end,
+    until_end,
+)
 from compress.models.structure import IGNORE
 from compress.onnx.runtime import Runtime
 from compress.side import Side, nll, run_body
@@ -34,25 +42,34 @@ class Subject(Protocol):
         """Logits in float32 on the CPU, [B, T, V]."""
         ...
 
-    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[list[int]]:
+    def generate(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
         """Continue prompts (or answer sources): the new tokens of each row, up to and without its end token."""
         ...
 
 
 def subject_of(artifact: Artifact, device: str) -> Subject:
     """Open an artifact for measuring, in float32."""
-    return OnnxSubject(artifact) if "onnx" in artifact.traits else TorchSubject(artifact, device)
+    return OnnxSubject(artifact) if "onnx" in artifact.traits else TorchSubject.of(artifact, device)
 
 
 class TorchSubject:
-    """A torch artifact as ``compress.load`` gives it."""
+    """A torch model, and where its rows end."""
 
     runtime = "torch"
 
-    def __init__(self, artifact: Artifact, device: str) -> None:
-        self.side = Side(artifact.model(device=device), artifact.family())
-        self.tokenizer = artifact.tokenizer()
-        self.ends = ends_of(artifact, self.tokenizer)
+    def __init__(self, side: Side, tokenizer: Any, ends: Sequence[int]) -> None:
+        self.side, self.tokenizer, self.ends = side, tokenizer, ends
+
+    @classmethod
+    def of(cls, artifact: Artifact, device: str) -> Self:
+        """An artifact as ``compress.load`` gives it."""
+        return cls.answering(artifact, artifact.model(device=device))
+
+    @classmethod
+    def answering(cls, artifact: Artifact, model: nn.Module) -> Self:
+        """A model that reads and ends rows as the artifact does that it was made of."""
+        tokenizer = artifact.tokenizer()
+        return cls(Side(model, artifact.family()), tokenizer, ends_of(artifact, tokenizer))
 
     def nll(self, batch: Batch) -> tuple[float, int]:
         return nll(self.side, self._moved(batch))
@@ -62,18 +79,25 @@ class TorchSubject:
             states_BTD = run_body(self.side, self._moved(batch)).last_hidden_state
             return self.side.family.logits(self.side.model, states_BTD).float().cpu()
 
-    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[list[int]]:
+    def generate(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
+        return [until_end(row, self.ends) for row in self.complete(prompts, decoding, seed)]
+
+    def complete(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
+        """As :meth:`generate`, each row with its end token where it came to one; nothing of the model changes."""
         model: Any = self.side.model
         settings = generation_settings(self.side.config, self.tokenizer, self.ends, decoding)
         seq2seq = self.side.family.task == "seq2seq"
         ids, mask = padded(prompts, settings.pad_token_id, left=not seq2seq)
-        model.generation_config = settings
+        own, model.generation_config = model.generation_config, settings
         devices = [self.side.device] if self.side.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.inference_mode():
-            torch.manual_seed(seed)
-            found = model.generate(input_ids=ids.to(self.side.device), attention_mask=mask.to(self.side.device))
+        try:
+            with torch.random.fork_rng(devices), torch.inference_mode():
+                torch.manual_seed(seed)
+                found = model.generate(input_ids=ids.to(self.side.device), attention_mask=mask.to(self.side.device))
+        finally:
+            model.generation_config = own
         start = 1 if seq2seq else ids.shape[1]
-        return [until_end(row, self.ends) for row in found[:, start:].tolist()]
+        return [through_end(row, self.ends) for row in found[:, start:].tolist()]
 
     def _moved(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.side.device) for name, tensor in batch.items()}
@@ -104,7 +128,7 @@ class OnnxSubject:
             found = self.model.logits(ids, mask)
         return torch.from_numpy(np.asarray(found, dtype=np.float32))
 
-    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int) -> list[list[int]]:
+    def generate(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
         ids, mask = (each.numpy() for each in padded(prompts, self.pad, left=not self.model.reads_sources))
         found = self.model.generate(ids, mask, seed=seed, eos_token_id=self.ends, **self.forced, **decoding.options())
         return [until_end(row, self.ends) for row in found[:, self.model.given(ids).shape[1] :].tolist()]

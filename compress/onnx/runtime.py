@@ -4,32 +4,29 @@
     tokens = runtime.generate(np.array([[464, 3290]]), max_new_tokens=16, num_beams=4)
 
 Shapes: B rows, T tokens, V tokens of the vocabulary. Prompts of unequal length are padded on the left, with 0 there in
-``attention_mask``.
+``attention_mask``. Tokens and masks are arrays, or lists of rows of one length; they are checked where a text begins,
+not at each step, nor where they are fed by hand.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from compress.errors import ModelError, UserError
 from compress.onnx.beams import beam_search
 from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE
+from compress.onnx.opening import decoding_settings, open_session
+from compress.onnx.prompts import prompts
 from compress.onnx.rules import Rules
 from compress.onnx.sampling import Options, as_tokens, choose
 from compress.onnx.seq2seq_session import Seq2SeqDecoding
 from compress.onnx.session import Array, Decoding
-
-_LOAD_ERRORS = (
-    *(ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph),
-    *(ort_errors.InvalidArgument, ort_errors.NoSuchFile),
-)
 
 
 class Runtime:
@@ -45,6 +42,8 @@ class Runtime:
         self._pad: int | None = settings.get("pad_token_id")
         decoder = sessions[DECODER_FILE if self.reads_sources else MODEL_FILE]
         self._vocabulary: int = decoder.get_outputs()[0].shape[-1]
+        if self.reads_sources and not 0 <= self._start < self._vocabulary:
+            raise ModelError(f"decoder_start_token_id {self._start} is not a token, 0 to {self._vocabulary - 1}")
 
     @classmethod
     def open(cls, directory: str | Path, threads: int | None = None) -> Runtime:
@@ -52,7 +51,7 @@ class Runtime:
         path = Path(directory)
         pair = (ENCODER_FILE, DECODER_FILE)
         files = pair if any((path / file).exists() for file in pair) else (MODEL_FILE,)
-        return cls({file: _session(path / file, threads) for file in files}, decoding_settings(path))
+        return cls({file: open_session(path / file, threads) for file in files}, decoding_settings(path))
 
     @property
     def files(self) -> str:
@@ -69,90 +68,115 @@ class Runtime:
         """The most tokens a row may have, prompt and generated."""
         return self._context
 
-    def logits(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
+    def logits(self, input_ids: Any, attention_mask: Any = None) -> Array:
         """Logits of whole sequences, [B, T] -> [B, T, V]."""
-        self._check_length(input_ids.shape[1], 0)
-        return self.start(*input_ids.shape).feed(input_ids, attention_mask)
+        self._require_sources(False, "logits", "answer")
+        ids, mask = self._read(input_ids, attention_mask)
+        return self.start(*ids.shape).feed(ids, mask)
 
     def start(self, batch: int, capacity: int | None = None) -> Decoding:
         """Begin to decode a batch by hand: ``feed`` takes a prompt, then one token at a time, or several."""
-        return Decoding(self._sessions[MODEL_FILE], batch, self._context if capacity is None else capacity)
+        self._require_sources(False, "start", "answer")
+        asked = {"batch": (batch, None), "capacity": (self._context if capacity is None else capacity, self._context)}
+        for name, (value, most) in asked.items():
+            if not isinstance(value, Integral) or value < 1 or (most and value > most):
+                allowed = "of at least 1" if most is None else f"from 1 to the context of {most}"
+                raise UserError(f"{name}: {value!r} is not a whole number {allowed}")
+        return Decoding(self._sessions[MODEL_FILE], batch, asked["capacity"][0])
 
-    def answer(self, input_ids: Array, attention_mask: Array | None = None) -> Seq2SeqDecoding:
+    def answer(self, input_ids: Any, attention_mask: Any = None) -> Seq2SeqDecoding:
         """Begin to answer sources [B, R] by hand: ``feed`` takes the tokens of the answers."""
-        self._check_length(input_ids.shape[1], 0)
-        return Seq2SeqDecoding(self._sessions[ENCODER_FILE], self._sessions[DECODER_FILE], input_ids, attention_mask)
+        self._require_sources(True, "answer", "start or logits")
+        return self._answer(*self._read(input_ids, attention_mask))
 
-    def generate(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Array:
+    def generate(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Array:
         """Continue prompts: [B, T] -> [B, T + new] int64; ``options`` are those of :class:`Options`.
 
         Stops when every row has ended; a row that ended earlier is filled with padding. Raises UserError for an option
-        that is out of range, and for a prompt that is empty, ends in padding, or leaves too little of the context.
+        that is out of range, for what is no token, and for a prompt that is empty, ends in padding, or leaves too
+        little of the context.
         """
-        chosen, rules = self._checked(input_ids, attention_mask, options)
-        given = self.given(input_ids)
+        ids, mask, chosen, rules = self._checked(input_ids, attention_mask, options)
+        given = self.given(ids)
         if chosen.num_beams == 1:
-            tokens = list(self._tokens(input_ids, attention_mask, chosen, rules))
+            tokens = list(self._tokens(ids, mask, chosen, rules))
             return np.concatenate([given, np.stack(tokens, axis=1)], axis=1)
-        decoding, logits = self.begin(input_ids, attention_mask, rules.longest)
+        decoding, logits = self._begin(ids, mask, rules.longest)
         found = beam_search(decoding, logits, given, chosen, rules)
         padded = np.full((len(found), max(map(len, found))), self._padding(rules))
         for row, text in zip(padded, found, strict=True):
             row[: len(text)] = text
         return padded
 
-    def stream(self, input_ids: Array, attention_mask: Array | None = None, **options: Any) -> Iterator[Array]:
+    def stream(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Iterator[Array]:
         """Continue prompts, yielding the next token of every row, [B], as soon as it is known.
 
         Raises UserError as ``generate`` does, and for beam search, which knows no token before the last.
         """
-        chosen, rules = self._checked(input_ids, attention_mask, options)
+        ids, mask, chosen, rules = self._checked(input_ids, attention_mask, options)
         if chosen.num_beams > 1:
             raise UserError(f"num_beams: {chosen.num_beams} beams know no token before the last; stream with 1")
-        return self._tokens(input_ids, attention_mask, chosen, rules)
+        return self._tokens(ids, mask, chosen, rules)
 
     def begin(
-        self, input_ids: Array, attention_mask: Array | None = None, longest: int | None = None
+        self, input_ids: Any, attention_mask: Any = None, longest: int | None = None
     ) -> tuple[Decoding | Seq2SeqDecoding, Array]:
         """Read prompts or sources; return what goes on decoding, and the logits [B, V] of the first new token.
 
         ``longest`` is the most tokens a row will have, :meth:`given` and new ones.
         """
-        given = self.given(input_ids)
+        ids, mask = self._read(input_ids, attention_mask)
+        if longest is not None and not self.given(ids).shape[1] <= longest <= self._context:
+            raise UserError(f"longest: {longest} is not between the tokens given and the context of {self._context}")
+        return self._begin(ids, mask, longest)
+
+    def given(self, input_ids: Any) -> Array:
+        """The tokens that new ones follow: the prompts, or for sources the token that begins an answer."""
+        return np.full((len(input_ids), 1), self._start) if self.reads_sources else np.asarray(input_ids)
+
+    def _begin(self, ids: Array, mask: Array | None, longest: int | None) -> tuple[Decoding | Seq2SeqDecoding, Array]:
+        given = self.given(ids)
         if self.reads_sources:
-            answer = self.answer(input_ids, attention_mask)
+            answer = self._answer(ids, mask)
             return answer, answer.read(given)
         decoding = self.start(len(given), longest)
-        return decoding, decoding.read(given, attention_mask)
+        return decoding, decoding.read(given, mask)
 
-    def given(self, input_ids: Array) -> Array:
-        """The tokens that new ones follow: the prompts, or for sources the token that begins an answer."""
-        return np.full((len(input_ids), 1), self._start) if self.reads_sources else input_ids
+    def _answer(self, ids: Array, mask: Array | None) -> Seq2SeqDecoding:
+        return Seq2SeqDecoding(self._sessions[ENCODER_FILE], self._sessions[DECODER_FILE], ids, mask, self._context)
+
+    def _read(self, input_ids: Any, attention_mask: Any) -> tuple[Array, Array | None]:
+        ids, mask = prompts(input_ids, attention_mask, self._vocabulary)
+        self._check_length(ids.shape[1], 0)
+        return ids, mask
+
+    def _require_sources(self, wanted: bool, asked: str, instead: str) -> None:
+        if self.reads_sources != wanted:
+            does = "answers sources" if self.reads_sources else "continues prompts"
+            raise UserError(f"{asked}: this model {does} ({self.files}); use {instead}, or begin")
 
     def _checked(
-        self, input_ids: Array, attention_mask: Array | None, options: dict[str, Any]
-    ) -> tuple[Options, Rules]:
+        self, input_ids: Any, attention_mask: Any, options: dict[str, Any]
+    ) -> tuple[Array, Array | None, Options, Rules]:
         own = {name: value for name, value in self._forced.items() if options.get(name) is None}
         chosen = Options(**{**options, **own})
-        _check_shape(input_ids, attention_mask)
+        ids, mask = prompts(input_ids, attention_mask, self._vocabulary)
         if not self.reads_sources:
-            _check_ends(attention_mask)
+            _check_ends(mask)
         else:
-            self._check_length(input_ids.shape[1], 0)
-        start = self.given(input_ids).shape[1]
+            self._check_length(ids.shape[1], 0)
+        start = self.given(ids).shape[1]
         self._check_length(0 if self.reads_sources else start, chosen.max_new_tokens)
         ends = self._ends if chosen.eos_token_id is None else as_tokens(chosen.eos_token_id)
-        return chosen, Rules.of(chosen, start, ends, self._vocabulary)
+        return ids, mask, chosen, Rules.of(chosen, start, ends, self._vocabulary)
 
-    def _tokens(
-        self, input_ids: Array, attention_mask: Array | None, options: Options, rules: Rules
-    ) -> Iterator[Array]:
+    def _tokens(self, ids: Array, mask: Array | None, options: Options, rules: Rules) -> Iterator[Array]:
         generator = np.random.default_rng(options.seed)
-        given = self.given(input_ids)
+        given = self.given(ids)
         text = np.empty((len(given), rules.longest), np.int64)
         text[:, : rules.start] = given
         ended = np.zeros(len(given), dtype=bool)
-        decoding, logits = self.begin(input_ids, attention_mask, rules.longest)
+        decoding, logits = self._begin(ids, mask, rules.longest)
         for length in range(rules.start, rules.longest):
             rules.apply(logits, text[:, :length])
             tokens = np.where(ended, self._padding(rules), choose(logits, options, generator))
@@ -173,45 +197,6 @@ class Runtime:
             raise UserError(f"{asked} exceed the context of {self._context}")
 
 
-def _session(path: Path, threads: int | None) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    if path.name == ENCODER_FILE:  # or its threads go on looking for work, for 50 ms that the decoder needs
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except _LOAD_ERRORS as error:
-        raise ModelError(f"{path}: cannot be opened ({str(error).splitlines()[0]})") from None
-
-
-def _check_shape(input_ids: Array, attention_mask: Array | None) -> None:
-    if input_ids.ndim != 2 or not input_ids.size:
-        raise UserError(f"input_ids: the shape {input_ids.shape} is not [rows, tokens] with at least one of each")
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        raise UserError(f"attention_mask: the shape {attention_mask.shape} is not that of input_ids, {input_ids.shape}")
-
-
 def _check_ends(attention_mask: Array | None) -> None:
     if attention_mask is not None and not attention_mask[:, -1].all():
         raise UserError("attention_mask: a prompt ends in padding; pad on the left")
-
-
-def decoding_settings(path: Path) -> dict[str, Any]:
-    """What decoding needs of ``config.json`` and ``generation_config.json``; the latter goes first."""
-    generation = path / "generation_config.json"
-    settings, given = _json_object(path / "config.json"), _json_object(generation) if generation.exists() else {}
-    contexts = [settings[name] for name in ("n_positions", "max_position_embeddings") if name in settings]
-    if not contexts:
-        raise ModelError(f"{path / 'config.json'}: names no number of positions")
-    return settings | {name: value for name, value in given.items() if value is not None} | {"context": contexts[0]}
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path.parent}: no readable {path.name} ({error})") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path.parent}: {path.name} holds no JSON object")
-    return value

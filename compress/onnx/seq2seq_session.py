@@ -15,7 +15,10 @@ _OWN = ".decoder."
 
 
 class Seq2SeqDecoding:
-    """The encoder's states of a batch, the tokens decoded so far, and the keys and values computed from both."""
+    """The encoder's states of a batch, the tokens decoded so far, and the keys and values computed from both.
+
+    ``capacity`` is the most tokens an answer can take; without it, whatever the graph has positions for.
+    """
 
     def __init__(
         self,
@@ -23,8 +26,9 @@ class Seq2SeqDecoding:
         decoder: ort.InferenceSession,
         input_ids: Array,
         attention_mask: Array | None = None,
+        capacity: int | None = None,
     ) -> None:
-        self._session = decoder
+        self._session, self._capacity = decoder, capacity
         self._mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
         self._mask = np.ascontiguousarray(self._mask, np.int64)
         source = {"input_ids": np.ascontiguousarray(input_ids, np.int64), "attention_mask": self._mask}
@@ -47,6 +51,9 @@ class Seq2SeqDecoding:
 
     def feed(self, input_ids: Array) -> Array:
         """Append target tokens [B, S] and return their logits [B, S, V]."""
+        total = self._length + input_ids.shape[1]
+        if self._capacity is not None and total > self._capacity:
+            raise ValueError(f"{total} tokens do not fit a capacity of {self._capacity}")
         if len(input_ids) > 1 and input_ids.shape[1] > 1 and self._length:
             # GroupQueryAttention takes several tokens on a past for one row only
             return np.concatenate([self.feed(column[:, None]) for column in input_ids.T], axis=1)

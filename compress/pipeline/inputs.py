@@ -118,11 +118,10 @@ class Inputs:
         return Slot(self.workdir, 0, name, key(["model", *parts, versions]), proof="config.json")
 
     def stage_slot(self, item: Link, models: Mapping[str, Artifact]) -> Slot:
-        """Where the result of a stage goes: ``NN-NAME-<key>``; ``models`` has its source and teacher."""
+        """Where the result of a stage goes: ``NN-NAME-<key>``; ``models`` has what it is made of."""
         data = self.data(item.root)
-        hashes = {"source": identity(models[item.source]), "data": data.digest if data else ""}
-        if item.teacher:
-            hashes["teacher"] = identity(models[item.teacher])
+        hashes = {role: identity(models[name]) for role, name in item.inputs.items()}
+        hashes["data"] = data.digest if data else ""
         return Slot(
             self.workdir, item.index + 1, item.name, stage_key(item.stage, seed=self.recipe.seed, inputs=hashes)
         )

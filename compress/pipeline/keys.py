@@ -14,7 +14,7 @@ from compress.stages.stage import Stage
 
 _ALWAYS = ("torch", "transformers", "accelerate")
 _BY_TRAIT = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "bitsandbytes": ("bitsandbytes",)}
-_NAMES = {"type", "name", "source", "teacher"}
+_NAMES = {"type", "name", "source", "teacher", "targets"}
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "generation_config")
 """Files that come along with a model and steer what text it reads and writes, by the start of their names."""
 
@@ -60,7 +60,7 @@ def identity(artifact: Artifact) -> str:
 
 
 def stage_key(stage: Stage, *, seed: int, inputs: Mapping[str, str]) -> str:
-    """Key of a stage's result; ``inputs`` are the hashes of its source, its teacher and the data.
+    """Key of a stage's result; ``inputs`` are the hashes of its source, teacher and targets, and of the data.
 
     The names that a recipe gives to things are left out, so that renaming reruns nothing.
     """

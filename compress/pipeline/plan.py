@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,11 +15,12 @@ from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import count_parameters
 from compress.objective import StateTerm
+from compress.pipeline.answers import answer_problems, longest_answer
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.teachers import teacher_problems
 from compress.pipeline.workdir import require_no_file
 from compress.recipe import Recipe
-from compress.recipe.references import Link, link, static_problems
+from compress.recipe.references import GENERATED, Link, link, static_problems
 from compress.stages.stage import Shape, Stage
 
 
@@ -61,11 +62,11 @@ def make_plan(inputs: Inputs) -> Plan:
     _check_data(inputs, links)
     for item in links:
         teacher = shapes[item.teacher] if item.teacher else None
-        found = [item.stage.problems(shapes[item.source], teacher)]
+        found = [item.stage.problems(shapes[item.source], teacher), answer_problems(inputs, item, links, shapes)]
         if teacher and trains(item.stage):
             found.append(teacher_problems(inputs, item, shapes))
         if trains(item.stage):
-            found.append(_room_problems(inputs, item))
+            found.append(_room_problems(inputs, item, links))
         if text := next(chain.from_iterable(found), None):
             raise _error(recipe, item, text)
         shapes[item.name] = item.stage.shape(shapes[item.source])
@@ -109,19 +110,21 @@ def _check_share(inputs: Inputs, item: Link) -> None:
         raise inputs.recipe.error(where, f"stages[{item.index}].train.batch: {text}")
 
 
-def _room_problems(inputs: Inputs, item: Link) -> Iterator[str]:
+def _room_problems(inputs: Inputs, item: Link, links: Sequence[Link]) -> Iterator[str]:
     """What terms that keep something of each row say to the rows there are."""
     data = inputs.data(item.root)
     for i, term in enumerate(getattr(item.stage, "terms", ())):
         if data and data.train and isinstance(term, StateTerm) and term.numbered:
-            found = term.room_problems(len(data.train), data.train.longest_target)
+            longest = longest_answer(inputs, item, links) or data.train.longest_target
+            found = term.room_problems(len(data.train), longest)
             yield from (f"terms[{i}] ({term.type}): {text}" for text in found)
 
 
 def _check_measurements(inputs: Inputs, shapes: Mapping[str, Shape]) -> None:
     recipe = inputs.recipe
     for index, measurement in enumerate(recipe.measure):
-        for name in shapes if measurement.of == "all" else measurement.of:
+        every = [name for name, shape in shapes.items() if GENERATED not in shape.traits]
+        for name in every if measurement.of == "all" else measurement.of:
             data = inputs.data(shapes[name].root)
             if text := next(measurement.problems({name: shapes[name].config}, data), None):
                 raise recipe.error(("measure", index), f"measure[{index}] ({measurement.type}): {text}")
@@ -144,7 +147,7 @@ def _stage_rows(inputs: Inputs, links: tuple[Link, ...], shapes: Mapping[str, Sh
     known = {name: artifact for name in inputs.recipe.models if (artifact := inputs.model(name))}
     for item in links:
         state = "runs"
-        if {item.source, item.teacher or item.source} <= known.keys():
+        if known.keys() >= set(item.inputs.values()):
             slot = inputs.stage_slot(item, known)
             if artifact := inputs.finished(slot):
                 known[item.name], state = artifact, "reused"
@@ -156,9 +159,9 @@ def _stage_rows(inputs: Inputs, links: tuple[Link, ...], shapes: Mapping[str, Sh
             source=item.source,
             teacher=item.teacher or "",
             traits=tuple(sorted(item.traits)),
-            parameters=_parameters(shapes[item.name]),
+            parameters=None if GENERATED in item.traits else _parameters(shapes[item.name]),
             steps=_steps(item.stage),
-            note=shapes[item.name].note,
+            note="; ".join(filter(None, [shapes[item.name].note, item.targets and f"targets {item.targets}"])),
             state=state,
         )
 

@@ -27,7 +27,7 @@ from compress.pipeline.workdir import Slot, locked, read_json, shown_path, write
 from compress.progress import duration
 from compress.recipe import Recipe, read_recipe
 from compress.recipe.document import write_document
-from compress.recipe.references import Link
+from compress.recipe.references import GENERATED, Link
 from compress.stages.stage import Context
 from compress.surgery.coverage import Coverage
 
@@ -115,9 +115,13 @@ class _Running:
 
     def _measured(self) -> list[dict[str, Any]]:
         if processes.is_main():
-            return measure(self.inputs, self.links, self.artifacts, self.device, self.console)
+            return measure(self.inputs, self.links, self._opened(), self.device, self.console)
         records: list[dict[str, Any]] = read_json(self.workdir / MEASUREMENTS)["artifacts"]
         return records
+
+    def _opened(self) -> dict[str, Artifact]:
+        """The artifacts that hold a model."""
+        return {name: artifact for name, artifact in self.artifacts.items() if GENERATED not in artifact.traits}
 
     def _stage(self, item: Link) -> None:
         slot = self.inputs.stage_slot(item, self.artifacts)
@@ -165,9 +169,7 @@ class _Running:
         context = self._context(item)
         began = time.perf_counter()
         result = item.stage.run(source, out, context)
-        inputs = {"source": source.digest}
-        if item.teacher:
-            inputs["teacher"] = self.artifacts[item.teacher].digest
+        inputs = {role: self.artifacts[name].digest for role, name in item.inputs.items()}
         if context.data is not None:
             inputs["data"] = context.data.digest
         step = Step(
@@ -201,8 +203,8 @@ class _Running:
             "recipe": self.recipe.plain(),
             "seed": self.recipe.seed,
             "stages": self.stages,
-            "models": {name: shown_path(artifact.path, self.workdir) for name, artifact in self.artifacts.items()},
-            "keys": measured_keys(self.inputs, self.links, self.artifacts),
+            "models": {name: shown_path(artifact.path, self.workdir) for name, artifact in self._opened().items()},
+            "keys": measured_keys(self.inputs, self.links, self._opened()),
             "environment": environment(self.device),
         }
         write_json(self.workdir / "run.json", record)

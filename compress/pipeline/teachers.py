@@ -23,14 +23,14 @@ def teacher_problems(inputs: Inputs, item: Link, shapes: Mapping[str, Shape]) ->
             f"{data.train.longest}; cut them with {data.train.cutting}"
         )
     pair = [inputs.tokenizer(root) for root in dict.fromkeys((student.root, teacher.root))]
-    if len(pair) == 2 and None not in pair and (at := _difference(*pair)):
+    if len(pair) == 2 and None not in pair and (at := difference(*pair)):
         yield (
             f"teacher {teacher.name!r} has another vocabulary than the student {student.name!r}: "
             f"token {at[0]} is {at[2]!r} for the one and {at[1]!r} for the other; they must share one"
         )
 
 
-def _difference(student: Any, teacher: Any) -> tuple[int, str, str] | None:
+def difference(student: Any, teacher: Any) -> tuple[int, str, str] | None:
     """The first id that both know and take for different tokens; what only one has besides is no difference."""
     ours, theirs = ({id_: token for token, id_ in each.get_vocab().items()} for each in (student, teacher))
     ids = (id_ for id_ in sorted(ours.keys() & theirs.keys()) if ours[id_] != theirs[id_])

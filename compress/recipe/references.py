@@ -13,6 +13,10 @@ from compress.stages.stage import Stage
 
 Problem = tuple[Location, str]
 
+GENERATED = "targets"
+"""Trait of a result that holds generated targets and no model."""
+_NO_MODEL = "which holds generated targets and no model; stages that train take it as targets"
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 NAME_RULE = "use up to 80 letters, digits, - and _, a letter or digit first"
 
@@ -26,14 +30,22 @@ class Link:
     stage: Stage
     source: str
     teacher: str | None
+    targets: str | None
     root: str
     """The model of the recipe that the source descends from; itself for a model."""
     before: tuple[str, ...]
     had: frozenset[str]
     """Traits of the source."""
     teacher_traits: frozenset[str]
+    targets_traits: frozenset[str]
     traits: frozenset[str]
     """Traits of the result."""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The names of the artifacts that the result is made of, by what they are to the stage."""
+        named = {"source": self.source, "teacher": self.teacher, "targets": self.targets}
+        return {role: name for role, name in named.items() if name}
 
     @property
     def label(self) -> str:
@@ -53,6 +65,7 @@ def link(models: Mapping[str, frozenset[str]], stages: Sequence[Stage]) -> list[
     previous = next(iter(models))
     for index, (stage, name) in enumerate(zip(stages, stage_names(stages), strict=True)):
         source, teacher = stage.source or previous, getattr(stage, "teacher", None)
+        targets = getattr(stage, "targets", None)
         had = traits.get(source, frozenset())
         links.append(
             Link(
@@ -61,15 +74,18 @@ def link(models: Mapping[str, frozenset[str]], stages: Sequence[Stage]) -> list[
                 stage=stage,
                 source=source,
                 teacher=teacher,
+                targets=targets,
                 root=roots.get(source, source),
                 before=tuple(traits),
                 had=had,
                 teacher_traits=traits.get(teacher or "", frozenset()),
+                targets_traits=traits.get(targets or "", frozenset()),
                 traits=had - stage.takes | stage.gives,
             )
         )
         traits[name], roots[name] = links[-1].traits, links[-1].root
-        previous = name
+        if GENERATED not in links[-1].traits:
+            previous = name
     return links
 
 
@@ -96,23 +112,33 @@ def static_problems(
         taken.setdefault(item.name, f"stages[{item.index}]")
         yield from _reference_problems(item, opened=item.root not in unopened)
     names = [*models, *stage_names(stages)]
+    no_models = [item.name for item in link(models, stages) if GENERATED in item.traits]
     for index, measurement in enumerate(measure):
         of = () if measurement.of == "all" else measurement.of
         reference = getattr(measurement, "reference", None)
         for field, name in [*(("of", name) for name in of), *([("reference", reference)] if reference else [])]:
             if name not in names:
                 yield ("measure", index, field), f"measure[{index}].{field} names {name!r}. {suggest(name, names)}"
+            elif name in no_models or GENERATED in models.get(name, ()):
+                yield ("measure", index, field), f"measure[{index}].{field} names {name!r}, {_NO_MODEL}"
 
 
 def _reference_problems(item: Link, *, opened: bool) -> Iterator[Problem]:
     here: Location = ("stages", item.index)
-    for field, name in (("source", item.source), ("teacher", item.teacher)):
-        if name is not None and name not in item.before:
+    for field, name in item.inputs.items():
+        if name not in item.before:
             verb = "is" if len(item.before) == 1 else "are"
             text = f"stages[{item.index}].{field} names {name!r}; so far there {verb} {', '.join(item.before)}"
             yield (*here, field), text
-    if item.source in item.before:
+    if GENERATED in item.had:
+        yield (*here, "source"), f"stages[{item.index}].source names {item.source!r}, {_NO_MODEL}"
+    elif item.source in item.before:
         yield from _trait_problems(item, opened=opened)
+    if GENERATED in item.teacher_traits:
+        yield (*here, "teacher"), f"stages[{item.index}].teacher names {item.teacher!r}, {_NO_MODEL}"
+    if item.targets in item.before and GENERATED not in item.targets_traits:
+        text = f"stages[{item.index}].targets names {item.targets!r}, and that is no result of a seq_kd stage"
+        yield (*here, "targets"), text
     if "onnx" in item.teacher_traits:
         text = f"stages[{item.index}].teacher names {item.teacher!r}, an ONNX artifact; a teacher must be a torch model"
         yield (*here, "teacher"), text

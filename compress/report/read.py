@@ -183,13 +183,14 @@ class Run:
         return self.file.models.get(record.name) == record.path
 
     def sources(self, stage: Stage) -> str:
-        """What ``stage`` started from, and its teacher."""
+        """What ``stage`` started from, its teacher, and the targets it took."""
         if stage.step is None:
             return ""
         digest, config = stage.step.inputs.get("source"), stage.step.config
         made = (other.entry.name for other in self.stages if other.manifest.digest == digest)
         source = next(made, None) or config.get("source") or next(iter(self.file.models), "")
-        return f"{source}, teacher {config['teacher']}" if config.get("teacher") else source
+        others = (f"{role} {config[role]}" for role in ("teacher", "targets") if config.get(role))
+        return ", ".join([source, *others])
 
     def manifest(self, name: str) -> Manifest:
         """The manifest of the artifact called ``name``; an untouched model has an empty one."""

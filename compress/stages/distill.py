@@ -7,18 +7,26 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from compress.artifact import Artifact
+from compress.schema import added
 from compress.stages.fitting import Terms, Training, finished, fit, require_ancestor, side, term_problems
+from compress.stages.on_policy import OnPolicy
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.terms.logits import AdaptiveKL
 
 
 class Distill(Stage):
-    """Minimise a weighted sum of terms between student and teacher; adaptive KL over logits by default."""
+    """Minimise a weighted sum of terms between student and teacher; adaptive KL over logits by default.
+
+    With ``on_policy`` some steps are taken on what the student itself answers to the prompts or sources of the data.
+    """
 
     type: Literal["distill"] = "distill"
     teacher: str
     terms: Terms = (AdaptiveKL(),)
     train: Training
+    targets: str | None = added(None)
+    """A result of ``seq_kd``, whose targets take the place of those of ``data.train``."""
+    on_policy: OnPolicy | None = added(None)
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     trains: ClassVar[bool] = True
@@ -27,9 +35,16 @@ class Distill(Stage):
         teacher = context.models[self.teacher]
         require_ancestor(self.terms, source, teacher)
         model = source.model(device=context.device)
-        name = self.name or self.type
-        trained = fit(side(source, model), self.terms, self.train, out, context, name=name, teacher=teacher)
+        name, context = self.name or self.type, context.trained_on(self.targets)
+        own = None
+        if self.on_policy:
+            own = self.on_policy.answers(source, model, context.train(name), context.seed, self.train.precision)
+        trained = fit(side(source, model), self.terms, self.train, out, context, name=name, teacher=teacher, own=own)
         return finished(source, model, out, trained.metrics)
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         yield from term_problems(self.terms, source, teacher)
+        if self.on_policy:
+            yield from self.on_policy.problems(self.terms)
+            if self.targets and self.on_policy.fraction == 1:
+                yield f"targets: {self.targets!r} would go unread, as on_policy.fraction is 1"

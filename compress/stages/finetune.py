@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from compress.artifact import Artifact
+from compress.schema import added
 from compress.stages.fitting import Terms, Training, finished, fit, side, term_problems
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.terms.logits import CrossEntropy
@@ -20,6 +21,8 @@ class Finetune(Stage):
     type: Literal["finetune"] = "finetune"
     terms: Terms = (CrossEntropy(),)
     train: Training
+    targets: str | None = added(None)
+    """A result of ``seq_kd``, whose targets take the place of those of ``data.train``."""
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     trains: ClassVar[bool] = True
@@ -33,7 +36,8 @@ class Finetune(Stage):
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
         model = source.model(device=context.device)
-        trained = fit(side(source, model), self.terms, self.train, out, context, name=self.name or self.type)
+        name = self.name or self.type
+        trained = fit(side(source, model), self.terms, self.train, out, context.trained_on(self.targets), name=name)
         return finished(source, model, out, trained.metrics)
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:

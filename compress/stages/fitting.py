@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, SerializeAsAny
 from torch import nn
 
 from compress.artifact import Artifact, save_model
-from compress.errors import DataError, ModelError
+from compress.errors import ModelError
 from compress.models.dropout import set_dropout
 from compress.objective import LossTerm, Objective
 from compress.registry import TERMS
@@ -19,7 +19,7 @@ from compress.side import Side
 from compress.stages.stage import Context, Result, Shape
 from compress.surgery.coverage import Coverage
 from compress.train_config import Group, TrainConfig
-from compress.training import Place, Trained, train
+from compress.training import OwnAnswers, Place, Trained, train
 
 
 def _some(config: TrainConfig) -> TrainConfig:
@@ -50,16 +50,16 @@ def fit(
     teacher: Artifact | None = None,
     groups: Mapping[Group, Sequence[nn.Parameter]] | None = None,
     extra: nn.Module | None = None,
+    own: OwnAnswers | None = None,
 ) -> Trained:
     """Train the student in place.
 
     ``groups`` names what trains, by default every parameter as weights; ``extra`` is state that must travel with the
-    checkpoints.
+    checkpoints; ``own`` answers prompts with the student itself in some of the steps.
     """
     if not config.total(1):
         return Trained(steps=0)
-    if context.data is None or context.data.train is None:
-        raise DataError(f"{name}: trains, but the recipe has no data.train")
+    data = context.train(name)
     reference = None
     if teacher is not None and any(term.needs_teacher for term in terms):
         reference = side(teacher, teacher.model(device=context.device).requires_grad_(False))
@@ -74,10 +74,11 @@ def fit(
         return train(
             objective,
             groups or {"weights": list(student.model.parameters())},
-            context.data.train,
-            context.data.eval,
+            data,
+            context.data.eval if context.data else None,
             config,
             place,
+            own=own,
         )
 
 

@@ -19,6 +19,7 @@ from compress.models import family_of
 from compress.models.settings import copy_settings
 from compress.models.structure import MASKS, AxisKind, sized_axes, stock_tensors
 from compress.objective import LossTerm
+from compress.schema import added
 from compress.stages.fitting import Terms, fit, require_ancestor, side, term_problems
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage
@@ -54,6 +55,8 @@ class LearnMasks(Stage):
     """Without it, forward_kl and mask_l1 (weight 1e-4) to learn masks, cross_entropy to score units."""
     weights_lr: float | None = Field(None, gt=0)
     train: TrainConfig = TrainConfig(steps=0)
+    targets: str | None = added(None)
+    """A result of ``seq_kd``, whose targets take the place of those of ``data.train``."""
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     gives: ClassVar[frozenset[str]] = frozenset({"masked"})
@@ -102,7 +105,7 @@ class LearnMasks(Stage):
             self._used(),
             self.train.model_copy(update=changes),
             out,
-            context,
+            context.trained_on(self.targets),
             name=self.name or self.type,
             teacher=teacher,
             groups={

@@ -57,6 +57,8 @@ class Quantize(Stage):
     store: Storage = added(Storage())
     terms: Terms = (ForwardKL(), TokenContrastive(weight=0.1))
     train: TrainConfig
+    targets: str | None = added(None)
+    """A result of ``seq_kd``, whose targets take the place of those of ``data.train``."""
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     gives: ClassVar[frozenset[str]] = frozenset({"quantized"})
@@ -94,7 +96,7 @@ class Quantize(Stage):
             self.terms,
             self.train,
             out,
-            context,
+            context.trained_on(self.targets if self.train.steps != 0 else None),
             name=self.name or self.type,
             teacher=teacher,
             groups=_groups(model),

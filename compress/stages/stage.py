@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from compress.artifact import Artifact
-from compress.data import Data
+from compress.artifact import TARGETS, Artifact
+from compress.data import Data, Split
+from compress.data.answers import with_targets
+from compress.errors import DataError
 from compress.models import family_of
 from compress.models.structure import AxisKind
 from compress.schema import Strict
@@ -25,6 +27,19 @@ class Context:
     device: str = "cpu"
     seed: int = 0
     bar: bool = True
+
+    def trained_on(self, targets: str | None) -> Context:
+        """This context with the generated ``targets`` (an artifact's name) in place of those of ``data.train``."""
+        if targets is None or self.data is None:
+            return self
+        data = with_targets(self.data, self.models[targets].path / TARGETS, targets)
+        return replace(self, data=data)
+
+    def train(self, name: str) -> Split:
+        """The rows to train on; raises DataError, with the stage's ``name``, where there are none."""
+        if self.data is None or self.data.train is None:
+            raise DataError(f"{name}: trains, but the recipe has no data.train")
+        return self.data.train
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class Shape:
     @property
     def note(self) -> str:
         """What to know of the result besides its traits."""
-        if self.traits & {"quantized", "onnx", "bitsandbytes"}:  # no stock class opens them anyway
+        if self.traits & {"quantized", "onnx", "bitsandbytes", "targets"}:  # no stock class opens them anyway
             return ""
         return "" if family_of(self.config).uniform_config(self.config, self.sizes) else LOAD_ONLY
 
@@ -82,7 +97,7 @@ class Stage(Strict):
     name: str = ""
     """What later stages, teachers and measurements call the result; without it, the stage's type."""
     source: str | None = None
-    """The artifact to start from; without it, the stage before."""
+    """The artifact to start from; without it, what the stage before left, generated targets aside."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     forbids: ClassVar[frozenset[str]] = frozenset()

@@ -19,6 +19,7 @@ class CrossEntropy(LogitTerm):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
     needs_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
 
     def per_token(self, student_NV: Tensor, teacher_NV: Tensor | None, labels_N: Tensor) -> Tensor:
         return F.cross_entropy(student_NV, labels_N, reduction="none", label_smoothing=self.label_smoothing)

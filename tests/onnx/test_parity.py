@@ -104,6 +104,59 @@ def test_a_wrong_product_fails(exported: Callable[..., Any], mutate: Callable[[A
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+def test_an_outlier_that_weights_of_zero_meet_is_no_reason(
+    exported: Callable[..., Any], tiny_bart: Callable[..., Any]
+) -> None:
+    """A kernel rounds code + zero point: of an outlier on zeros that is all it leaves, much beside a small product."""
+    figures = exported(2, model=tiny_bart(hidden=2, heads=2, ffn=2, layers=1, seed=29)).figures
+    assert figures["max_product_error"] <= 2e-6
+
+
+@pytest.fixture
+def silent(exported: Callable[..., Any], tiny_gpt2: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that exports a model with one product of zeros, by a quantizer; ``lsq`` gives it a scale above 0."""
+
+    def make(method: str) -> Any:
+        model = tiny_gpt2(hidden=64)
+        for parameter in model.get_submodule(MODULE).parameters():
+            torch.nn.init.zeros_(parameter)
+        return exported(4, model=model, quantization={"method": method})
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["dynamic_scaling", "lsq"])
+def test_a_product_of_zeros_passes(silent: Callable[..., Any], method: str) -> None:
+    assert silent(method).figures["max_product_error"] <= 2e-6
+
+
+def tiny_bias(graph: onnx.ModelProto) -> None:
+    (bias,) = [each for each in graph.graph.initializer if each.name == f"{MODULE}.bias"]
+    bias.CopyFrom(numpy_helper.from_array(np.full(256, 1e-9, np.float32), bias.name))
+
+
+def other_code(graph: onnx.ModelProto) -> None:
+    (codes,) = [each for each in graph.graph.initializer if each.name == f"{MODULE}.codes"]
+    values = numpy_helper.to_array(codes).copy()
+    values[3, 0, 5] ^= 1
+    codes.CopyFrom(numpy_helper.from_array(values, codes.name))
+
+
+@pytest.mark.parametrize(
+    ("method", "mutate", "error"),
+    [("dynamic_scaling", tiny_bias, "inf"), ("lsq", wrong_zero_point, "0\\."), ("lsq", other_code, "0\\.")],
+)
+def test_a_wrong_product_of_zeros_fails(
+    silent: Callable[..., Any], method: str, mutate: Callable[[Any], None], error: str
+) -> None:
+    found = silent(method)
+    graph = found.graph
+    mutate(graph)
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match=rf"{MODULE} differs relatively from torch by {error}"):
+        check_parity(found.model, found.directory, found.packed.spec)
+
+
 def test_asymmetric_activations_fail(exported: Callable[..., Any]) -> None:
     found = exported(4, hidden=64)
     for module in found.model.modules():

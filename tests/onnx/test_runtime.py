@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -195,6 +197,77 @@ def test_prompts_that_cannot_be_continued_are_refused(exported: Callable[..., An
             runtime.generate(np.ones(shape, np.int64))
 
 
+WRONG: list[tuple[Any, Any, str]] = [
+    ([[3, -1]], None, "input_ids: -1 is not a token of the vocabulary, 0 to 66"),
+    (np.array([[3, 67]]), None, "input_ids: 67 is not a token of the vocabulary, 0 to 66"),
+    (np.array([[3, 67]], np.uint8), [[0, 1]], "input_ids: 67 is not a token"),
+    (np.ones((1, 3)), None, "input_ids: float64 is not a type of tokens; give whole numbers, 0 to 66"),
+    ([["a"]], None, "input_ids: <U1 is not a type of tokens"),
+    ([[2**70]], None, "input_ids: object is not a type of tokens"),
+    ([[1, 2], [3]], None, "input_ids: the rows differ in length; pad them, with 0 there in attention_mask"),
+    ([1, 2], None, "input_ids: the shape (2,) is not [rows, tokens] with at least one of each"),
+    (np.ones(3, np.int64), None, "input_ids: the shape (3,) is not [rows, tokens]"),
+    ([], None, "input_ids: the shape (0,) is not [rows, tokens]"),
+    (np.ones((0, 3), np.int64), None, "input_ids: the shape (0, 3) is not [rows, tokens]"),
+    (np.ones((2, 0), np.int64), None, "input_ids: the shape (2, 0) is not [rows, tokens]"),
+    ([[1, 2]], [[1]], "attention_mask: the shape (1, 1) is not that of input_ids, (1, 2)"),
+    ([[1, 2]], [1, 1], "attention_mask: the shape (2,) is not that of input_ids"),
+    ([[1, 2]], [[2, 1]], "attention_mask: holds something besides 0 (padding) and 1"),
+    ([[1, 2]], [[np.nan, 1]], "attention_mask: holds something besides 0 (padding) and 1"),
+    ([[1, 2], [1, 2]], [[0, 1], [0, 0]], "attention_mask: row 1 hides all its tokens"),
+    ([[1, 2]], [[0, 1], [1]], "attention_mask: the rows differ in length"),
+]
+"""Tokens and masks that no model of 67 tokens takes, and what is said."""
+
+
+def test_what_is_no_prompt_is_told(exported: Callable[..., Any]) -> None:
+    runtime = Runtime.open(exported().directory, threads=1)
+    for ids, mask, message in WRONG:
+        for call in (runtime.generate, runtime.stream, runtime.begin, runtime.logits):
+            with pytest.raises(UserError, match=re.escape(message)):
+                call(ids, mask)
+
+
+def test_lists_are_read_as_arrays(exported: Callable[..., Any]) -> None:
+    runtime = Runtime.open(exported().directory, threads=1)
+    ids, mask = left_padded(2, 5)
+    rows, real = ids.tolist(), mask.astype(bool).tolist()
+    assert runtime.generate(rows, real).tolist() == runtime.generate(ids, mask).tolist()
+    assert runtime.generate(rows, real, num_beams=2).tolist() == runtime.generate(ids, mask, num_beams=2).tolist()
+    np.testing.assert_array_equal(runtime.logits(rows, real), runtime.logits(ids.astype(np.int32), mask * 1.0))
+
+
+@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("hidden", [-100, 67, 2**40])
+def test_what_the_mask_hides_may_be_any_number(
+    exported: Callable[..., Any], shape: dict[str, int], hidden: int
+) -> None:
+    runtime = Runtime.open(exported(**shape).directory, threads=1)
+    ids, mask = left_padded(2, 5)
+    marked = np.where(mask == 1, ids, hidden)
+    assert (marked == hidden).any()
+    for options in ({}, {"num_beams": 2}, {"no_repeat_ngram_size": 1}):
+        found, expected = (runtime.generate(each, mask, **options) for each in (marked, np.where(mask, ids, 0)))
+        assert found.tolist() == expected.tolist()
+
+
+def test_decoding_by_hand_has_limits(exported: Callable[..., Any]) -> None:
+    runtime = Runtime.open(exported(positions=16).directory, threads=1)
+    for batch in (0, -1, 1.5):
+        with pytest.raises(UserError, match=f"batch: {batch} is not a whole number of at least 1"):
+            runtime.start(batch)
+    for capacity in (0, 17, 2.5):
+        with pytest.raises(UserError, match=f"capacity: {capacity} is not a whole number from 1 to the context of 16"):
+            runtime.start(1, capacity)
+    for longest in (1, 17):
+        with pytest.raises(UserError, match=f"longest: {longest} is not between the tokens given and the context of"):
+            runtime.begin([[1, 2]], longest=longest)
+    with pytest.raises(ValueError, match=r"a mask of shape \(1,\) for tokens of shape \(1, 2\)"):
+        runtime.start(1).feed(np.ones((1, 2), np.int64), np.ones(1))
+    with pytest.raises(UserError, match=r"answer: this model continues prompts \(model.onnx\); use start or logits"):
+        runtime.answer([[1, 2]])
+
+
 def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., Any]) -> None:
     with pytest.raises(ModelError, match=r"model\.onnx: cannot be opened"):
         Runtime.open(tmp_path / "nothing")
@@ -211,6 +284,38 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
     (found / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelError, match=r"model\.onnx: cannot be opened"):
         Runtime.open(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_positions": "x"}, r"config\.json: 'x' is no number of positions"),
+        ({"n_positions": 0}, r"config\.json: 0 is no number of positions"),
+        ({"n_positions": []}, r"config\.json: \[\] is no number of positions"),
+        ({"eos_token_id": "x"}, "eos_token_id is 'x' in its settings; a token's number, or several, are allowed"),
+        ({"pad_token_id": [1, 2.5]}, r"pad_token_id is \[1, 2\.5\] in its settings"),
+    ],
+)
+def test_settings_that_are_none_are_told(exported: Callable[..., Any], settings: dict[str, Any], message: str) -> None:
+    found = exported().directory
+    config = json.loads((found / "config.json").read_text())
+    (found / "config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(ModelError, match=message):
+        Runtime.open(found)
+
+
+def test_the_graph_of_another_project_is_told(exported: Callable[..., Any]) -> None:
+    found = exported()
+    graph = found.graph
+    for each in graph.graph.node:
+        each.input[:] = ["tokens" if name == "input_ids" else name for name in each.input]
+    graph.graph.input[0].name = "tokens"
+    onnx.save(graph, found.directory / "model.onnx")
+    message = (
+        "is another graph: it takes attention_mask, position_ids, tokens and gives .*, where attention_mask, input_"
+    )
+    with pytest.raises(ModelError, match=message):
+        Runtime.open(found.directory)
 
 
 def test_generation_settings_of_the_directory_are_used(exported: Callable[..., Any]) -> None:

@@ -110,6 +110,37 @@ def test_what_does_not_fit_is_told(answering: Callable[..., Any]) -> None:
         runtime.generate(SOURCES, MASK[:, 1:])
 
 
+def test_what_is_no_source_is_told(answering: Callable[..., Any]) -> None:
+    runtime = Runtime.open(answering(0).directory, threads=1)
+    for ids, mask, message in (
+        ([[3, 67]], None, "input_ids: 67 is not a token of the vocabulary, 0 to 66"),
+        ([[3.5]], None, "input_ids: float64 is not a type of tokens"),
+        ([[]], None, r"input_ids: the shape \(1, 0\) is not"),
+        ([[1, 2]], [[1]], r"attention_mask: the shape \(1, 1\) is not that of input_ids"),
+        ([[1, 2]], [[0, 0]], "attention_mask: row 0 hides all its tokens"),
+    ):
+        for call in (runtime.generate, runtime.stream, runtime.begin, runtime.answer):
+            with pytest.raises(UserError, match=message):
+                call(ids, mask)
+    files = r"\(encoder_model.onnx, decoder_model_merged.onnx\)"
+    with pytest.raises(UserError, match=f"logits: this model answers sources {files}; use answer, or begin"):
+        runtime.logits(SOURCES)
+    with pytest.raises(UserError, match=f"start: this model answers sources {files}; use answer, or begin"):
+        runtime.start(1)
+    assert runtime.generate(SOURCES.tolist(), MASK.tolist()).tolist() == runtime.generate(SOURCES, MASK).tolist()
+
+
+def test_an_answer_ends_with_the_positions(answering: Callable[..., Any]) -> None:
+    runtime = Runtime.open(answering(0).directory, threads=1)
+    answer = runtime.answer(SOURCES)
+    answer.feed(np.full((3, 1), 2))
+    with pytest.raises(ValueError, match=f"{runtime.context + 1} tokens do not fit a capacity of {runtime.context}"):
+        answer.feed(np.full((3, runtime.context), 5))
+    answer.feed(np.full((3, runtime.context - 1), 5))
+    with pytest.raises(ValueError, match=f"{runtime.context + 1} tokens do not fit"):
+        answer.feed(np.full((3, 1), 5))
+
+
 @pytest.mark.parametrize("file", ["encoder_model.onnx", "decoder_model_merged.onnx"])
 def test_a_damaged_directory_is_told(answering: Callable[..., Any], file: str) -> None:
     directory = answering(0).directory
@@ -118,6 +149,16 @@ def test_a_damaged_directory_is_told(answering: Callable[..., Any], file: str) -
         Runtime.open(directory)
     (directory / file).unlink()
     with pytest.raises(ModelError, match=f"{file}: cannot be opened"):
+        Runtime.open(directory)
+
+
+def test_graphs_that_changed_places_and_a_start_that_is_no_token_are_told(answering: Callable[..., Any]) -> None:
+    directory = answering(0).directory
+    (directory / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 67}))
+    with pytest.raises(ModelError, match="decoder_start_token_id 67 is not a token, 0 to 66"):
+        Runtime.open(directory)
+    (directory / "encoder_model.onnx").write_bytes((directory / "decoder_model_merged.onnx").read_bytes())
+    with pytest.raises(ModelError, match=r"encoder_model\.onnx: is another graph: it takes encoder_attention_mask"):
         Runtime.open(directory)
 
 

@@ -46,6 +46,28 @@ def learnable(tmp_path: Path) -> Callable[[Artifact], Data]:
 
 
 @pytest.fixture
+def answered(tmp_path: Path) -> Callable[..., Data]:
+    """Prompts (or sources) of many lengths, each with an answer that has nothing to do with it."""
+
+    def read(artifact: Artifact, rows: int = 14) -> Data:
+        interface = ModelInterface.of(artifact.config())
+        lines = []
+        for i in range(rows):
+            prompt = [3 + (7 * i + j) % (interface.vocabulary - 3) for j in range(2 + i % 5)]
+            answer = [3 + (i * j) % (interface.vocabulary - 3) for j in range(1 + i % 3)] + [interface.eos]
+            if interface.task == "seq2seq":
+                lines.append({"ids": prompt, "labels": answer})
+            else:
+                lines.append({"ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+        (tmp_path / "answered.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        source = {"json": "answered.jsonl", "input_ids": "ids", "labels": "labels"}
+        spec = DataSpec.model_validate({"train": source, "eval": source})
+        return open_data(spec, tokenizer=None, model=interface, base=tmp_path)
+
+    return read
+
+
+@pytest.fixture
 def run_stage(tmp_path: Path) -> Callable[..., Artifact]:
     """Run a stage, seal what it wrote and open it again; a second call with the same ``out`` continues the first."""
 

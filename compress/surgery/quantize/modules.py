@@ -129,9 +129,10 @@ class Product(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize the input, then multiply."""
-        return F.linear(self._activations(x), self.quantizer(), self.bias)
+        return F.linear(self.activations(x), self.quantizer(), self.bias)
 
-    def _activations(self, x: Tensor) -> Tensor:
+    def activations(self, x: Tensor) -> Tensor:
+        """The input as the product takes it, quantized or as it is: [..., I] -> [..., I]."""
         spec = self.spec
         with torch.autocast(x.device.type, enabled=False):
             if spec.activations == "block":

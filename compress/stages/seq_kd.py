@@ -1,0 +1,92 @@
+"""Targets that a teacher generates for the rows of ``data.train`` (sequence-level distillation)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from compress.artifact import TARGETS, Artifact
+from compress.data.answers import prompts_of
+from compress.errors import NothingDoneError
+from compress.files import write_text
+from compress.measure.decoding import Generation
+from compress.measure.subject import TorchSubject
+from compress.models.settings import copy_settings
+from compress.stages.answering import answers
+from compress.stages.stage import Context, Result, Stage
+from compress.surgery.coverage import Coverage
+
+
+class SeqKd(Stage):
+    """Let a model answer the prompts or sources of the training data (Kim and Rush, 2016); it leaves rows and no model.
+
+    A stage that trains takes the answers as its targets with ``targets: NAME``. A row whose answer is empty stays: its
+    target is the end token alone. An answer that comes to no end within ``max_new_tokens`` has no end token.
+    """
+
+    type: Literal["seq_kd"] = "seq_kd"
+    decoding: Generation = Generation()
+    """How answers are generated: the likeliest, by a search, or drawn with the recipe's seed."""
+    batch: int = Field(32, ge=1)
+    """Rows that are answered at once."""
+
+    forbids: ClassVar[frozenset[str]] = frozenset({"masked", "onnx", "bitsandbytes"})
+    takes: ClassVar[frozenset[str]] = frozenset({"pruned", "quantized"})
+    gives: ClassVar[frozenset[str]] = frozenset({"targets"})
+
+    @field_validator("decoding")
+    @classmethod
+    def _without_idle(cls, decoding: Generation) -> Generation:
+        of_sampling, of_search = {"temperature", "top_k", "top_p"}, {"beams", "length_penalty"}
+        given = {name for name, field in Generation.model_fields.items() if getattr(decoding, name) != field.default}
+        if decoding.do_sample and (idle := sorted(given & of_search)):
+            raise ValueError(f"{idle[0]} belongs to a search, and do_sample: true draws; leave one out")
+        if not decoding.do_sample and (idle := sorted(given & of_sampling)):
+            raise ValueError(f"{idle[0]} does nothing without do_sample: true")
+        if decoding.beams == 1 and "length_penalty" in given:
+            raise ValueError("length_penalty does nothing without beams above 1")
+        return decoding
+
+    def run(self, source: Artifact, out: Path, context: Context) -> Result:
+        name = self.name or self.type
+        prompts = prompts_of(context.train(name))
+        subject = TorchSubject.of(source, context.device)
+        found = answers(subject, prompts, self.decoding, self.batch, out / "checkpoints", context, name=name)
+        copy_settings(source.path, out)
+        write_text(out / TARGETS, "".join(_lines(prompts, found, subject.tokenizer)))
+        special = {*subject.ends, *_special(subject.side.config)}
+        empty = sum(special.issuperset(answer) for answer in found)
+        if empty == len(found):
+            raise NothingDoneError(f"{name}: all {empty} answers are empty; another source or decoding may say more")
+        tokens = sum(map(len, found))
+        cut = sum(answer[-1] not in subject.ends for answer in found)
+        coverage = Coverage(
+            modules_touched=len(found) - empty,
+            modules_total=len(found),
+            parameters_touched=tokens,
+            parameters_total=tokens,
+            bytes_before=0,
+            bytes_after=0,
+            note=f"rows in place of modules, tokens in place of parameters; {empty} empty, {cut} without an end",
+        )
+        metrics = {"rows": len(found), "tokens": tokens, "empty": empty, "without_end": cut}
+        return Result(traits=self.gives, coverage=coverage, metrics={key: float(n) for key, n in metrics.items()})
+
+
+def _lines(prompts: Sequence[list[int]], found: Sequence[list[int]], tokenizer: Any) -> list[str]:
+    lines = []
+    for prompt, answer in zip(prompts, found, strict=True):
+        row: dict[str, Any] = {"source": prompt, "target": answer}
+        if tokenizer is not None:  # for people; what is trained on are the tokens
+            row["text"] = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return lines
+
+
+def _special(config: Any) -> set[int]:
+    names = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+    return {token for name in names if isinstance(token := getattr(config, name, None), int)}

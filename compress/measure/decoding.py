@@ -102,5 +102,6 @@ def through_end(row: list[int], end: int | Sequence[int] | None) -> list[int]:
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed for a tuple of whole numbers from 0, such as (seed, step); others for others."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    """One seed for a tuple of whole numbers from 0, such as (seed, step); others for others, longer ones included."""
+    # the count leads, since a SeedSequence takes zeros behind its numbers for nothing
+    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1)[0])

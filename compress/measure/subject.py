@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from compress.artifact import Artifact
 from compress.data import Batch, ModelInterface
@@ -80,12 +81,18 @@ class TorchSubject:
             return self.side.family.logits(self.side.model, states_BTD).float().cpu()
 
     def generate(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
-        return [until_end(row, self.ends) for row in self.complete(prompts, decoding, seed)]
+        settings = generation_settings(self.side.config, self.tokenizer, self.ends, decoding)
+        return [until_end(row, self.ends) for row in self._new_tokens(prompts, settings, seed)]
 
     def complete(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
-        """As :meth:`generate`, each row with its end token where it came to one; nothing of the model changes."""
-        model: Any = self.side.model
+        """Answers to train on: each row with its end token where the model came to one, and none put in by force."""
         settings = generation_settings(self.side.config, self.tokenizer, self.ends, decoding)
+        settings.forced_eos_token_id = None  # or a student would learn to stop where an answer was cut
+        return [through_end(row, self.ends) for row in self._new_tokens(prompts, settings, seed)]
+
+    def _new_tokens(self, prompts: Sequence[list[int]], settings: GenerationConfig, seed: int) -> list[list[int]]:
+        """What ``generate`` adds to each row, and behind its end whatever fills it up; nothing of the model changes."""
+        model: Any = self.side.model
         seq2seq = self.side.family.task == "seq2seq"
         ids, mask = padded(prompts, settings.pad_token_id, left=not seq2seq)
         own, model.generation_config = model.generation_config, settings
@@ -97,7 +104,8 @@ class TorchSubject:
         finally:
             model.generation_config = own
         start = 1 if seq2seq else ids.shape[1]
-        return [through_end(row, self.ends) for row in found[:, start:].tolist()]
+        new: list[list[int]] = found[:, start:].tolist()
+        return new
 
     def _moved(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.side.device) for name, tensor in batch.items()}

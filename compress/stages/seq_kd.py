@@ -37,6 +37,7 @@ class SeqKd(Stage):
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "onnx", "bitsandbytes"})
     takes: ClassVar[frozenset[str]] = frozenset({"pruned", "quantized"})
     gives: ClassVar[frozenset[str]] = frozenset({"targets"})
+    version: ClassVar[int] = 2
 
     @field_validator("decoding")
     @classmethod

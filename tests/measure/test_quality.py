@@ -16,7 +16,7 @@ from compress.artifact import Artifact, adopt
 from compress.data import Data
 from compress.errors import DataError, RecipeError
 from compress.functional.divergence import forward_kl
-from compress.measure.decoding import Decoding, ends_of, padded, until_end
+from compress.measure.decoding import Decoding, ends_of, padded, seed_of, until_end
 from compress.measure.quality import Quality
 from compress.measure.subject import subject_of
 
@@ -202,6 +202,12 @@ def test_both_runtimes_are_told_the_settings_that_take_part() -> None:
     assert Decoding(beams=3, length_penalty=2.0).options() == common | {"num_beams": 3, "length_penalty": 2.0}
     drawn = {"do_sample": True, "temperature": 0.5, "top_k": 7, "top_p": 0.9}
     assert Decoding(beams=3, **drawn).options() == {"max_new_tokens": 64} | drawn
+
+
+def test_every_tuple_of_numbers_has_a_seed_of_its_own() -> None:
+    numbers = [(0,), (5,), (0, 0), (0, 5), (5, 0), (0, 5, 0), (0, 5, 0, 0), (2, 0, 5)]
+    assert len({seed_of(*each) for each in numbers}) == len(numbers)
+    assert seed_of(0, 5) == seed_of(0, 5)
 
 
 def test_references_must_exist_and_share_the_vocabulary(gpt2: Artifact, bart: Artifact, folder: Path) -> None:

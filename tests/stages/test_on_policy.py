@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compress.artifact import Artifact
+from compress.artifact import Artifact, adopt
 from compress.errors import NothingDoneError
 from compress.objective import Objective
 from compress.registry import STAGES
@@ -100,6 +100,16 @@ def test_a_student_that_is_its_teacher_is_at_distance_zero(
     other = history(run_stage(config, student, data=data, models={"base": teacher}, out="other"))[0]
     assert all(abs(value) < 1e-6 for value in same["terms"].values())
     assert all(value > 1e-3 for value in other["terms"].values())
+
+
+def test_an_answer_that_was_cut_is_not_given_the_end_that_the_model_forces(pair: Any, drawing: Any) -> None:
+    student, _ = pair("tiny_bart")
+    file = student.path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"forced_eos_token_id": 2}))
+    drawn, data = drawing(adopt(student.path))
+    labels = drawn.batch(next(iter(data.loader(14))), 0, 0)["labels"]
+    lasts = labels[(labels != -100).all(1), -1]  # of answers with all five tokens
+    assert labels.shape[1] == 5 and len(lasts) and (lasts != 2).any()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -89,6 +89,33 @@ def test_targets_are_what_the_stock_library_generates(
         kd.model()
 
 
+def test_an_answer_that_was_cut_has_no_end_where_the_model_forces_one(
+    teacher: Any, run_stage: Any, answered: Any
+) -> None:
+    base = teacher("tiny_bart")
+    plain = run_stage(stage(), base, data=answered(base), out="plain")
+    forcing = forcing_the_end(base)
+    kd = run_stage(stage(), forcing, data=answered(forcing), out="forcing")
+    cut = sum(row["target"][-1] != 2 for row in rows_of(kd))
+    assert cut and kd.manifest.lineage[-1].metrics["without_end"] == cut
+    assert rows_of(kd) == rows_of(plain)
+    prompts = prompts_of(answered(forcing).train)  # a measurement generates as the model does on its own
+    said = TorchSubject.of(forcing, "cpu").generate(prompts, Generation(max_new_tokens=6), 0)
+    assert max(map(len, said)) == 5
+
+
+def test_a_forced_first_token_stays(teacher: Any, run_stage: Any, answered: Any) -> None:
+    base = forcing_the_end(teacher("tiny_bart"), forced_bos_token_id=7)
+    assert {row["target"][0] for row in rows_of(run_stage(stage(), base, data=answered(base)))} == {7}
+
+
+def forcing_the_end(artifact: Artifact, **more: int) -> Artifact:
+    """The same model with the settings of a stock BART, of which every answer ends with the end token."""
+    file = artifact.path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"forced_eos_token_id": 2} | more))
+    return adopt(artifact.path)
+
+
 @pytest.mark.parametrize("decoding", [{"beams": 2}, {"do_sample": True, "temperature": 1.5}], ids=["search", "drawn"])
 @pytest.mark.parametrize("damage", ["", "[[1, 2"], ids=["stopped", "killed"])
 def test_resumed_is_straight(

@@ -127,11 +127,17 @@ def test_steps_on_own_answers_are_in_the_key_and_in_the_report(recipe: Path) -> 
     assert "on policy steps 2" in (done.workdir / "report.md").read_text()
 
 
-def test_a_result_of_targets_is_no_base_of_another_run(recipe: Path) -> None:
-    kd = run(recipe).artifacts["kd"].path
+def test_a_result_of_targets_is_no_model_of_another_run(recipe: Path) -> None:
+    done = run(recipe)
+    kd, plain = (done.artifacts[name].path for name in ("kd", "plain"))
     other = recipe.with_name("other.yaml")
-    other.write_text(f"version: 1\nname: other\nmodel: {kd}\nstages: [export_onnx]\n")
-    with pytest.raises(RecipeError, match="source names 'base', which holds generated targets"):
-        make_plan(Inputs(read_recipe(other), recipe.parent / "elsewhere"))
+    for models, name, stages in (
+        (f"model: {kd}", "base", "[export_onnx]"),
+        (f"model: {kd}", "base", "[]"),
+        (f"models: {{plain: {plain}, said: {kd}}}", "said", "[]"),
+    ):
+        other.write_text(f"version: 1\nname: other\n{models}\nstages: {stages}\nmeasure: [size]\n")
+        with pytest.raises(RecipeError, match=rf"other.yaml:3: models\.{name} holds generated targets and no model"):
+            make_plan(Inputs(read_recipe(other), recipe.parent / "elsewhere"))
     with pytest.raises(ModelError, match="holds generated targets and no model"):
         compress.load(kd)

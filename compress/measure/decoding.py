@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -19,7 +19,10 @@ from compress.schema import Strict
 
 
 class Generation(Strict):
-    """How text is generated. Every choice is stated; a model's own generation defaults are not used."""
+    """How text is generated. Every choice is stated; a model's own generation defaults are not used.
+
+    A setting that takes no part is refused.
+    """
 
     max_new_tokens: int = Field(64, ge=1)
     beams: int = Field(1, ge=1)
@@ -30,6 +33,17 @@ class Generation(Strict):
     top_k: int = Field(0, ge=0)
     """Tokens sampling chooses among; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _without_idle(self) -> Self:
+        given = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        if self.do_sample and (idle := sorted(given & {"beams", "length_penalty"})):
+            raise ValueError(f"{idle[0]} belongs to a search, and do_sample: true draws; leave one out")
+        if not self.do_sample and (idle := sorted(given & {"temperature", "top_k", "top_p", "seeds"})):
+            raise ValueError(f"{idle[0]} does nothing without do_sample: true")
+        if self.beams == 1 and "length_penalty" in given:
+            raise ValueError("length_penalty does nothing without beams above 1")
+        return self
 
     def options(self) -> dict[str, Any]:
         """The settings that take part, named as ``generate`` of either runtime names them."""

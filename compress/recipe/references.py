@@ -99,6 +99,9 @@ def static_problems(
 
     ``unopened`` names models that may have more traits than ``models`` says; what they lack is not told.
     """
+    for name, traits in models.items():
+        if GENERATED in traits:
+            yield ("models", name), f"models.{name} holds generated targets and no model; name another stage's result"
     taken = {name: f"models.{name}" for name in models}
     for item in link(models, stages):
         if item.name in taken:
@@ -119,7 +122,7 @@ def static_problems(
         for field, name in [*(("of", name) for name in of), *([("reference", reference)] if reference else [])]:
             if name not in names:
                 yield ("measure", index, field), f"measure[{index}].{field} names {name!r}. {suggest(name, names)}"
-            elif name in no_models or GENERATED in models.get(name, ()):
+            elif name in no_models:
                 yield ("measure", index, field), f"measure[{index}].{field} names {name!r}, {_NO_MODEL}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from compress.artifact import TARGETS, Artifact
 from compress.data.answers import prompts_of
@@ -38,19 +38,6 @@ class SeqKd(Stage):
     takes: ClassVar[frozenset[str]] = frozenset({"pruned", "quantized"})
     gives: ClassVar[frozenset[str]] = frozenset({"targets"})
     version: ClassVar[int] = 2
-
-    @field_validator("decoding")
-    @classmethod
-    def _without_idle(cls, decoding: Generation) -> Generation:
-        of_sampling, of_search = {"temperature", "top_k", "top_p"}, {"beams", "length_penalty"}
-        given = {name for name, field in Generation.model_fields.items() if getattr(decoding, name) != field.default}
-        if decoding.do_sample and (idle := sorted(given & of_search)):
-            raise ValueError(f"{idle[0]} belongs to a search, and do_sample: true draws; leave one out")
-        if not decoding.do_sample and (idle := sorted(given & of_sampling)):
-            raise ValueError(f"{idle[0]} does nothing without do_sample: true")
-        if decoding.beams == 1 and "length_penalty" in given:
-            raise ValueError("length_penalty does nothing without beams above 1")
-        return decoding
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
         name = self.name or self.type

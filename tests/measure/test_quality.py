@@ -19,6 +19,7 @@ from compress.functional.divergence import forward_kl
 from compress.measure.decoding import Decoding, ends_of, padded, seed_of, until_end
 from compress.measure.quality import Quality
 from compress.measure.subject import subject_of
+from compress.stages.seq_kd import SeqKd
 
 from .conftest import LINES, data_of
 
@@ -198,10 +199,29 @@ def test_beams_of_an_exported_model_give_torch_s_text(gpt2: Artifact, gpt2_onnx:
 
 def test_both_runtimes_are_told_the_settings_that_take_part() -> None:
     common = {"max_new_tokens": 64, "do_sample": False}
-    assert Decoding().options() == Decoding(length_penalty=2.0).options() == common
+    assert Decoding().options() == common
+    assert Decoding(beams=3).options() == common | {"num_beams": 3, "length_penalty": 1.0}
     assert Decoding(beams=3, length_penalty=2.0).options() == common | {"num_beams": 3, "length_penalty": 2.0}
     drawn = {"do_sample": True, "temperature": 0.5, "top_k": 7, "top_p": 0.9}
-    assert Decoding(beams=3, **drawn).options() == {"max_new_tokens": 64} | drawn
+    assert Decoding(**drawn).options() == {"max_new_tokens": 64} | drawn
+
+
+@pytest.mark.parametrize(
+    ("decoding", "message"),
+    [
+        ({"temperature": 0.5}, "temperature does nothing without do_sample: true"),
+        ({"do_sample": True, "beams": 3}, "beams belongs to a search, and do_sample: true draws; leave one out"),
+        ({"length_penalty": 2.0}, "length_penalty does nothing without beams above 1"),
+        ({"seeds": [1, 2]}, "seeds does nothing without do_sample: true"),
+    ],
+)
+def test_a_decoding_that_does_nothing_is_refused(decoding: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Quality.model_validate({"metric": "bleu", "decoding": decoding})
+    if "seeds" not in decoding:
+        with pytest.raises(ValidationError, match=message):
+            SeqKd.model_validate({"decoding": decoding})
+        Quality.model_validate({"metric": "bleu", "decoding": {"do_sample": False, "beams": 2, "length_penalty": 2.0}})
 
 
 def test_every_tuple_of_numbers_has_a_seed_of_its_own() -> None:

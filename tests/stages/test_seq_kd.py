@@ -247,16 +247,3 @@ def test_a_target_that_does_not_fit_the_student_is_refused(
     small = stock(tiny_gpt2(**{**SIZES, "vocab": 6}), "small")
     with pytest.raises(DataError, match="targets kd: row 0: token .* is not in the model's vocabulary of 6"):
         with_targets(answered(small), kd.path / TARGETS, "kd")
-
-
-@pytest.mark.parametrize(
-    ("decoding", "message"),
-    [
-        ({"temperature": 0.5}, "temperature does nothing without do_sample: true"),
-        ({"do_sample": True, "beams": 3}, "beams belongs to a search, and do_sample: true draws; leave one out"),
-        ({"length_penalty": 2.0}, "length_penalty does nothing without beams above 1"),
-    ],
-)
-def test_a_decoding_that_does_nothing_is_refused(decoding: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        STAGES.read(stage(**decoding))

@@ -5,7 +5,6 @@ A prompt is what a causal model reads before the first token that is scored; a s
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from compress.data.interface import ModelInterface
 from compress.data.split import Batch, Split, collate
+from compress.errors import DataError
 from compress.models.structure import IGNORE, Task
 
 if TYPE_CHECKING:
@@ -21,17 +21,24 @@ if TYPE_CHECKING:
 
 
 def prompt_of(input_ids: list[int], labels: list[int], task: Task) -> list[int]:
-    """The prompt (or source) of a row with aligned labels; all that it reads where nothing is scored."""
+    """The prompt (or source) of a row with aligned labels; raises DataError where a causal row has no scored token."""
     if task == "seq2seq":
         return input_ids
-    first = next((at for at, label in enumerate(labels) if label != IGNORE), len(input_ids))
+    first = next((at for at, label in enumerate(labels) if label != IGNORE), None)
+    if first is None:
+        raise DataError("no token is scored, so nothing says where its prompt ends; leave the row out")
     return input_ids[: first + 1]
 
 
 def prompts_of(split: Split) -> list[list[int]]:
-    """The prompt (or source) of each row."""
-    columns = zip(split.rows["input_ids"], split.rows["labels"], strict=True)
-    return [prompt_of(ids, labels, split.model.task) for ids, labels in columns]
+    """The prompt (or source) of each row; raises DataError, with its number, for one that has none."""
+    prompts = []
+    for row, (ids, labels) in enumerate(zip(split.rows["input_ids"], split.rows["labels"], strict=True)):
+        try:
+            prompts.append(prompt_of(ids, labels, split.model.task))
+        except DataError as error:
+            raise DataError(f"{split.name}: row {row}: {error}") from None
+    return prompts
 
 
 def answered(prompt: list[int], answer: list[int], task: Task) -> dict[str, list[int]]:
@@ -58,13 +65,12 @@ def answered_batch(prompts: Sequence[list[int]], answers: Sequence[list[int]], m
 def with_targets(data: Data, file: Path, name: str) -> Data:
     """The data with the rows of ``file`` (JSON lines with ``source`` and ``target``, token ids) as ``data.train``.
 
-    Raises DataError for a row that does not fit the model; ``name`` is what messages call the rows.
+    The digest stays that of the data as read. Raises DataError for a row that does not fit the model; ``name`` is what
+    messages call the rows.
     """
     from compress.data.encoding import Encoder  # imports `datasets`, which takes a second
 
     assert data.train is not None
-    content = file.read_bytes()
-    rows = [json.loads(line) for line in content.splitlines()]
+    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
     train = Encoder(data.spec, data.train.model, None, f"targets {name}").answered(rows)
-    digest = hashlib.sha256(data.digest.encode() + content).hexdigest()
-    return replace(data, train=train, digest=digest)
+    return replace(data, train=train)

@@ -179,15 +179,15 @@ class Encoder:
         )
 
     def _split(self, inputs: Sequence[Sequence[int] | Ids], labels: Sequence[Sequence[int] | Ids]) -> Split:
-        scored = sum(np.count_nonzero(np.asarray(row) != IGNORE) for row in labels)
-        if not scored:
+        scored = [np.count_nonzero(np.asarray(row) != IGNORE) for row in labels]
+        if not any(scored):
             raise DataError(f"{self.where}: no token is scored; all labels are -100")
         named = {"input_ids": inputs, "labels": labels}
         columns = {name: self._column(found, name) for name, found in named.items()}
         lengths = [len(one) + len(other) for one, other in zip(inputs, labels, strict=True)]
         table = InMemoryTable(pa.table({**columns, "length": pa.array(lengths, pa.int64())}))
         rows = Dataset(table, fingerprint=self.where)  # or all of it is copied to make one up
-        return Split(self.where, rows, self.model, tokens=int(scored))
+        return Split(self.where, rows, self.model, tokens=int(sum(scored)), blank=scored.count(0))
 
     def _column(self, rows: Sequence[Sequence[int] | Ids], column: str) -> pa.LargeListArray:
         """The rows in four bytes a token; raises DataError for one that does not fit the model."""

@@ -243,6 +243,14 @@ def _parallel(source: Source, files: ParallelText, base: Path, where: str) -> li
 def _ids(table: datasets.Dataset, name: str, where: str) -> list[list[int]]:
     rows = _column(table, name, where)
     for row, cell in enumerate(rows):
-        if not isinstance(cell, list) or not all(isinstance(token, int) for token in cell):
+        if not isinstance(cell, list):
             raise DataError(f"{where}: row {row}: column {name!r} holds {type(cell).__name__}, not a list of token ids")
+    if wrong := [(row, token) for row, cell in enumerate(rows) for token in cell if type(token) is not int]:
+        # one broken number makes floats of a whole column: that one is told, if there is one
+        row, token = next((found for found in wrong if not _is_whole(found[1])), wrong[0])
+        raise DataError(f"{where}: row {row}: column {name!r} holds {token!r}, which is no token id")
     return rows
+
+
+def _is_whole(token: Any) -> bool:
+    return isinstance(token, float) and token.is_integer()

@@ -56,7 +56,7 @@ class Split:
     truncated: int = 0
     """Rows that ``block``, ``max_source`` or ``max_target`` cut."""
     blank: int = 0
-    """Rows with a source or prompt, or a target or response, without a word."""
+    """Rows with a source or prompt, or a target or response, without a word; of ready tokens, without a scored one."""
     tokens: int = 0
     """Scored positions."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from compress.data import Data, ModelInterface
 from compress.data.answers import prompts_of
+from compress.errors import DataError
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.teachers import difference
 from compress.recipe.references import GENERATED, Link
@@ -26,7 +28,7 @@ class _Answers:
     new: int
     field: str
 
-    @property
+    @cached_property
     def before(self) -> int:
         """Tokens that share the positions of an answer at most: those of the longest prompt; of an encoder none do."""
         assert self.data.train is not None
@@ -35,7 +37,11 @@ class _Answers:
     def problems(self, *models: Shape, cut: bool) -> Iterator[str]:
         """What answers have no room in: these models, and with ``cut`` what the data allows."""
         spec = self.data.spec
-        length = self.before + self.new
+        try:
+            length = self.before + self.new
+        except DataError as error:
+            yield str(error)
+            return
         limits = [(f"{model.name!r} takes", model.config.max_position_embeddings) for model in models]
         if cut and spec.block and not models[0].config.is_encoder_decoder:
             limits.append(("data.block allows", spec.block))

@@ -227,6 +227,19 @@ def test_rows_without_a_word_stay_and_are_counted(
         train(written, seq2seq_tokenizer, seq2seq, folder)
 
 
+def test_ready_rows_of_which_nothing_is_scored_are_counted(
+    folder: Path, causal: ModelInterface, seq2seq: ModelInterface
+) -> None:
+    rows = [{"ids": [5, 6], "labels": [-100, -100]}, {"ids": [5, 6], "labels": [6, -100]}, {"ids": [5], "labels": [7]}]
+    written = {"train": {"json": "odd.jsonl", "input_ids": "ids", "labels": "labels"}}
+    (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert train(written, None, seq2seq, folder).blank == 1
+    (folder / "odd.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows[:2]) + '{"ids": [5, 6], "labels": [5, 6]}'
+    )
+    assert train(written, None, causal, folder).blank == 2  # a first token is read and not predicted
+
+
 def test_an_empty_source_of_a_tokenizer_without_special_tokens_is_told(
     folder: Path, causal_tokenizer: Any, seq2seq: ModelInterface
 ) -> None:

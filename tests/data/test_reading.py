@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,23 @@ def test_parallel_files(folder: Path) -> None:
 def test_token_rows(folder: Path) -> None:
     rows = read_tokens(source(json="rows.jsonl", input_ids="ids", labels="labels"), folder, "d")
     assert rows == [TokenRow([1, 2, 3], [-100, 2, 3]), TokenRow([4, 5], [4, 5])]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([[1, 2], [5, 6.5, 7]], "d: row 1: column 'ids' holds 6.5, which is no token id"),
+        ([[1, 2], [5, None]], "d: row 1: column 'ids' holds None, which is no token id"),
+        ([[1.0, 2.0]], "d: row 0: column 'ids' holds 1.0, which is no token id"),
+        ([[True, False]], "d: row 0: column 'ids' holds True, which is no token id"),
+        ([["5"]], "d: row 0: column 'ids' holds '5', which is no token id"),
+        ([3], "d: row 0: column 'ids' holds int, not a list of token ids"),
+    ],
+)
+def test_what_is_no_token_id_is_named(folder: Path, cells: list[Any], message: str) -> None:
+    (folder / "odd.jsonl").write_text("".join(json.dumps({"ids": cell}) + "\n" for cell in cells))
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        read_tokens(source(json="odd.jsonl", input_ids="ids"), folder, "d")
 
 
 @pytest.mark.parametrize(

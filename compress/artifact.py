@@ -171,8 +171,7 @@ def adopt(source: str | Path) -> Artifact:
     path = resolve(source)
     if (path / MANIFEST).exists():
         return _opened(path)
-    config = load_config(path)
-    family = family_of(config)
+    family_of(load_config(path))
     files = _hashes(path)
     weights = [name for name in files if name.endswith(".safetensors")]
     if not weights:
@@ -182,11 +181,26 @@ def adopt(source: str | Path) -> Artifact:
             require_whole(path / name)
         except ValueError as error:
             raise ModelError(f"{path}: no readable {name} ({error})") from None
+    return _unsealed(path, files)
+
+
+def adopt_deployed(source: str | Path) -> Artifact:
+    """As :func:`adopt`, but a directory with ``.onnx`` files and no manifest is an exported model, to be timed."""
+    path = Path(source)
+    if (path / MANIFEST).exists() or not any(path.glob("*.onnx")):
+        return adopt(source)
+    return _unsealed(path, _hashes(path), traits=("onnx",))
+
+
+def _unsealed(path: Path, files: dict[str, str], traits: tuple[str, ...] = ()) -> Artifact:
+    config = load_config(path)
+    family = family_of(config)
     digest = _digest(path, files)
     sizes = {axis.name: axis.size for axis in family.axes(config)}
-    return Artifact(
-        path, Manifest(family=family.name, task=family.task, root=digest, sizes=sizes, files=files, digest=digest)
+    manifest = Manifest(
+        family=family.name, task=family.task, traits=traits, root=digest, sizes=sizes, files=files, digest=digest
     )
+    return Artifact(path, manifest)
 
 
 def seal(

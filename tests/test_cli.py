@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 import compress
 from compress.artifact import adopt
 from compress.cli.app import _exit_code, console, show
+from compress.cli.bench import bench_models, labels
 from compress.cli.tables import records_table
+from compress.errors import UserError
 from compress.objective import Objective
 from compress.registry import MEASUREMENTS, STAGES, TERMS
 
@@ -269,7 +271,31 @@ def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> N
     assert titles[-6:] == ["tokens/s", "prefill", "per token", "MB/token", "floor ms", "above"]
     assert [line[0] for line in lines] == [path.name for path in pair]
     assert lines[0][titles.index("per token")] == "1.00x" != lines[1][titles.index("per token")]
-    refused(cli("bench", pair[0], pair[0]), "give each directory once")
+    refused(cli("bench", pair[0], pair[0]), f"{pair[0]} is given twice; give each directory once")
+
+
+def test_bench_takes_any_directories(cli: Command, finished: Path, tmp_path: Path) -> None:
+    """Two of one name, one of which has lost its manifest; and how often they decode is told."""
+    deployed, sealed = tmp_path / "a" / "m", tmp_path / "b" / "m"
+    shutil.copytree(artifact(finished, "onnx"), deployed, ignore=shutil.ignore_patterns("artifact.json"))
+    shutil.copytree(artifact(finished, "onnx"), sealed)
+    settings = {"prompt": 4, "new_tokens": 2, "threads": 1, "rounds": 2}
+    records = bench_models([deployed, sealed], settings, "cpu", console())
+    assert [record["name"] for record in records] == ["a/m", "b/m"]
+    first, second = (record["conditions"]["speed"] for record in records)
+    assert first == second and first["runtime"] == "onnxruntime" and first["rounds"] == 2
+    assert records[0]["speed"]["weight_bytes_per_token"] == records[1]["speed"]["weight_bytes_per_token"]
+    told = cli("bench", deployed, "--prompt", 4, "--new-tokens", 2, "--threads", 1, "--rounds", 0)
+    refused(told, "--rounds")
+    (deployed / "config.json").unlink()
+    refused(cli("bench", deployed), "config.json")
+
+
+def test_directories_are_told_apart_by_what_differs() -> None:
+    paths = [Path(path) for path in ("/x/a/m", "/y/a/m", "/y/b/n", "/m")]
+    assert labels(paths) == ["x/a/m", "y/a/m", "n", "/m"]
+    with pytest.raises(UserError, match="/y/a/../b is given twice; give each directory once"):
+        labels([Path("/y/b"), Path("/z"), Path("/y/a/../b")][::-1])
 
 
 def test_list_names_everything_with_a_sentence(cli: Command) -> None:

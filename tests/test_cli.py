@@ -259,6 +259,8 @@ def test_generate_refuses_what_does_not_fit(cli: Command, finished: Path, name: 
     refused(cli("generate", artifact(finished, name), "--prompt", "the cat " * 20), "64 new ones")
     refused(cli("generate", artifact(finished, name), "--prompt", ""), "--prompt is empty")
     refused(cli("generate", artifact(finished, name), "--prompt", "\udcff"), "--prompt is no UTF-8 text")
+    cold = ("--temperature", "1e-320")
+    refused(cli("generate", artifact(finished, name), "--prompt", "the", *cold), "--temperature is 9.99989e-321; give")
     both = ("--beams", 4, "--temperature", 0.5)
     refused(cli("generate", artifact(finished, name), "--prompt", "the cat", *both), "--beams 4 searches and --temp")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import ModelError, UserError
+from compress.onnx.sampling import LEAST_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ def texts(path: Path, request: Request) -> Iterator[str]:
         raise UserError("--prompt is no UTF-8 text")
     if request.beams > 1 and request.temperature:
         raise UserError(f"--beams {request.beams} searches and --temperature {request.temperature:g} draws; give one")
+    if 0 < request.temperature < LEAST_TEMPERATURE:
+        raise UserError(f"--temperature is {request.temperature:g}; give 0, or {LEAST_TEMPERATURE:g} at least")
     return _exported(path, request) if any(path.glob("*.onnx")) else _torch(path, request)
 
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from compress.artifact import Artifact
 from compress.data import ModelInterface
 from compress.onnx.opening import decoding_settings
-from compress.onnx.sampling import as_tokens
+from compress.onnx.sampling import LEAST_TEMPERATURE, as_tokens
 from compress.schema import Strict, added
 
 
@@ -26,7 +26,7 @@ class Generation(Strict):
     length_penalty: float = 1.0
     """Of beam search: scores are divided by length to this power."""
     do_sample: bool = False
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=LEAST_TEMPERATURE)
     top_k: int = Field(0, ge=0)
     """Tokens sampling chooses among; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)

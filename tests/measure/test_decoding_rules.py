@@ -68,3 +68,9 @@ def test_results_made_without_the_rules_keep_their_keys() -> None:
 def test_a_text_cannot_have_more_tokens_than_it_may() -> None:
     with pytest.raises(ValidationError, match="min_new_tokens: 9 is more than max_new_tokens: 8"):
         Decoding(max_new_tokens=8, min_new_tokens=9)
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-320, float("inf"), float("nan")])
+def test_a_temperature_is_one_that_both_runtimes_can_divide_by(temperature: float) -> None:
+    with pytest.raises(ValidationError, match="temperature"):
+        Decoding(do_sample=True, temperature=temperature)

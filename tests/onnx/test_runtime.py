@@ -117,6 +117,8 @@ def test_beams_do_not_stream_and_forced_tokens_are_known(exported: Callable[...,
     ids, _ = left_padded(1, 3)
     with pytest.raises(UserError, match="num_beams: 4 beams know no token before the last; stream with 1"):
         runtime.stream(ids, num_beams=4)
+    with pytest.raises(UserError, match="max_length: is no option of generation; known are max_new_tokens, "):
+        runtime.generate(ids, max_length=3)
     with pytest.raises(UserError, match="forced_eos_token_id: 67 is not a token of the vocabulary, 0 to 66"):
         runtime.generate(ids, forced_eos_token_id=67)
     with pytest.raises(UserError, match="3 tokens of prompt and 62 new ones exceed the context of 64"):

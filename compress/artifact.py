@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.files import publish, require_whole, sha256
+from compress.files import changed, publish, require_whole, sha256
 from compress.models import family_of
 from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve, save_config
 from compress.models.settings import copy_settings
@@ -280,11 +280,8 @@ def _opened(path: Path) -> Artifact:
         first = error.errors()[0]
         where = ": ".join(filter(None, [str(path / MANIFEST), ".".join(map(str, first["loc"]))]))
         raise ModelError(f"{where}: {first['msg']}") from None
-    for name, digest in manifest.files.items():
-        if not (path / name).exists():
-            raise ModelError(f"{path}: {name} is missing; the artifact is not whole")
-        if sha256(path / name) != digest:
-            raise ModelError(f"{path}: {name} is not the file that was sealed")
+    if problem := changed(path, manifest.files):
+        raise ModelError(f"{path}: {problem}")
     return Artifact(path, manifest)
 
 

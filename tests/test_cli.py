@@ -247,6 +247,42 @@ def test_torch_and_onnx_generate_the_same_text(cli: Command, finished: Path, opt
     assert first.out == second.out
 
 
+@pytest.mark.parametrize("options", [(), ("--beams", 4)])
+def test_what_ends_a_text_is_the_same_in_both_runtimes(
+    cli: Command, finished: Path, tmp_path: Path, options: tuple[Any, ...]
+) -> None:
+    """The tokenizer alone calls a word of the text its end; nothing of it is shown."""
+    arguments = ("--prompt", "the dog sat", "--max-new-tokens", 8, *options)
+    free = cli("generate", artifact(finished, "onnx"), *arguments).out
+    tokenizer = adopt(artifact(finished, "tuned")).tokenizer()
+    word = tokenizer.convert_ids_to_tokens(tokenizer(free.rstrip("\n"))["input_ids"])[-1]
+    said = []
+    for name in ("tuned", "onnx"):
+        shutil.copytree(artifact(finished, name), tmp_path / name, ignore=shutil.ignore_patterns("artifact.json"))
+        settings = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": word}))
+        said.append(cli("generate", tmp_path / name, *arguments).out)
+    assert said[0] == said[1] != free
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "no manifest"])
+def test_generate_refuses_graphs_that_are_not_the_sealed_ones(
+    cli: Command, finished: Path, tmp_path: Path, damage: str
+) -> None:
+    model = tmp_path / "m"
+    shutil.copytree(artifact(finished, "onnx"), model)
+    expected = {"changed": "model.onnx is not the file that was sealed", "no manifest": "is no manifest of an artifact"}
+    if damage == "changed":
+        content = bytearray((model / "model.onnx").read_bytes())
+        content[len(content) // 2] ^= 1
+        (model / "model.onnx").write_bytes(content)
+    elif damage == "missing":
+        (model / "model.onnx").rename(model / "other.onnx")
+    else:
+        (model / "artifact.json").write_text('{"files": 3}')
+    refused(cli("generate", model, "--prompt", "the"), expected.get(damage, "model.onnx is missing"))
+
+
 @pytest.mark.parametrize("name", ["tuned", "onnx"])
 def test_generate_refuses_a_tokenizer_that_is_none(cli: Command, finished: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(artifact(finished, name), tmp_path / name, ignore=shutil.ignore_patterns("artifact.json"))

@@ -3,12 +3,11 @@
 Run: python benchmarks/adaptive_kl.py [--tokens 512] [--vocabulary 50257] [--spread 4] [--rounds 9]
 """
 
-import argparse
 import sys
 from functools import partial
 
 import torch
-from comparing import Step, at_least_two, conclude, held, medians, ratio, timed
+from comparing import Parser, Step, at_least_two, conclude, held, medians, ratio, timed, whole
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -48,9 +47,9 @@ def peak_bytes(step: Step, student: Tensor) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=50257)
+    parser = Parser(__doc__)
+    parser.add_argument("--tokens", type=whole(1), default=512)
+    parser.add_argument("--vocabulary", type=whole(1), default=50257)
     parser.add_argument("--spread", type=float, default=4.0)
     parser.add_argument("--rounds", type=at_least_two, default=9)
     options = parser.parse_args()
@@ -61,12 +60,12 @@ def main() -> int:
     }
     rounds = timed(steps, options.rounds)
     chunk = student.numel() * student.element_size()
-    whole, ours = (peak_bytes(steps[name], student) / chunk for name in ("forward_kl", "adaptive_kl"))
+    forward, ours = (peak_bytes(steps[name], student) / chunk for name in ("forward_kl", "adaptive_kl"))
     return conclude(
         {**vars(options), "precision": "float32", "threads": torch.get_num_threads()},
         medians(rounds),
         ratios={"adaptive_kl": ratio(rounds, "adaptive_kl", "forward_kl", TIME)},
-        extra_chunks={"adaptive_kl": {**held(ours - whole, MEMORY), "peak": ours, "forward_kl": whole}},
+        extra_chunks={"adaptive_kl": {**held(ours - forward, MEMORY), "peak": ours, "forward_kl": forward}},
     )
 
 

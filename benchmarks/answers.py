@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparing import at_least_two, conclude
+from comparing import Parser, at_least_two, conclude, whole, writable
 
 from compress.artifact import MANIFEST, adopt
 from compress.errors import CompressError, UserError
@@ -35,17 +35,15 @@ Answer = Callable[[Ids, Ids], Sequence[Sequence[int]]]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     parser.add_argument("--lines", type=Path, required=True, help="a text file, a source a line, plain or .gz")
     parser.add_argument("--rows", type=at_least_two, default=100, help="lines at the start of the file")
-    parser.add_argument("--beams", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--max-new-tokens", type=int, default=96)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="file for the JSON, which is printed too")
+    parser.add_argument("--beams", type=whole(1), default=5)
+    parser.add_argument("--batch", type=whole(1), default=1)
+    parser.add_argument("--max-new-tokens", type=whole(1), default=96)
+    parser.add_argument("--threads", type=whole(1), default=2)
+    parser.add_argument("--out", type=writable, help="file for the JSON, which is printed too")
     return parser.parse_args()
 
 

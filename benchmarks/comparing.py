@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -16,11 +17,53 @@ Rounds = list[dict[str, float]]
 """Seconds of one step of each kind, a round each."""
 
 
-def at_least_two(text: str) -> int:
-    """A number of rounds, of which there must be two for quartiles."""
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 2 up")
-    return int(text)
+class Parser(argparse.ArgumentParser):
+    """Options that are told wrong in one line, with exit code 2."""
+
+    def __init__(self, text: str | None) -> None:
+        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message.removeprefix('argument ')}\n")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number, not below ``least``."""
+
+    def parsed(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
+        return int(text)
+
+    return parsed
+
+
+at_least_two = whole(2)
+"""A number of rounds, of which there must be two for quartiles."""
+
+
+def writable(text: str) -> Path:
+    """A file that can be written: its directory is there."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} is no file in a directory that is there and may be written to")
+    return path
+
+
+def creatable(text: str) -> Path:
+    """A directory that is there, or can be made, and may be written to."""
+    path = Path(text)
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} is no directory that can be made or written to ({there})")
+    return path
+
+
+def check_positions(parser: argparse.ArgumentParser, options: argparse.Namespace, *asked: tuple[str, int]) -> None:
+    """Refuse options, as they are to be named and in tokens, that ask for more than ``--positions``."""
+    for name, tokens in asked:
+        if tokens > options.positions:
+            parser.error(f"{name}: {tokens} tokens exceed --positions {options.positions}")
 
 
 def timed(steps: Mapping[str, Step], rounds: int, device: str = "cpu") -> Rounds:

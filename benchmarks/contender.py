@@ -1,18 +1,25 @@
 """What is timed against others: files on disk, a pass over a workload, and a fresh process for load time and memory."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import compress
 from compress.errors import CompressError, UserError
 from compress.measure.workload import Times, Workload
 
 Run = Callable[[Workload], Times]
+
+SOURCES = ("functional", "models", "onnx", "surgery")
+"""Parts of the package that decide what a model or a graph made here is."""
 
 
 class Skipped(Exception):
@@ -53,14 +60,31 @@ def fresh_process(module: str, work: Workload, *arguments: object) -> dict[str, 
 
 
 def finished(directory: Path, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-    """Make a directory once: what ``make`` tells of it is kept in ``made.json``, which is written last."""
-    note = directory / "made.json"
+    """Make a directory once, and anew where other code made it: what ``make`` tells of it is kept in ``made.json``.
+
+    The note is written last, and holds the digest of the code beside the facts.
+    """
+    note, code = directory / "made.json", made_by(make)
+    if note.exists() and json.loads(note.read_text()).get("made_by") != code:
+        print(f"{directory.name} was made by other code: it is made anew", file=sys.stderr, flush=True)
+        shutil.rmtree(directory)
     if not note.exists():
         directory.mkdir(parents=True, exist_ok=True)
         print(f"making {directory.name}", file=sys.stderr, flush=True)
-        note.write_text(json.dumps(make(directory)))
-    found: dict[str, Any] = json.loads(note.read_text())
+        note.write_text(json.dumps({"made_by": code, "facts": make(directory)}))
+    found: dict[str, Any] = json.loads(note.read_text())["facts"]
     return found
+
+
+def made_by(make: Callable[[Path], Mapping[str, Any]]) -> str:
+    """The package's version, and a digest of the sources that models and graphs come from, the file of ``make`` too."""
+    package, here = Path(compress.__file__).parent, Path(__file__).parent
+    function: Any = make.func if isinstance(make, partial) else make
+    sources = [file for part in SOURCES for file in sorted((package / part).rglob("*.py"))]
+    digest = hashlib.sha256()
+    for file in (*sources, here / "own_models.py", Path(function.__code__.co_filename)):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return f"{compress.__version__} {digest.hexdigest()[:16]}"
 
 
 def chosen(text: str, known: Iterable[str]) -> tuple[str, ...]:

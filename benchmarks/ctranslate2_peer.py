@@ -16,6 +16,7 @@ from compress.measure.workload import Times, Workload
 
 KINDS = {"float32": None, "int8": "int8"}
 """Compute type, and what the converter calls it."""
+INT8 = "ctranslate2-int8"
 
 
 def ctranslate2_peers(source: Path, root: Path, threads: int) -> Iterator[Contender]:

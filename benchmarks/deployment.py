@@ -13,17 +13,33 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from comparing import Rounds, at_least_two, conclude, held, medians, percentiles, reached, speedup
+from comparing import (
+    Parser,
+    Rounds,
+    at_least_two,
+    check_positions,
+    conclude,
+    creatable,
+    held,
+    medians,
+    percentiles,
+    reached,
+    speedup,
+    whole,
+    writable,
+)
 from contender import Contender, Run, Skipped, chosen
+from ctranslate2_peer import INT8 as CTRANSLATE2
 from ctranslate2_peer import ctranslate2_peers
 from goals import AT_MOST, GOALS
+from llama_peer import NAMES as LLAMA
 from llama_peer import llama_peers
 from own_models import Shape, bitsandbytes, claim, eager, own, stock
 from stock_graphs import FLOAT, STOCK_INT8, stock_graphs
@@ -32,29 +48,35 @@ from compress.errors import CompressError
 from compress.measure.bandwidth import MemoryRead
 from compress.measure.workload import REST, Times, Workload
 
+REFERENCES = {
+    "optimum": (FLOAT,),
+    "stock_int8": STOCK_INT8,
+    "ctranslate2": (CTRANSLATE2,),
+    "llama": LLAMA,
+    "torch": ("torch",),
+}
+"""Whom goals are against: the fastest of these contenders."""
 PEERS = ("torch", "nf4", "int8", "optimum", "ctranslate2", "llama.cpp")
 MB = 2**20
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__)
     parser.add_argument("--model", choices=list(GOALS), default="gpt2")
-    parser.add_argument("--layers", type=int, help="12, or 6 on either side")
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--vocabulary", type=int, help="50257 or 50265")
-    parser.add_argument("--positions", type=int, default=1024)
-    parser.add_argument("--prompt", type=int, default=128)
-    parser.add_argument("--past", type=int, default=64, help="of the first decoded token (gpt2)")
-    parser.add_argument("--new-tokens", type=int, help="128, or 32")
+    parser.add_argument("--layers", type=whole(1), help="12, or 6 on either side")
+    parser.add_argument("--hidden", type=whole(6), default=768)
+    parser.add_argument("--heads", type=whole(1), default=12)
+    parser.add_argument("--vocabulary", type=whole(4), help="50257 or 50265")
+    parser.add_argument("--positions", type=whole(1), default=1024)
+    parser.add_argument("--prompt", type=whole(1), default=128)
+    parser.add_argument("--past", type=whole(1), default=64, help="of the first decoded token (gpt2)")
+    parser.add_argument("--new-tokens", type=whole(1), help="128, or 32")
     parser.add_argument("--rounds", type=at_least_two, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=whole(1), default=2)
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {','.join(PEERS)}")
-    parser.add_argument("--keep", type=Path, help="directory for the models, which are reused from there")
-    parser.add_argument("--out", type=Path, help="file for the JSON, which is printed too")
-    options = parser.parse_args()
+    parser.add_argument("--keep", type=creatable, help="directory for the models, which are reused from there")
+    parser.add_argument("--out", type=writable, help="file for the JSON, which is printed too")
+    options = parser.parse_args(arguments)
     gpt2 = options.model == "gpt2"
     for name, value in {
         "layers": 12 if gpt2 else 6,
@@ -63,6 +85,13 @@ def parse() -> argparse.Namespace:
     }.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    check_positions(parser, options, ("--prompt", options.prompt))
+    if gpt2:
+        check_positions(parser, options, ("--past with --new-tokens", options.past + options.new_tokens))
+    else:
+        check_positions(parser, options, ("--new-tokens", options.new_tokens))
+        if options.new_tokens < 2:
+            parser.error("--new-tokens: 1 leaves no token after the first to time; allowed: 2 or more")
     return options
 
 
@@ -131,7 +160,8 @@ def generated(times: dict[str, Times]) -> float:
 
 
 def prefilled(times: dict[str, Times]) -> float:
-    return times["prefill"].prefill
+    """The prompt at once, or the encoder and the first token."""
+    return (times.get("prefill") or times["generate"]).prefill
 
 
 def record(
@@ -161,15 +191,14 @@ def figures(
     model: str, rounds: list[dict[str, Any]], records: dict[str, Any], parameters: int
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Each goal whose contenders were timed: its kind, its name, and the figure held to it."""
-    parts = {"decode": decoded} | ({"generate": generated} if model == "bart" else {"prefill": prefilled})
-    references = {"optimum": (FLOAT,), "stock_int8": STOCK_INT8, "torch": ("torch",)}
+    parts = {"decode": decoded, "generate": generated, "prefill": prefilled}
     for kind, goals in GOALS[model].items():
         for name, bound in goals.items():
             if name not in records:
                 continue
             part, _, against = kind.partition("_than_")
             if against:
-                others = [other for other in references[against] if other in records]
+                others = [other for other in REFERENCES[against] if other in records]
                 if not others:
                     continue
                 timings = seconds(rounds, parts[part])

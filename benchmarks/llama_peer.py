@@ -13,6 +13,7 @@ from compress.measure.workload import Workload, timed_pass
 
 KINDS = {"Q4_0": 2, "Q2_K": 10, "TQ2_0": 37}
 """Numbers of llama.cpp's file types."""
+NAMES = tuple(f"llama.cpp-{kind}" for kind in KINDS)
 BLOCK = 256
 """Weights that Q2_K and TQ2_0 quantize together."""
 PARTS = {
@@ -38,8 +39,8 @@ def llama_peers(source: Path, root: Path, threads: int, width: int) -> Iterator[
         raise Skipped(f"Q2_K and TQ2_0 need widths that are multiples of {BLOCK}, not {width}")
     whole = root / "llama.cpp-F32"
     finished(whole, partial(_write, source))
-    for kind, number in KINDS.items():
-        directory = root / f"llama.cpp-{kind}"
+    for name, number in zip(NAMES, KINDS.values(), strict=True):
+        directory = root / name
         facts = finished(directory, partial(_quantize, whole / "model.gguf", number))
         yield Contender(
             name=directory.name,

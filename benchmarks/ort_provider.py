@@ -1,12 +1,22 @@
-"""Greedy decoding of a decoder's plain float graph on one of onnxruntime's providers, its cache kept on that device."""
+"""Greedy decoding of a decoder's graph on one of onnxruntime's providers, its cache kept on that device."""
 
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from contender import Skipped
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+CARRYING = ("MatMulNBits", "GroupQueryAttention", "MultiHeadAttention")
+"""Operators of a packed graph that carry its work; elsewhere than on the device they would be timed with its name."""
+_REFUSED = (
+    *(ort_errors.Fail, ort_errors.RuntimeException, ort_errors.NotImplemented),
+    *(ort_errors.InvalidGraph, ort_errors.InvalidArgument, ort_errors.EPFail),
+)
 
 
 class Stepper:
@@ -14,13 +24,21 @@ class Stepper:
 
     runtime = "onnxruntime"
 
-    def __init__(self, directory: Path, device: str) -> None:
+    def __init__(self, directory: Path, device: str, profile: Path | None = None) -> None:
         options = ort.SessionOptions()
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         options.log_severity_level = 3
         self._session = ort.InferenceSession(directory / "model.onnx", options, providers=[PROVIDERS[device]])
         self._device = device
         self._pasts = [each for each in self._session.get_inputs() if each.name.startswith("past_key_values.")]
         self._outputs = [each.name for each in self._session.get_outputs()]
+
+    def profiled(self) -> list[dict[str, Any]]:
+        """The events so far, of a stepper that was opened with ``profile``."""
+        found: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_text())
+        return found
 
     def prefill(self, ids: Any, new_tokens: int) -> None:
         empty = {each.name: np.zeros((len(ids), each.shape[1], 0, each.shape[3]), np.float32) for each in self._pasts}
@@ -52,3 +70,21 @@ class Stepper:
         logits = values.pop("logits").numpy()
         self._cache = {name.replace("present", "past_key_values"): value for name, value in values.items()}
         self.tokens = logits[:, -1].argmax(-1)[:, None]
+
+
+def require_placed(directory: Path, device: str) -> None:
+    """Raise Skipped where the provider refuses a packed graph, or leaves to another what carries its work."""
+    with TemporaryDirectory() as place:
+        try:
+            stepper = Stepper(directory, device, Path(place) / "profile")
+            stepper.prefill(np.zeros((1, 1), np.int64), 0)
+        except _REFUSED as error:
+            raise Skipped(f"{PROVIDERS[device]} refuses it: {str(error).splitlines()[0]}") from None
+        if found := elsewhere(stepper.profiled(), PROVIDERS[device]):
+            raise Skipped("; ".join(found))
+
+
+def elsewhere(events: list[dict[str, Any]], provider: str) -> list[str]:
+    """The carrying operators of a profile that ran on another provider, and on which."""
+    placed = {(each["args"].get("op_name"), each["args"].get("provider")) for each in events if "args" in each}
+    return [f"{op} runs on {place}" for op, place in sorted(placed, key=str) if op in CARRYING and place != provider]

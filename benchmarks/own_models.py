@@ -38,7 +38,7 @@ STORED_CUT = {"scales": "float16", "positions": "float16"}
 """How cut models are packed: what takes no codes weighs more in them."""
 CUTS = {"8of12": 8, "6of12": 6}
 """Twelfths of every axis that are kept."""
-STOCK = "stock"
+STOCK, SEALED = "stock", "sealed"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def own(shape: Shape, root: Path, threads: int) -> Iterator[Contender]:
 
 def exported(source: Path, directory: Path, bits: str | None, threads: int) -> Contender:
     """One export, made if it is not there."""
-    facts = finished(directory, partial(_export, source, bits))
+    facts = finished(directory, partial(export_own, source, bits))
     return Contender(
         name=directory.name,
         files=tuple(directory.glob("*.onnx*")),
@@ -129,7 +129,8 @@ def exported(source: Path, directory: Path, bits: str | None, threads: int) -> C
     )
 
 
-def _export(source: Path, bits: str | None, out: Path) -> dict[str, Any]:
+def export_own(source: Path, bits: str | None, out: Path) -> dict[str, Any]:
+    """Write the graphs of a stock directory, float or packed, and say how long that took and what the check found."""
     artifact = adopt(source)
     model = artifact.model()
     copy_settings(source, out)
@@ -181,18 +182,21 @@ def in_torch(name: str, artifact: Artifact) -> Contender:
 def bitsandbytes(scheme: Any, shape: Shape, root: Path) -> Contender:
     """The stock library's own quantization, through the stage of this project."""
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # tells of a cast at every product
-    source = adopt(stock(shape, root))
-    final = root / f"bitsandbytes-{scheme}"
-    if not final.exists():
-        unfinished = root / f"bitsandbytes-{scheme}.partial"
+    source, directory = adopt(stock(shape, root)), root / f"bitsandbytes-{scheme}"
+
+    def make(out: Path) -> dict[str, Any]:
+        unfinished = out / "unfinished"
         unfinished.mkdir(exist_ok=True)
         try:
             result = BitsAndBytes(scheme=scheme).run(source, unfinished, Context(models={}))
         except CompressError as error:
             raise Skipped(str(error)) from None
         step = Step(stage="b", type="bitsandbytes", version=1, config={}, seed=0, inputs={}, packages={}, seconds=0)
-        seal(unfinished, final, parent=source, traits=sorted(result.traits), step=step, kept=result.kept)
-    return in_torch(final.name, adopt(final))
+        seal(unfinished, out / SEALED, parent=source, traits=sorted(result.traits), step=step, kept=result.kept)
+        return {}
+
+    finished(directory, make)
+    return in_torch(directory.name, adopt(directory / SEALED))
 
 
 def passes(stepper: Any) -> Run:

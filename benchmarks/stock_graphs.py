@@ -31,7 +31,7 @@ STOCK_INT8 = (INT8, UNTIED, NBITS)
 def stock_graphs(shape: Shape, root: Path, threads: int) -> Iterator[Contender]:
     """Optimum's export and the graphs that are made of it."""
     exported = root / FLOAT
-    facts = {FLOAT: finished(exported, partial(_export, stock(shape, root)))}
+    facts = {FLOAT: finished(exported, partial(export_float, stock(shape, root)))}
     for name, quantize in ((INT8, _dynamic), (UNTIED, _dynamic_untied), (NBITS, _nbits)):
         facts[name] = finished(root / name, partial(_each_graph, exported, quantize))
     for name, found in facts.items():
@@ -56,7 +56,8 @@ def _contender(directory: Path, threads: int, facts: dict[str, Any]) -> Contende
     )
 
 
-def _export(source: Path, out: Path) -> dict[str, Any]:
+def export_float(source: Path, out: Path) -> dict[str, Any]:
+    """Optimum's float32 export with a cache; Skipped without optimum."""
     try:
         from optimum.exporters.onnx import main_export
     except ImportError:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from contender import Run
+from ort_provider import PROVIDERS
 
 from compress.measure.workload import timed_pass
 from compress.onnx.opening import decoding_settings
@@ -20,12 +21,13 @@ class Stepper:
 
     runtime = "onnxruntime"
 
-    def __init__(self, directory: Path, threads: int) -> None:
+    def __init__(self, directory: Path, threads: int, device: str = "cpu") -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        opened = partial(ort.InferenceSession, sess_options=options, providers=["CPUExecutionProvider"])
+        opened = partial(ort.InferenceSession, sess_options=options, providers=[PROVIDERS[device]])
         self._encoder, self._first, self._later = (opened(directory / name) for name in (ENCODER, FIRST, LATER))
+        self._device = device
         self._start: int = decoding_settings(directory)["decoder_start_token_id"]
         self._vocabulary: int = self._first.get_outputs()[0].shape[-1]
 
@@ -49,7 +51,7 @@ class Stepper:
             binding.bind_ortvalue_input(name, self._cache[name])
         presents = [each.name for each in session.get_outputs() if each.name.startswith("present.")]
         for name in presents:
-            binding.bind_output(name, "cpu")
+            binding.bind_output(name, self._device)
         logits = np.empty((*tokens.shape, self._vocabulary), np.float32)
         bind_output(binding, "logits", logits)
         session.run_with_iobinding(binding)

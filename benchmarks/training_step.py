@@ -10,7 +10,7 @@ import copy
 import sys
 
 import torch
-from comparing import Step, at_least_two, conclude, medians, ratio, timed
+from comparing import Parser, Step, at_least_two, conclude, medians, ratio, timed, whole
 from torch import Tensor, nn
 from transformers import GPT2Config
 
@@ -106,12 +106,12 @@ def step(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=8)
+    parser = Parser(__doc__)
+    parser.add_argument("--layers", type=whole(1), default=6)
+    parser.add_argument("--hidden", type=whole(1), default=256)
+    parser.add_argument("--vocabulary", type=whole(1), default=8192)
+    parser.add_argument("--length", type=whole(1), default=256)
+    parser.add_argument("--batch", type=whole(1), default=8)
     parser.add_argument("--rounds", type=at_least_two, default=15)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()

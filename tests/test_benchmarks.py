@@ -50,7 +50,7 @@ def test_make_bench_runs_each_comparison_and_nothing_else() -> None:
     assert listed is not None
     runnable = [file.stem for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text()]
     assert listed[1].split() == sorted([*TINY, "deployment", "gpu"])
-    assert sorted(runnable) == sorted([*listed[1].split(), "answers"])  # which compares models that a user has
+    assert sorted(runnable) == sorted([*listed[1].split(), "answers", "step_profile"])  # which take a user's models
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
@@ -74,6 +74,31 @@ def test_rounds_too_few_for_quartiles_are_refused(comparing: ModuleType, rounds:
     assert comparing.at_least_two("2") == 2
     with pytest.raises(Exception, match=rounds):
         comparing.at_least_two(rounds)
+
+
+@pytest.mark.parametrize(("text", "taken"), [("3", True), ("2", False), ("0", False), ("-4", False), ("many", False)])
+def test_whole_numbers_have_a_least(comparing: ModuleType, text: str, taken: bool) -> None:
+    if taken:
+        assert comparing.whole(3)(text) == int(text)
+    else:
+        with pytest.raises(Exception, match=f"'{text}' is no whole number from 3 up"):
+            comparing.whole(3)(text)
+
+
+def test_places_of_results_are_tried_first(comparing: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (file, tmp_path / "new"):
+        assert comparing.writable(str(path)) == path
+    for path in (tmp_path / "no" / "x.json", tmp_path, file / "x.json"):
+        with pytest.raises(Exception, match=str(path)):
+            comparing.writable(str(path))
+    for path in (tmp_path, tmp_path / "a" / "b"):
+        assert comparing.creatable(str(path)) == path
+        assert not (tmp_path / "a").exists()
+    for path in (file, file / "models"):
+        with pytest.raises(Exception, match=str(path)):
+            comparing.creatable(str(path))
 
 
 def test_a_ratio_is_that_of_two_steps_of_one_round(comparing: ModuleType) -> None:

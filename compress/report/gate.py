@@ -16,14 +16,23 @@ SMALL_MODEL = 5_000_000
 FAST_BLOCKS = (32, 64, 128)
 """Block sizes for which ONNX Runtime has a fast low-bit kernel on CPU."""
 
+TIE = 0.02
+"""Medians that differ by no more than this share are told as a tie."""
+
+FLOAT_KERNEL_BITS = frozenset({3, 4})
+"""Codes (3 bits are stored in 4) that are multiplied with float32 inputs as they are."""
+
 DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 """Instructions that multiply and add 8-bit numbers at once."""
 
-Reasons = Callable[[Row, Row], Iterator[str]]
+Reasons = Callable[[Row, Row, Sequence[Row]], Iterator[str]]
 
 
 def slow_exports(workdir: Path) -> list[str]:
-    """A line for each quantized export of a run that is no faster than the float one, per token or at a prompt."""
+    """A line for each quantized export of a run that is no faster than the float one, per token or at a prompt.
+
+    One that is as fast to within ``TIE`` is told as such. Reasons are what the records of artifact and machine show.
+    """
     return list(slow(rows_of([read(workdir)])))
 
 
@@ -32,40 +41,49 @@ def slow(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         base = unquantized(rows, row)
         if row.onnx and row.manifest.quantization and base is not None:
-            yield from _compared(row, base, "per token", row.per_token, base.per_token, _per_token)
-            yield from _compared(row, base, "at a prompt", row.prefill, base.prefill, _at_a_prompt)
+            pairs = {"per token": (row.per_token, base.per_token), "at a prompt": (row.prefill, base.prefill)}
+            for (where, (time, float_time)), reasons in zip(pairs.items(), (_per_token, _at_a_prompt), strict=True):
+                if time and float_time and time >= float_time * (1 - TIE):
+                    yield _told(row, base, where, time, float_time, _why(row, base, rows, reasons))
 
 
-def _compared(
-    row: Row, base: Row, where: str, time: float | None, float_time: float | None, reasons: Reasons
-) -> Iterator[str]:
-    if time and float_time and time >= float_time:
-        what = f"{row.label} is quantized but no faster {where} than {base.label} ({ratio(float_time / time)})"
-        found = _unpacked(row) or (*_of_products(row), *reasons(row, base))
-        why = "; ".join(found) or "nothing recorded explains it"
-        yield f"{what}: {number(time)} against {number(float_time)} ms; {why}."
+def _told(row: Row, base: Row, where: str, time: float, float_time: float, why: Sequence[str]) -> str:
+    compared = f"no faster {where} than {base.label}"
+    if time <= float_time * (1 + TIE):
+        compared = f"as fast {where} as {base.label}, to within {100 * TIE:.0f} %"
+    times = f"({ratio(float_time / time)}): {number(time)} against {number(float_time)} ms"
+    return f"{row.label} is quantized but {compared} {times}; {'; '.join(why) or 'nothing recorded explains it'}."
 
 
-def _unpacked(row: Row) -> tuple[str, ...]:
-    """Why products of float32 inputs with codes that have no such kernel are no faster: they are float products."""
-    bits = {matrix.get("bits") for matrix in _matrices(row)} - {3, 4} if row.weight_only else set()
-    if not bits:
-        return ()
-    return (f"its {_listed(bits)}-bit codes become float32 weights when it is opened, which cost what any others do",)
+def _why(row: Row, base: Row, rows: Sequence[Row], reasons: Reasons) -> list[str]:
+    unpacked = _unpacked(row)
+    if unpacked == {product.get("bits") for product in row.products}:
+        return [*_of_floats(unpacked)]
+    return [*_of_floats(unpacked), *_of_products(row), *reasons(row, base, rows)]
+
+
+def _unpacked(row: Row) -> set[Any]:
+    """Bits of products of float32 inputs with codes that have no such kernel: they are float products."""
+    return {product.get("bits") for product in row.products} - FLOAT_KERNEL_BITS if row.weight_only else set()
+
+
+def _of_floats(bits: set[Any]) -> Iterator[str]:
+    if bits:
+        yield f"its {_listed(bits)}-bit codes become float32 weights when it is opened, which cost what any others do"
 
 
 def _of_products(row: Row) -> Iterator[str]:
     if row.weight_only:
         yield "its products have float32 inputs, for which codes are turned into float32 numbers at each use"
         return
-    if blocks := {matrix["block"] for matrix in _matrices(row) if matrix.get("block")} - set(FAST_BLOCKS):
+    if blocks := {product["block"] for product in row.products if product.get("block")} - set(FAST_BLOCKS):
         yield f"its block size {_listed(blocks)} has no fast kernel; {_listed(FAST_BLOCKS)} have"
     instructions = row.run.environment.get("instructions")
     if instructions is not None and not DOT_PRODUCTS & set(instructions):
         yield "this processor has no dot products of 8-bit numbers (VNNI, AMX or DotProd)"
 
 
-def _per_token(row: Row, base: Row) -> Iterator[str]:
+def _per_token(row: Row, base: Row, rows: Sequence[Row]) -> Iterator[str]:
     if row.record.parameters is not None and row.record.parameters < SMALL_MODEL:
         yield "at this size a step's time goes to calling kernels, not to reading weights"
     cache = row.run.environment.get("cache_bytes")
@@ -74,15 +92,33 @@ def _per_token(row: Row, base: Row) -> Iterator[str]:
         yield f"{base.label} fits into the processor's cache ({sizes}), so that reading fewer bytes saves little"
 
 
-def _at_a_prompt(row: Row, base: Row) -> Iterator[str]:
-    yield "its tokens share one reading of the weights, so that fewer bytes save little and unpacking them costs time"
-    if not row.weight_only and any(matrix.get("bits") == 2 for matrix in _matrices(row)):
-        yield "the kernel of 2-bit codes takes longer there than those of 4 and 8 bits"
+def _at_a_prompt(row: Row, base: Row, rows: Sequence[Row]) -> Iterator[str]:
+    reading = _reading(base)
+    if reading is not None and base.prefill and reading <= base.prefill / 2:
+        times = f"{number(reading)} of its {number(base.prefill)} ms"
+        yield f"memory gives all weights of {base.label} in {times}, so that fewer bytes save little"
+    if (faster := next(_more_bits(row, rows), None)) is not None:
+        bits = _listed({product.get("bits") for product in faster.products})
+        yield f"products of {bits}-bit codes take less time there ({faster.label}: {number(faster.prefill)} ms)"
 
 
-def _matrices(row: Row) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = (row.manifest.quantization or {}).get("matrices", [])
-    return found
+def _reading(row: Row) -> float | None:
+    """Milliseconds in which memory gives every byte of the model files, at the bandwidth that was measured."""
+    speed, size = row.record.speed, row.record.bytes
+    if size is None or speed.floor_ms is None or not speed.weight_bytes_per_token:
+        return None
+    return size / speed.weight_bytes_per_token * speed.floor_ms
+
+
+def _more_bits(row: Row, rows: Sequence[Row]) -> Iterator[Row]:
+    """The exports of the run that differ from ``row`` in codes of more bits, and read a prompt in less time."""
+    for other in rows:
+        alike = other.run is row.run and other.onnx and other.record.parameters == row.record.parameters
+        if not (alike and row.products and other.products) or other.weight_only or row.weight_only:
+            continue
+        more = min(each.get("bits", 0) for each in other.products) > max(each.get("bits", 0) for each in row.products)
+        if more and other.prefill and row.prefill and other.prefill < row.prefill * (1 - TIE):
+            yield other
 
 
 def _listed(values: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from compress.report.read import Manifest, Record, Run
 
@@ -111,10 +112,16 @@ class Row:
         return None if times is None else times.p50
 
     @property
+    def products(self) -> list[dict[str, Any]]:
+        """The quantized matrices that something is multiplied by; those that rows are only looked up in are none."""
+        matrices = (self.manifest.quantization or {}).get("matrices", [])
+        tables = self.run.details(self.record.name).get("tables", ())
+        return [matrix for matrix in matrices if matrix.get("module") not in tables]
+
+    @property
     def weight_only(self) -> bool:
         """Whether it is quantized, and the inputs of its products are not."""
-        matrices = (self.manifest.quantization or {}).get("matrices", [])
-        return bool(matrices) and all(matrix.get("activations") == "none" for matrix in matrices)
+        return bool(self.products) and all(matrix.get("activations") == "none" for matrix in self.products)
 
     @property
     def form(self) -> str:

@@ -196,6 +196,10 @@ class Run:
         """The manifest of the artifact called ``name``; an untouched model has an empty one."""
         return next((stage.manifest for stage in self.stages if stage.entry.name == name), Manifest())
 
+    def details(self, name: str) -> dict[str, Any]:
+        """What the stage that made the artifact called ``name`` wrote of it; nothing of an untouched model."""
+        return next((stage.details for stage in self.stages if stage.entry.name == name), {})
+
 
 Known = TypeVar("Known", bound=View)
 

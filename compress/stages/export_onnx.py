@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import torch
 from safetensors.torch import load_file
 
 from compress.artifact import QUANTIZED, Artifact
 from compress.errors import ModelError
 from compress.models.blocks import activation_name, require_described
+from compress.models.loading import build
 from compress.models.settings import copy_settings
 from compress.models.structure import stock_tensors
 from compress.onnx.activations import require_activation
@@ -54,8 +56,9 @@ class ExportOnnx(Stage):
         copy_settings(source.path, out)
         _write_tokenizer_file(source, out)
         parity = export(model, out, packed=packed, graph=self.graph, seed=context.seed)
-        (out / "details.json").write_text(json.dumps({"parity": parity}))
-        modules = len(owners(model))
+        (out / "details.json").write_text(json.dumps({"parity": parity, "tables": source.family().embeddings}))
+        with torch.device("meta"):  # a quantizer beside its product is no module more
+            modules = len(owners(build(source.config())))
         numbers = sum(tensor.numel() for tensor in stock_tensors(model))
         coverage = Coverage(
             modules_touched=modules,

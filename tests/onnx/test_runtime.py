@@ -393,6 +393,35 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transform
     assert done.stdout.splitlines() == ["(1, 4)", "(1, 4)", "[]"]
 
 
+def test_an_installation_without_dependencies_serves(exported: Callable[..., Any]) -> None:
+    """README: numpy, onnxruntime, tokenizers, and this package with ``--no-deps``."""
+    script = """
+import sys
+HERE = {"numpy", "onnxruntime", "tokenizers", "compress", *sys.stdlib_module_names}
+class Installed:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in HERE:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Installed())
+import numpy as np
+from tokenizers import Tokenizer, models
+from compress.onnx.runtime import Runtime
+tokenizer = Tokenizer(models.WordLevel({f"t{token}": token for token in range(67)}, unk_token="t0"))
+prompt = np.array([tokenizer.encode("t3").ids])
+runtime = Runtime.open(sys.argv[1], threads=1)
+for options in ({}, {"num_beams": 2}, {"do_sample": True, "top_p": 0.9, "seed": 0}):
+    found = runtime.generate(prompt, max_new_tokens=2, eos_token_id=-1, **options)
+    print(len(tokenizer.decode(found[0].tolist()).split()))
+try:
+    import pydantic
+except ModuleNotFoundError:
+    print("alone")
+"""
+    command = [sys.executable, "-c", script, str(exported().directory)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.stdout.splitlines() == ["3", "3", "3", "alone"], done.stderr
+
+
 @pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
 def test_a_prompt_is_read_as_it_is_fed(exported: Callable[..., Any], shape: dict[str, int]) -> None:
     runtime = Runtime.open(exported(**shape).directory, threads=1)

@@ -20,6 +20,7 @@ from compress.models.settings import copy_settings
 from compress.onnx.runtime import Runtime
 from compress.stages.export_onnx import ExportOnnx
 from compress.stages.stage import Context, Result, Shape
+from compress.surgery.coverage import owners
 from compress.surgery.cut import cut
 from compress.surgery.quantize import Quantization, packed_state, quantize
 
@@ -92,6 +93,12 @@ def test_a_quantized_model_keeps_its_spec(base: Artifact, tmp_path: Path) -> Non
     assert result.traits == {"quantized", "onnx"}
     assert result.quantization == source.manifest.quantization
     assert result.coverage.bytes_after < (base.path / "model.safetensors").stat().st_size / 2
+    # as many as the float model has: embeddings, positions, the head, normalizations, and four products a layer
+    config, modules = base.config(), owners(base.model())
+    assert len(modules) == 2 + 1 + 1 + config.n_layer * (2 + 4)
+    assert result.coverage.modules_touched == result.coverage.modules_total == len(modules)
+    tables = json.loads((tmp_path / "out" / "details.json").read_text())["tables"]
+    assert tables == ["transformer.wte"]  # looked up only; the head is a product
 
 
 @pytest.mark.parametrize(("bits", "note"), [(3, "3-bit codes take 4 bits"), (2, "")])

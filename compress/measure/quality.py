@@ -181,7 +181,8 @@ class Quality(Measurement):
             runs.append({key: value for scores in found.values() for key, value in scores.items()})
         conditions: Record = {"rows": len(texts), "decoding": self.decoding.conditions(), "signatures": signatures}
         if len(runs) > 1:
-            conditions["std"] = {key: statistics.stdev(run[key] for run in runs) for key in runs[0]}
+            drawn = [key for key in runs[0] if not key.startswith("reference_")]
+            conditions["std"] = {key: statistics.stdev(run[key] for run in runs) for key in drawn}
         means: Record = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
         return means | {"samples": samples(split.examples, texts)}, conditions
 
@@ -194,7 +195,9 @@ class Quality(Measurement):
             "length": {"full": [answer.full for answer in said]},
         }
         texts, references = [answer.text for answer in said], [example.references for example in split.examples]
-        scores = {name: metrics.score(name, texts, references, **options.get(name, {})) for name in self._texts}
+        scores: dict[str, Record] = {
+            name: metrics.score(name, texts, references, **options.get(name, {})) for name in self._texts
+        }
         if self.bleu_tokenize != "13a":  # figures of two tokenizers are not of one kind
             found, name = scores.pop("bleu"), f"bleu_{self.bleu_tokenize}"
             scores[name] = {name: found["bleu"], "signature": found["signature"]}

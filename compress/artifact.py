@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.files import publish, require_whole, sha256
+from compress.files import changed, publish, require_whole, sha256
 from compress.models import family_of
 from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve, save_config
 from compress.models.settings import copy_settings
@@ -171,8 +171,7 @@ def adopt(source: str | Path) -> Artifact:
     path = resolve(source)
     if (path / MANIFEST).exists():
         return _opened(path)
-    config = load_config(path)
-    family = family_of(config)
+    family_of(load_config(path))
     files = _hashes(path)
     weights = [name for name in files if name.endswith(".safetensors")]
     if not weights:
@@ -182,11 +181,26 @@ def adopt(source: str | Path) -> Artifact:
             require_whole(path / name)
         except ValueError as error:
             raise ModelError(f"{path}: no readable {name} ({error})") from None
+    return _unsealed(path, files)
+
+
+def adopt_deployed(source: str | Path) -> Artifact:
+    """As :func:`adopt`, but a directory with ``.onnx`` files and no manifest is an exported model, to be timed."""
+    path = Path(source)
+    if (path / MANIFEST).exists() or not any(path.glob("*.onnx")):
+        return adopt(source)
+    return _unsealed(path, _hashes(path), traits=("onnx",))
+
+
+def _unsealed(path: Path, files: dict[str, str], traits: tuple[str, ...] = ()) -> Artifact:
+    config = load_config(path)
+    family = family_of(config)
     digest = _digest(path, files)
     sizes = {axis.name: axis.size for axis in family.axes(config)}
-    return Artifact(
-        path, Manifest(family=family.name, task=family.task, root=digest, sizes=sizes, files=files, digest=digest)
+    manifest = Manifest(
+        family=family.name, task=family.task, traits=traits, root=digest, sizes=sizes, files=files, digest=digest
     )
+    return Artifact(path, manifest)
 
 
 def seal(
@@ -266,11 +280,8 @@ def _opened(path: Path) -> Artifact:
         first = error.errors()[0]
         where = ": ".join(filter(None, [str(path / MANIFEST), ".".join(map(str, first["loc"]))]))
         raise ModelError(f"{where}: {first['msg']}") from None
-    for name, digest in manifest.files.items():
-        if not (path / name).exists():
-            raise ModelError(f"{path}: {name} is missing; the artifact is not whole")
-        if sha256(path / name) != digest:
-            raise ModelError(f"{path}: {name} is not the file that was sealed")
+    if problem := changed(path, manifest.files):
+        raise ModelError(f"{path}: {problem}")
     return Artifact(path, manifest)
 
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -40,6 +41,16 @@ def sha256(path: Path) -> str:
     """The hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed(directory: Path, hashes: Mapping[str, str]) -> str | None:
+    """What is wrong with the first file, by name and hash, that is missing or another than it was; None where none."""
+    for name, digest in hashes.items():
+        if not (directory / name).exists():
+            return f"{name} is missing; the artifact is not whole"
+        if sha256(directory / name) != digest:
+            return f"{name} is not the file that was sealed"
+    return None
 
 
 def require_whole(file: Path) -> None:

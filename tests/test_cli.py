@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 import compress
 from compress.artifact import adopt
 from compress.cli.app import _exit_code, console, show
+from compress.cli.bench import bench_models, labels
 from compress.cli.tables import records_table
+from compress.errors import UserError
 from compress.objective import Objective
 from compress.registry import MEASUREMENTS, STAGES, TERMS
 
@@ -245,6 +247,42 @@ def test_torch_and_onnx_generate_the_same_text(cli: Command, finished: Path, opt
     assert first.out == second.out
 
 
+@pytest.mark.parametrize("options", [(), ("--beams", 4)])
+def test_what_ends_a_text_is_the_same_in_both_runtimes(
+    cli: Command, finished: Path, tmp_path: Path, options: tuple[Any, ...]
+) -> None:
+    """The tokenizer alone calls a word of the text its end; nothing of it is shown."""
+    arguments = ("--prompt", "the dog sat", "--max-new-tokens", 8, *options)
+    free = cli("generate", artifact(finished, "onnx"), *arguments).out
+    tokenizer = adopt(artifact(finished, "tuned")).tokenizer()
+    word = tokenizer.convert_ids_to_tokens(tokenizer(free.rstrip("\n"))["input_ids"])[-1]
+    said = []
+    for name in ("tuned", "onnx"):
+        shutil.copytree(artifact(finished, name), tmp_path / name, ignore=shutil.ignore_patterns("artifact.json"))
+        settings = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": word}))
+        said.append(cli("generate", tmp_path / name, *arguments).out)
+    assert said[0] == said[1] != free
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "no manifest"])
+def test_generate_refuses_graphs_that_are_not_the_sealed_ones(
+    cli: Command, finished: Path, tmp_path: Path, damage: str
+) -> None:
+    model = tmp_path / "m"
+    shutil.copytree(artifact(finished, "onnx"), model)
+    expected = {"changed": "model.onnx is not the file that was sealed", "no manifest": "is no manifest of an artifact"}
+    if damage == "changed":
+        content = bytearray((model / "model.onnx").read_bytes())
+        content[len(content) // 2] ^= 1
+        (model / "model.onnx").write_bytes(content)
+    elif damage == "missing":
+        (model / "model.onnx").rename(model / "other.onnx")
+    else:
+        (model / "artifact.json").write_text('{"files": 3}')
+    refused(cli("generate", model, "--prompt", "the"), expected.get(damage, "model.onnx is missing"))
+
+
 @pytest.mark.parametrize("name", ["tuned", "onnx"])
 def test_generate_refuses_a_tokenizer_that_is_none(cli: Command, finished: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(artifact(finished, name), tmp_path / name, ignore=shutil.ignore_patterns("artifact.json"))
@@ -257,6 +295,8 @@ def test_generate_refuses_what_does_not_fit(cli: Command, finished: Path, name: 
     refused(cli("generate", artifact(finished, name), "--prompt", "the cat " * 20), "64 new ones")
     refused(cli("generate", artifact(finished, name), "--prompt", ""), "--prompt is empty")
     refused(cli("generate", artifact(finished, name), "--prompt", "\udcff"), "--prompt is no UTF-8 text")
+    cold = ("--temperature", "1e-320")
+    refused(cli("generate", artifact(finished, name), "--prompt", "the", *cold), "--temperature is 9.99989e-321; give")
     both = ("--beams", 4, "--temperature", 0.5)
     refused(cli("generate", artifact(finished, name), "--prompt", "the cat", *both), "--beams 4 searches and --temp")
 
@@ -269,7 +309,31 @@ def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> N
     assert titles[-6:] == ["tokens/s", "prefill", "per token", "MB/token", "floor ms", "above"]
     assert [line[0] for line in lines] == [path.name for path in pair]
     assert lines[0][titles.index("per token")] == "1.00x" != lines[1][titles.index("per token")]
-    refused(cli("bench", pair[0], pair[0]), "give each directory once")
+    refused(cli("bench", pair[0], pair[0]), f"{pair[0]} is given twice; give each directory once")
+
+
+def test_bench_takes_any_directories(cli: Command, finished: Path, tmp_path: Path) -> None:
+    """Two of one name, one of which has lost its manifest; and how often they decode is told."""
+    deployed, sealed = tmp_path / "a" / "m", tmp_path / "b" / "m"
+    shutil.copytree(artifact(finished, "onnx"), deployed, ignore=shutil.ignore_patterns("artifact.json"))
+    shutil.copytree(artifact(finished, "onnx"), sealed)
+    settings = {"prompt": 4, "new_tokens": 2, "threads": 1, "rounds": 2}
+    records = bench_models([deployed, sealed], settings, "cpu", console())
+    assert [record["name"] for record in records] == ["a/m", "b/m"]
+    first, second = (record["conditions"]["speed"] for record in records)
+    assert first == second and first["runtime"] == "onnxruntime" and first["rounds"] == 2
+    assert records[0]["speed"]["weight_bytes_per_token"] == records[1]["speed"]["weight_bytes_per_token"]
+    told = cli("bench", deployed, "--prompt", 4, "--new-tokens", 2, "--threads", 1, "--rounds", 0)
+    refused(told, "--rounds")
+    (deployed / "config.json").unlink()
+    refused(cli("bench", deployed), "config.json")
+
+
+def test_directories_are_told_apart_by_what_differs() -> None:
+    paths = [Path(path) for path in ("/x/a/m", "/y/a/m", "/y/b/n", "/m")]
+    assert labels(paths) == ["x/a/m", "y/a/m", "n", "/m"]
+    with pytest.raises(UserError, match="/y/a/../b is given twice; give each directory once"):
+        labels([Path("/y/b"), Path("/z"), Path("/y/a/../b")][::-1])
 
 
 def test_list_names_everything_with_a_sentence(cli: Command) -> None:

@@ -167,6 +167,7 @@ def bench(
     new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Default: every core.")] = None,  # noqa: UP045
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each model decodes.")] = 10,
     device: OnDevice = None,
 ) -> None:
     """Measure the speed of models against each other, interleaved in one run.
@@ -177,7 +178,7 @@ def bench(
     from compress.cli.bench import bench_models
     from compress.cli.tables import records_table
 
-    settings = {"prompt": prompt, "new_tokens": new_tokens, "batch": batch, "threads": threads}
+    settings = {"prompt": prompt, "new_tokens": new_tokens, "batch": batch, "threads": threads, "rounds": rounds}
     screen = console()
     show(screen, records_table(bench_models(artifacts, settings, device, screen)))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from compress.artifact import adopt
+from compress.artifact import adopt_deployed
 from compress.errors import UserError
 from compress.pipeline.running import Device, choose_device
 from compress.registry import MEASUREMENTS
@@ -21,10 +21,8 @@ def bench_models(
 
     ``speed.faster`` says how many times as fast as the first directory it is, ``prefill`` and ``per_token``.
     """
-    names = [path.resolve().name for path in paths]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"bench: two directories are called {repeated!r}; give each directory once")
-    artifacts = {name: adopt(path) for name, path in zip(names, paths, strict=True)}
+    names = labels(paths)
+    artifacts = {name: adopt_deployed(path) for name, path in zip(names, paths, strict=True)}
     given = {name: value for name, value in settings.items() if value is not None}
     measurement = MEASUREMENTS.read({"type": "speed", "of": "all", **given})
     numbers = measurement.run(artifacts, data=None, device=choose_device(device), console=console)
@@ -34,3 +32,21 @@ def bench_models(
             part: first[f"{part}_ms"]["p50"] / record["speed"][f"{part}_ms"]["p50"] for part in ("prefill", "per_token")
         }
     return [{"name": name, **numbers[name]} for name in names]
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """The name of each directory, with as many of its parents as set it apart from others of that name.
+
+    Raises UserError for a directory that is given twice.
+    """
+    parts = [path.resolve().parts for path in paths]
+    if repeated := next((path for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1), None):
+        raise UserError(f"bench: {repeated} is given twice; give each directory once")
+    return [next(label for label, count in _tails(own, parts) if count == 1) for own in parts]
+
+
+def _tails(own: tuple[str, ...], parts: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, int]]:
+    """Ever longer ends of a path, and how many of the paths end so."""
+    for depth in range(1, len(own) + 1):
+        tail = own[-depth:]
+        yield str(Path(*tail)), sum(other[-depth:] == tail for other in parts)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from compress.errors import ModelError, UserError
+from compress.files import changed
+from compress.onnx.sampling import LEAST_TEMPERATURE, as_tokens
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ def texts(path: Path, request: Request) -> Iterator[str]:
         raise UserError("--prompt is no UTF-8 text")
     if request.beams > 1 and request.temperature:
         raise UserError(f"--beams {request.beams} searches and --temperature {request.temperature:g} draws; give one")
+    if 0 < request.temperature < LEAST_TEMPERATURE:
+        raise UserError(f"--temperature is {request.temperature:g}; give 0, or {LEAST_TEMPERATURE:g} at least")
     return _exported(path, request) if any(path.glob("*.onnx")) else _torch(path, request)
 
 
@@ -40,6 +46,7 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
 
     from compress.onnx.runtime import Runtime
 
+    _check_sealed(path)
     if not (path / "tokenizer.json").exists():
         raise ModelError(f"{path}: holds no tokenizer.json, so it cannot read a prompt")
     try:
@@ -51,22 +58,51 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
     runtime = Runtime.open(path)
     ids = np.array([tokenizer.encode(request.prompt).ids])
     _check_room(ids.shape[1], request, runtime.context, answers=runtime.reads_sources)
+    ends = _ends(path, tokenizer)
+    options: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "eos_token_id": ends}
     if request.beams > 1:
-        found = runtime.generate(ids, max_new_tokens=request.max_new_tokens, num_beams=request.beams)
-        yield tokenizer.decode(found[0, runtime.given(ids).shape[1] :].tolist())
+        found = runtime.generate(ids, num_beams=request.beams, **options)[0, runtime.given(ids).shape[1] :].tolist()
+        yield tokenizer.decode(list(takewhile(lambda token: token not in ends, found)))
         return
-    options: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "seed": request.seed}
     if request.temperature:
-        options |= {"do_sample": True, "temperature": request.temperature}
+        options |= {"do_sample": True, "temperature": request.temperature, "seed": request.seed}
     tokens: list[int] = []
     shown = ""
-    for token in runtime.stream(ids, **options):
-        tokens.append(int(token[0]))
+    for token in takewhile(lambda token: token not in ends, (int(row[0]) for row in runtime.stream(ids, **options))):
+        tokens.append(token)
         text = tokenizer.decode(tokens)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character may be spread over tokens
             yield text.removeprefix(shown)
             shown = text
     yield tokenizer.decode(tokens).removeprefix(shown)  # what ended amid a character
+
+
+def _ends(path: Path, tokenizer: Any) -> list[int]:
+    """What ends a text in either runtime: what the generation settings call an end, and what the tokenizer does."""
+    from compress.onnx.opening import decoding_settings, json_object
+
+    ends = as_tokens(decoding_settings(path).get("eos_token_id"))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        written = json_object(path / name).get("eos_token") if (path / name).exists() else None
+        word = written.get("content") if isinstance(written, dict) else written
+        if isinstance(word, str):
+            own = tokenizer.token_to_id(word)
+            return list(dict.fromkeys([*ends, *as_tokens(own)]))
+    return ends
+
+
+def _check_sealed(path: Path) -> None:
+    """Raise ModelError where graphs or weights are not those that the manifest, if it was not left behind, names."""
+    manifest = path / "artifact.json"
+    if not manifest.exists():
+        return
+    try:
+        files = json.loads(manifest.read_bytes())["files"]
+        graphs = {name: str(digest) for name, digest in files.items() if name.endswith((".onnx", ".onnx_data"))}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ModelError(f"{manifest}: is no manifest of an artifact") from None
+    if problem := changed(path, graphs):
+        raise ModelError(f"{path}: {problem}")
 
 
 def _torch(path: Path, request: Request) -> Iterator[str]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import GenerationConfig
 
 from compress.artifact import Artifact
 from compress.data import ModelInterface
 from compress.onnx.opening import decoding_settings
-from compress.onnx.sampling import as_tokens
-from compress.schema import Strict
+from compress.onnx.sampling import LEAST_TEMPERATURE, as_tokens
+from compress.schema import Strict, added
 
 
 class Generation(Strict):
@@ -26,14 +26,27 @@ class Generation(Strict):
     length_penalty: float = 1.0
     """Of beam search: scores are divided by length to this power."""
     do_sample: bool = False
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=LEAST_TEMPERATURE)
     top_k: int = Field(0, ge=0)
     """Tokens sampling chooses among; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = added(0)
+    """N-grams of this many tokens that come only once, a prompt that is continued included; 0: all may come again."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = added(0)
+    """Tokens before which no text ends."""
+
+    @model_validator(mode="after")
+    def _room_for_the_least(self) -> Self:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens: {self.min_new_tokens} is more than max_new_tokens: {self.max_new_tokens}"
+            )
+        return self
 
     def options(self) -> dict[str, Any]:
         """The settings that take part, named as ``generate`` of either runtime names them."""
-        found = self.model_dump(include={"max_new_tokens", "do_sample"})
+        found = self.model_dump(include={"max_new_tokens", "do_sample", "min_new_tokens"})
+        found |= {"no_repeat_ngram_size": self.no_repeat_ngram} if self.no_repeat_ngram else {}
         if self.do_sample:
             return found | self.model_dump(include={"temperature", "top_k", "top_p"})
         return found | ({"num_beams": self.beams, "length_penalty": self.length_penalty} if self.beams > 1 else {})
@@ -55,7 +68,8 @@ class Decoding(Generation):
         if self.do_sample:
             return self.model_dump(exclude={"beams", "length_penalty"})
         penalty = {"length_penalty"} if self.beams > 1 else set()
-        return self.model_dump(include={"max_new_tokens", "do_sample", "beams"} | penalty)
+        rules = {"no_repeat_ngram", "min_new_tokens"}
+        return self.model_dump(include={"max_new_tokens", "do_sample", "beams"} | penalty | rules)
 
 
 def ends_of(artifact: Artifact, tokenizer: Any) -> list[int]:

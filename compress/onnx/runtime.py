@@ -24,9 +24,11 @@ from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE
 from compress.onnx.opening import decoding_settings, open_session
 from compress.onnx.prompts import prompts
 from compress.onnx.rules import Rules
-from compress.onnx.sampling import Options, as_tokens, choose
+from compress.onnx.sampling import Options, as_tokens, choose, is_whole
 from compress.onnx.seq2seq_session import Seq2SeqDecoding
 from compress.onnx.session import Array, Decoding
+
+MOST_THREADS = 1024
 
 
 class Runtime:
@@ -48,6 +50,8 @@ class Runtime:
     @classmethod
     def open(cls, directory: str | Path, threads: int | None = None) -> Runtime:
         """Open an exported directory; ``threads`` None lets onnxruntime take every core."""
+        if threads is not None and not (is_whole(threads) and 1 <= threads <= MOST_THREADS):
+            raise UserError(f"threads: {threads!r} is not a whole number from 1 to {MOST_THREADS}, or None")
         path = Path(directory)
         pair = (ENCODER_FILE, DECODER_FILE)
         files = pair if any((path / file).exists() for file in pair) else (MODEL_FILE,)
@@ -159,7 +163,7 @@ class Runtime:
         self, input_ids: Any, attention_mask: Any, options: dict[str, Any]
     ) -> tuple[Array, Array | None, Options, Rules]:
         own = {name: value for name, value in self._forced.items() if options.get(name) is None}
-        chosen = Options(**{**options, **own})
+        chosen = Options.read({**options, **own})
         ids, mask = prompts(input_ids, attention_mask, self._vocabulary)
         if not self.reads_sources:
             _check_ends(mask)

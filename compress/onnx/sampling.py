@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Integral
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,14 @@ from compress.errors import UserError
 Array = np.ndarray[Any, Any]
 MOST_PENALTY = 50
 """Beyond it, lengths to this power leave the range of float64."""
+LEAST_TEMPERATURE = 1e-6
+"""Of text that torch may draw too: it divides logits in float32, which a smaller one would take to infinity."""
 _LEAST = {"max_new_tokens": 1, "top_k": 0, "seed": 0, "num_beams": 1, "no_repeat_ngram_size": 0, "min_length": 0}
+_RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+    ("temperature", "above 0", lambda value: 0 < value < math.inf),
+    ("top_p", "above 0 and at most 1", lambda value: 0 < value <= 1),
+    ("length_penalty", f"between ±{MOST_PENALTY}", lambda value: abs(value) <= MOST_PENALTY),
+)
 
 
 @dataclass(frozen=True)
@@ -49,21 +57,36 @@ class Options:
     def __post_init__(self) -> None:
         for name, least in (_LEAST if self.min_new_tokens is None else _LEAST | {"min_new_tokens": 0}).items():
             value = getattr(self, name)
-            whole = isinstance(value, Integral) and int(value) >= least
+            whole = is_whole(value) and int(value) >= least
             self._require(name, whole, f"a whole number of at least {least}")
         for name in ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id"):
             tokens = as_tokens(getattr(self, name))
-            self._require(name, all(isinstance(token, Integral) for token in tokens), "a token's number, or several")
-        self._require("temperature", self.temperature > 0, "above 0")
-        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
-        self._require("length_penalty", abs(self.length_penalty) <= MOST_PENALTY, f"between ±{MOST_PENALTY}")
+            self._require(name, all(map(is_whole, tokens)), "a token's number, or several")
+        self._require("do_sample", isinstance(self.do_sample, bool | np.bool_), "True or False")
+        for name, allowed, valid in _RANGES:
+            value = getattr(self, name)
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            self._require(name, number and valid(float(value)), f"a number {allowed}")
         known = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
         self._require("early_stopping", known, "True, False or 'never'")
         self._require("num_beams", self.num_beams == 1 or not self.do_sample, "1, which do_sample goes with")
 
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Options:
+        """Options as a caller names them; UserError for one that is unknown or out of range."""
+        known = [each.name for each in fields(cls)]
+        if unknown := next((name for name in given if name not in known), None):
+            raise UserError(f"{unknown}: is no option of generation; known are {', '.join(known)}")
+        return cls(**given)
+
     def _require(self, name: str, valid: bool, allowed: str) -> None:
         if not valid:
             raise UserError(f"{name}: {getattr(self, name)!r} is not {allowed}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, which True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def as_tokens(value: int | Sequence[int] | None) -> list[int]:
@@ -88,11 +111,13 @@ def probabilities(logits: Array, options: Options) -> Array:
     ``top_k`` keeps the k largest logits and those equal to the k-th; ``top_p`` keeps the smallest set of tokens whose
     probability reaches p, at least one (Holtzman et al., arXiv 1904.09751, section 3.1).
     """
-    scores = logits.astype(np.float64) / options.temperature
+    scores = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # what lies below the largest by more than float64 holds has no probability
+        scores = (scores - scores.max(-1, keepdims=True)) / options.temperature
     if 0 < options.top_k < scores.shape[-1]:
         kth = np.partition(scores, -options.top_k)[:, -options.top_k, None]
         scores = np.where(scores < kth, -np.inf, scores)
-    weights: Array = np.exp(scores - scores.max(-1, keepdims=True))
+    weights: Array = np.exp(scores)
     weights /= weights.sum(-1, keepdims=True)
     if options.top_p < 1:
         order = np.argsort(-weights, axis=-1, kind="stable")

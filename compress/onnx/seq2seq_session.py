@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 
+from compress.onnx.opening import run
 from compress.onnx.session import Array, bind_input, bind_output
 
 _OWN = ".decoder."
@@ -73,7 +74,7 @@ class Seq2SeqDecoding:
             binding.bind_output(self._presents[name], "cpu")
         logits = np.empty((*input_ids.shape, self._vocabulary), np.float32)
         bind_output(binding, "logits", logits)
-        self._session.run_with_iobinding(binding)
+        run(self._session, binding, total)
         self._cache |= dict(zip(renewed, binding.get_outputs(), strict=False))
         self._length += input_ids.shape[1]
         return logits

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from compress.onnx.names import IN_PLACE, LOGITS_FROM
+from compress.onnx.opening import run
 
 Array = np.ndarray[Any, Any]
 
@@ -148,7 +149,7 @@ class Decoding:
         for name, array in arrays.items():
             bind_input(binding, name, array)
         bind_output(binding, "logits", self._logits[rows])
-        self._session.run_with_iobinding(binding)
+        run(self._session, binding, self._length)
         self._cache.keep(binding)
         if not self._in_place:
             self._cache.bind(binding, rows)

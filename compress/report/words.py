@@ -37,7 +37,7 @@ def headline(rows: Sequence[Row]) -> str:
     if row is None:
         small = [other.label for other in rows if not other.plain]
         if not small:
-            return "Nothing here is compressed, so there is nothing to compare."
+            return "No stage of this run made a smaller model, so none is held against another."
         verb = "is" if len(small) == 1 else "are"
         return f"{_listed(small)} {verb} compressed, but no size was measured; put {{type: size}} under measure."
     return f"{row.label} {_size(rows, row)}{_speed(rows, row)}; {_quality(rows, row)}."

@@ -17,6 +17,7 @@ from compress.data.answers import answered_batch, prompts_in
 from compress.measure.decoding import Generation, seed_of
 from compress.measure.subject import TorchSubject
 from compress.objective import LossTerm, StateTerm
+from compress.onnx.sampling import LEAST_TEMPERATURE
 from compress.schema import Strict
 
 
@@ -28,7 +29,7 @@ class OnPolicy(Strict):
 
     fraction: float = Field(0.5, ge=0, le=1)
     """Probability with which a step is one of these."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=LEAST_TEMPERATURE)
     """What logits are divided by before a token is drawn."""
     top_k: int = Field(0, ge=0)
     """Tokens that are drawn among; 0 for all."""

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from compress.errors import ModelError, UserError
+from compress.onnx.export import write_graphs
 from compress.onnx.runtime import Runtime
 from compress.onnx.session import Decoding
 
@@ -117,6 +118,8 @@ def test_beams_do_not_stream_and_forced_tokens_are_known(exported: Callable[...,
     ids, _ = left_padded(1, 3)
     with pytest.raises(UserError, match="num_beams: 4 beams know no token before the last; stream with 1"):
         runtime.stream(ids, num_beams=4)
+    with pytest.raises(UserError, match="max_length: is no option of generation; known are max_new_tokens, "):
+        runtime.generate(ids, max_length=3)
     with pytest.raises(UserError, match="forced_eos_token_id: 67 is not a token of the vocabulary, 0 to 66"):
         runtime.generate(ids, forced_eos_token_id=67)
     with pytest.raises(UserError, match="3 tokens of prompt and 62 new ones exceed the context of 64"):
@@ -293,7 +296,14 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
         ({"n_positions": 0}, r"config\.json: 0 is no number of positions"),
         ({"n_positions": []}, r"config\.json: \[\] is no number of positions"),
         ({"eos_token_id": "x"}, "eos_token_id is 'x' in its settings; a token's number, or several, are allowed"),
-        ({"pad_token_id": [1, 2.5]}, r"pad_token_id is \[1, 2\.5\] in its settings"),
+        ({"eos_token_id": 1.5}, r"eos_token_id is 1\.5 in its settings"),
+        (
+            {"forced_eos_token_id": [1, 2.5]},
+            r"forced_eos_token_id is \[1, 2\.5\] in its settings; a token's number, or",
+        ),
+        ({"pad_token_id": "q"}, "pad_token_id is 'q' in its settings; one token's number is allowed"),
+        ({"pad_token_id": [1]}, r"pad_token_id is \[1\] in its settings; one token's number is allowed"),
+        ({"decoder_start_token_id": [2]}, r"decoder_start_token_id is \[2\] in its settings; one token's"),
     ],
 )
 def test_settings_that_are_none_are_told(exported: Callable[..., Any], settings: dict[str, Any], message: str) -> None:
@@ -302,6 +312,45 @@ def test_settings_that_are_none_are_told(exported: Callable[..., Any], settings:
     (found / "config.json").write_text(json.dumps(config | settings))
     with pytest.raises(ModelError, match=message):
         Runtime.open(found)
+
+
+@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+def test_positions_that_the_weights_do_not_have_are_told(
+    exported: Callable[..., Any], shape: dict[str, int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = exported(**shape, positions=16).directory
+    config = json.loads((found / "config.json").read_text())
+    (found / "config.json").write_text(json.dumps(config | {"n_positions": 64}))
+    runtime = Runtime.open(found, threads=1)
+    told = "^rows of 17 tokens cannot be computed .*; config.json may name more positions than the weights have$"
+    with pytest.raises(ModelError, match=told):
+        runtime.generate([[1] * 10], max_new_tokens=20, eos_token_id=-1)
+    with pytest.raises(ModelError, match=told):
+        runtime.logits([[1] * 17])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_damaged_weights_beside_a_graph_are_named(
+    exported: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = exported()
+    write_graphs(found.model, found.directory, external_over=0)
+    data = found.directory / "model.onnx_data"
+    data.write_bytes(data.read_bytes()[:1000])
+    told = r"model\.onnx, with its weights in model\.onnx_data: cannot be opened \([^\n]*\)$"
+    with pytest.raises(ModelError, match=told) as error:
+        Runtime.open(found.directory)
+    assert ".cc:" not in str(error.value) and "ONNXRuntimeError" not in str(error.value)
+    data.unlink()
+    with pytest.raises(ModelError, match=r"cannot be opened \([^\n]*model\.onnx_data"):
+        Runtime.open(found.directory)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("threads", [0, 1.5, "2", True, 1025])
+def test_threads_are_a_whole_number(exported: Callable[..., Any], threads: Any) -> None:
+    with pytest.raises(UserError, match=f"^threads: {threads!r} is not a whole number from 1 to 1024, or None$"):
+        Runtime.open(exported().directory, threads=threads)
 
 
 def test_the_graph_of_another_project_is_told(exported: Callable[..., Any]) -> None:

@@ -57,12 +57,25 @@ def test_greedy_takes_the_first_of_equal_logits() -> None:
         ("num_beams", 0), ("num_beams", 2.0), ("length_penalty", math.nan), ("length_penalty", 51),
         ("early_stopping", "always"), ("early_stopping", 1), ("no_repeat_ngram_size", -1), ("min_length", -1),
         ("min_new_tokens", -2), ("seed", -1), ("eos_token_id", "end"), ("forced_bos_token_id", 0.5),
-        ("forced_eos_token_id", (2, None)),
+        ("forced_eos_token_id", (2, None)), ("temperature", math.inf), ("temperature", math.nan), ("temperature", "a"),
+        ("temperature", None), ("top_p", None), ("top_p", True), ("length_penalty", "long"), ("do_sample", "no"),
+        ("do_sample", 1), ("top_k", True), ("max_new_tokens", "3"), ("eos_token_id", True), ("num_beams", None),
     ],
 )  # fmt: skip
 def test_impossible_options_are_named(option: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"^{option}: {re.escape(repr(value))} is not [^\n]*$"):
         Options(**{option: value})
+
+
+def test_the_smallest_temperature_takes_the_likeliest_without_a_warning() -> None:
+    logits = np.array([[-1.0, 700.0, 699.0, -np.inf], [3.0, 3.0, 2.0, 1.0]], np.float32)
+    found = probabilities(logits, Options(do_sample=True, temperature=5e-324))
+    assert found.tolist() == [[0, 1, 0, 0], [0.5, 0.5, 0, 0]]
+
+
+def test_an_option_that_does_not_exist_is_named() -> None:
+    with pytest.raises(UserError, match="^max_length: is no option of generation; known are max_new_tokens, [^\n]*$"):
+        Options.read({"max_length": 3})
 
 
 def test_beams_do_not_draw() -> None:

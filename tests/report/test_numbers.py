@@ -125,8 +125,8 @@ def test_headline_says_slower_when_it_is():
 @pytest.mark.parametrize(
     ("artifacts", "part"),
     [
-        ([("base", (), 400, 50.0, None)], "Nothing here is compressed"),
-        ([], "Nothing here is compressed"),
+        ([("base", (), 400, 50.0, None)], "No stage of this run made a smaller model"),
+        ([], "No stage of this run made a smaller model"),
         ([("base", (), None, 50.0, None), ("s", ("pruned",), None, 51.0, None)], "s is compressed, but no size was"),
         ([("base", (), 400, None, None), ("s", ("pruned",), 40, None, None)], "its quality was not measured"),
         ([("s", ("pruned",), 40, 51.0, None)], "with nothing uncompressed to compare it to"),

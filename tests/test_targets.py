@@ -116,6 +116,8 @@ def test_no_model_is_looked_for_in_targets(recipe: Path) -> None:
     report = json.loads((done.workdir / "report.json").read_text())
     assert [artifact["name"] for artifact in report["artifacts"]] == ["base", "taught", "plain"]
     assert "base, teacher base, targets kd" in told and "rows in place of modules" in told
+    assert "max_new_tokens 6, do_sample False, beams 2, length_penalty 1.0; " in told
+    assert "- taught: taught (targets kd) (`" in told and "- plain: plain (`" in told
 
 
 def test_steps_on_own_answers_are_in_the_key_and_in_the_report(recipe: Path) -> None:

@@ -32,13 +32,9 @@ def perplexity(subject: Subject, split: Split, batch_size: int, advance: Advance
         advance(len(batch["input_ids"]))
     if not math.isfinite(total) or total / tokens > LARGEST:
         raise CompressError(f"quality: the model's likelihood of {split.name} is not finite ({total} nats)")
-    # blocks do not overlap, so the stride is the block
-    record: Record = {
-        "perplexity": math.exp(total / tokens),
-        "tokens": tokens,
-        "context": split.longest,
-        "stride": split.longest,
-    }
+    record: Record = {"perplexity": math.exp(total / tokens), "tokens": tokens}
+    if not split.examples and split.model.task == "causal":
+        record |= {"context": split.longest, "stride": split.longest}  # blocks do not overlap
     if split.words and split.text:
         bits = total / math.log(2)
         record |= {"words": split.words}

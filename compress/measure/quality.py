@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,7 +20,7 @@ from compress.measure.measurement import Measurement
 from compress.measure.subject import Subject, subject_of
 from compress.progress import counting
 from compress.registry import suggest
-from compress.schema import Several
+from compress.schema import Several, added
 
 Metric = Literal["perplexity", "agreement", "rouge", "bleu", "chrf", "exact_match", "length", "distinct"]
 Record = dict[str, Any]
@@ -37,10 +38,11 @@ class Quality(Measurement):
     ``kl`` the mean KL(reference || model) in nats.
 
     The others look at generated text. ``rouge`` (1, 2, L, Lsum; the best of several references), ``bleu``, ``chrf`` and
-    ``exact_match`` compare it with all references. ``length`` counts words between blanks: mean and median of outputs
-    and of references, their ratio, and the share x 100 of outputs that are ``empty`` and that took all of
-    ``max_new_tokens``, the end token counted (``full_length``). ``distinct`` 1, 2, 3 are distinct n-grams / n-grams x
-    100 over all outputs.
+    ``exact_match`` compare it with all references. ROUGE is refused where most rows have references with letters, none
+    of them of a to z; BLEU of another tokenizer than 13a is named so, as ``bleu_zh``. ``length`` counts words between
+    blanks: mean and median of outputs and of references, their ratio, and the share x 100 of outputs that are ``empty``
+    and that took all of ``max_new_tokens``, the end token counted (``full_length``). ``distinct`` 1, 2, 3 are distinct
+    n-grams / n-grams x 100 over all outputs.
     """
 
     type: Literal["quality"] = "quality"
@@ -52,13 +54,15 @@ class Quality(Measurement):
     """Rows at once."""
     sentences: Literal["lines", "stops"] = "lines"
     """What ends a sentence for ROUGE-Lsum: a line break, or also . ! ? before a blank ("Mr. Smith" is two then)."""
+    bleu_tokenize: Literal["13a", "intl", "zh", "char", "none"] = added("13a")
+    """How BLEU finds words: as WMT has it, by Unicode's classes, Chinese or all by characters, or at blanks."""
     reference: str | None = None
     """The model that ``agreement`` compares with."""
     decoding: Decoding = Decoding()
     """How text is generated."""
 
     needs_data: ClassVar[bool] = True
-    names: ClassVar[frozenset[str]] = frozenset({"metric"})
+    names: ClassVar[frozenset[str]] = frozenset({"metric", "bleu_tokenize"})
     version: ClassVar[int] = 3
 
     @model_validator(mode="after")
@@ -67,6 +71,8 @@ class Quality(Measurement):
             raise ValueError("agreement and reference belong together: a metric, and the model it compares with")
         if self.sentences != "lines" and "rouge" not in self.metric:
             raise ValueError(f"sentences: {self.sentences} is of rouge, which metric does not name")
+        if self.bleu_tokenize != "13a" and "bleu" not in self.metric:
+            raise ValueError(f"bleu_tokenize: {self.bleu_tokenize} is of bleu, which metric does not name")
         return self
 
     @property
@@ -120,6 +126,8 @@ class Quality(Measurement):
                 f"quality: {metric} compares generated text with references, but {split.name} has none; "
                 "give prompt and response, or source and target"
             )
+        if "rouge" in self.metric:
+            _check_letters(split)
         new, context = self.decoding.max_new_tokens, split.model.context
         if split.model.task == "seq2seq":
             if new > context:
@@ -173,7 +181,8 @@ class Quality(Measurement):
             runs.append({key: value for scores in found.values() for key, value in scores.items()})
         conditions: Record = {"rows": len(texts), "decoding": self.decoding.conditions(), "signatures": signatures}
         if len(runs) > 1:
-            conditions["std"] = {key: statistics.stdev(run[key] for run in runs) for key in runs[0]}
+            drawn = [key for key in runs[0] if not key.startswith("reference_")]
+            conditions["std"] = {key: statistics.stdev(run[key] for run in runs) for key in drawn}
         means: Record = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
         return means | {"samples": samples(split.examples, texts)}, conditions
 
@@ -182,7 +191,25 @@ class Quality(Measurement):
 
         options: dict[str, Record] = {
             "rouge": {"sentences": self.sentences},
+            "bleu": {"tokenize": self.bleu_tokenize},
             "length": {"full": [answer.full for answer in said]},
         }
         texts, references = [answer.text for answer in said], [example.references for example in split.examples]
-        return {name: metrics.score(name, texts, references, **options.get(name, {})) for name in self._texts}
+        scores: dict[str, Record] = {
+            name: metrics.score(name, texts, references, **options.get(name, {})) for name in self._texts
+        }
+        if self.bleu_tokenize != "13a":  # figures of two tokenizers are not of one kind
+            found, name = scores.pop("bleu"), f"bleu_{self.bleu_tokenize}"
+            scores[name] = {name: found["bleu"], "signature": found["signature"]}
+        return scores
+
+
+def _check_letters(split: Split) -> None:
+    """Refuse references of which ROUGE sees no letter in more than half of the rows; digits alone say too little."""
+    rows = [set("".join(example.references).lower()) for example in split.examples]
+    lost = sum(any(map(str.isalpha, row)) and row.isdisjoint(string.ascii_lowercase) for row in rows)
+    if lost > len(rows) / 2:
+        raise DataError(
+            f"quality: rouge knows letters a to z alone, and {lost} of {len(rows)} rows of {split.name} have "
+            "references without one; measure chrf or bleu"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from statistics import fmean
 from typing import Any
 
 from compress.report.numbers import Row, name_and_way
@@ -12,7 +13,7 @@ from compress.report.numbers import Row, name_and_way
 FIRST = 3
 """Rows shown whatever they hold."""
 DIFFERING = 3
-"""Rows shown besides: those on which some text is least like the first one."""
+"""Rows shown besides: those on which texts are least like the first one."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Example:
             names.setdefault(text, []).append(name)
         return [("input", self.input), *given, *((", ".join(found), text) for text, found in names.items())]
 
-    @property
-    def difference(self) -> float:
-        """How unlike the first text the least like it is, word by word: 0 for the same words, 1 for none in common."""
-        first, *others = [text.split() for text in self.outputs.values()]
-        likeness = (SequenceMatcher(None, first, other, autojunk=False).ratio() for other in others)
-        return 1 - min(likeness, default=1.0)
+    def difference(self, names: Sequence[str]) -> float:
+        """How unlike the text of the first name those of the others are, word by word: 0 the same, 1 nothing in common.
+
+        Their mean counts; without others it is 0.
+        """
+        first, *others = [self.outputs[name].split() for name in names] or [[]]
+        unlike = [1 - SequenceMatcher(None, first, other, autojunk=False).ratio() for other in others]
+        return fmean(unlike) if unlike else 0.0
 
 
 def examples(rows: Sequence[Row]) -> list[Example]:
@@ -60,8 +63,10 @@ def examples(rows: Sequence[Row]) -> list[Example]:
 
 
 def _chosen(found: Sequence[Example]) -> list[Example]:
-    rest = sorted(found[FIRST:], key=lambda example: -example.difference)
-    return [*found[:FIRST], *(example for example in rest[:DIFFERING] if example.difference)]
+    # who says the same on every row differs from the others by what they say
+    telling = [name for name in found[0].outputs if len({example.outputs[name] for example in found}) > 1]
+    ranked = sorted(((-example.difference(telling), at) for at, example in enumerate(found[FIRST:], FIRST)))
+    return [*found[:FIRST], *(found[at] for difference, at in ranked[:DIFFERING] if difference)]
 
 
 def _kept(rows: Sequence[Row]) -> list[Example]:
@@ -86,4 +91,12 @@ def _samples(row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
     for key, found in row.record.quality.items():
         name, way = name_and_way(key)
         if name == "samples":
-            yield from ((f"{row.label} ({way})" if way else row.label, sample) for sample in found)
+            how = ", ".join(filter(None, [way, _seed(row, key.replace("samples", "quality", 1))]))
+            yield from ((f"{row.label} ({how})" if how else row.label, sample) for sample in found)
+
+
+def _seed(row: Row, key: str) -> str:
+    """The seed of text that was drawn: of several the last one's is kept."""
+    conditions = row.record.conditions if isinstance(row.record.conditions, dict) else {}
+    decoding = conditions.get(key, {}).get("decoding", {})
+    return f"seed {decoding['seeds'][-1]}" if decoding.get("do_sample") and decoding.get("seeds") else ""

@@ -17,7 +17,7 @@ METRICS = (
     "word_perplexity",
     "bits_per_byte",
     "bits_per_character",
-    "bleu",
+    *("bleu", "bleu_intl", "bleu_zh", "bleu_char", "bleu_none"),
     "chrf",
     "rouge1",
     "rouge2",

@@ -20,8 +20,9 @@ from compress.report.units import kept_units
 
 KEPT = "What is left: filled cells are kept; a shaded cell stands for neighbours of which a part is kept."
 EXAMPLES = (
-    f"The first {FIRST} of the rows that were kept (evenly spread), then up to {DIFFERING} on which some text is least "
-    "like the first one, word by word. How the text was decoded stands under Conditions."
+    f"The first {FIRST} of the rows that were kept (evenly spread), then up to {DIFFERING} on which texts are least "
+    "like the first one on average, word by word; artifacts that say the same on every row do not count there. How the "
+    "text was decoded stands under Conditions; drawn text has its seed beside it, of several the last."
 )
 CLIPPED = "Weights of some matrices; dashed lines mark where the quantizer clips them."
 

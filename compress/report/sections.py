@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from compress.report import formats, numbers
 from compress.report.numbers import Row, Value, change, metrics_of, name_and_way, smallest, speedup
-from compress.report.read import Run, Stage, Touched
+from compress.report.read import Run, Stage, Step, Touched
 from compress.report.words import name_of
 
 Cell = Callable[[Row], str]
@@ -174,7 +174,12 @@ def _bytes(coverage: Touched) -> str:
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {formats.number(value)}" for name, value in metrics.items())
+    return ", ".join(f"{name.replace('_', ' ')} {formats.number(_whole(value))}" for name, value in metrics.items())
+
+
+def _whole(value: float) -> float:
+    """Counts are recorded as floats."""
+    return int(value) if float(value).is_integer() else value
 
 
 def conditions(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -216,6 +221,11 @@ def environment(runs: Sequence[Run]) -> list[tuple[str, str]]:
 def lineage(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     """(artifact, the stages it went through, its digest)."""
     return [
-        (row.label, " → ".join(step.stage for step in row.manifest.lineage) or "as given", row.manifest.digest)
+        (row.label, " → ".join(map(_lineage_step, row.manifest.lineage)) or "as given", row.manifest.digest)
         for row in rows
     ]
+
+
+def _lineage_step(step: Step) -> str:
+    targets = step.config.get("targets")
+    return f"{step.stage} (targets {targets})" if targets else step.stage

@@ -20,6 +20,7 @@ from compress.report.read import Run
 
 _SPELLED = {
     "bleu": "BLEU",
+    **{f"bleu_{name}": f"BLEU {name}" for name in ("intl", "zh", "char", "none")},
     "chrf": "chrF",
     "words_mean": "mean words",
     "words_median": "median words",

@@ -52,6 +52,7 @@ class SeqKd(Stage):
             raise NothingDoneError(f"{name}: all {empty} answers are empty; another source or decoding may say more")
         tokens = sum(map(len, found))
         cut = sum(answer[-1] not in subject.ends for answer in found)
+        how = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in self.decoding.options().items())
         coverage = Coverage(
             modules_touched=len(found) - empty,
             modules_total=len(found),
@@ -59,7 +60,7 @@ class SeqKd(Stage):
             parameters_total=tokens,
             bytes_before=0,
             bytes_after=0,
-            note=f"rows in place of modules, tokens in place of parameters; {empty} empty, {cut} without an end",
+            note=f"rows in place of modules, tokens in place of parameters; {how}; {empty} empty, {cut} without an end",
         )
         metrics = {"rows": len(found), "tokens": tokens, "empty": empty, "without_end": cut}
         return Result(traits=self.gives, coverage=coverage, metrics={key: float(n) for key, n in metrics.items()})

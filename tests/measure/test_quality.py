@@ -120,7 +120,7 @@ def test_greedy_text_does_not_depend_on_the_batch(gpt2: Artifact, folder: Path) 
 def test_sampling_reports_mean_and_deviation_over_seeds(gpt2: Artifact, folder: Path) -> None:
     data = data_of(gpt2, folder, test=PROMPTS)
     decoding = {"max_new_tokens": 8, "do_sample": True, "seeds": [1, 2, 3]}
-    quality = Quality.model_validate({"metric": ["rouge", "chrf"], "decoding": decoding})
+    quality = Quality.model_validate({"metric": ["rouge", "chrf", "length"], "decoding": decoding})
     first, again = (measured(quality, {"base": gpt2}, data)["base"] for _ in range(2))
     assert first == again
     singles = [
@@ -135,6 +135,9 @@ def test_sampling_reports_mean_and_deviation_over_seeds(gpt2: Artifact, folder: 
     assert first["quality"]["chrf"] == pytest.approx(float(scores.mean()))
     assert first["conditions"]["quality"]["std"]["chrf"] == pytest.approx(float(scores.std()))
     assert float(scores.std()) > 0
+    assert first["quality"]["reference_words_mean"] == 2
+    deviations = set(first["conditions"]["quality"]["std"])
+    assert deviations == set(first["quality"]) - {"samples", "reference_words_mean", "reference_words_median"}
     assert first["conditions"]["quality"]["decoding"]["seeds"] == (1, 2, 3)
 
 
@@ -159,7 +162,7 @@ def test_seq2seq_models_generate_from_sources(bart: Artifact, bart_onnx: Artifac
         assert onnx["agreement"] == 100
         assert onnx["samples"] == record["quality"]["samples"]
         assert any(sample["output"] for sample in onnx["samples"])
-        assert "word_perplexity" not in record["quality"]
+        assert not {"word_perplexity", "context", "stride"} & set(record["quality"])
         assert record["conditions"]["quality"]["split"] == "data.eval"
         assert record["conditions"]["quality"]["rows"] == 3
 

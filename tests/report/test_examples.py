@@ -19,7 +19,12 @@ def rows_of(**written):
     """Rows of artifacts by name: {row: output}."""
     run = Run("run", RunFile(), Measurements(), ())
     return [
-        Row(name, run, Record(name=name, quality={"samples": [sample(*each) for each in texts.items()]}), Manifest())
+        Row(
+            name,
+            run,
+            Record(name=name, quality={"samples": [sample(*each) for each in texts.items()]}, conditions={}),
+            Manifest(),
+        )
         for name, texts in written.items()
     ]
 
@@ -33,11 +38,42 @@ def titles(rows):
 
 
 def test_the_first_rows_and_then_those_that_differ_most():
-    base = dict.fromkeys(range(0, 40, 2), "a b c d")
+    base = dict.fromkeys(range(0, 40, 2), "a b c d") | {0: "e"}
     small = base | {20: "a b c x", 30: "x y z", 34: "a b", 38: "a b c d e"}
     assert titles(rows_of(base=base, small=small)) == ["row 0", "row 2", "row 4", "row 30", "row 34", "row 20"]
     assert titles(rows_of(base=base, same=base)) == ["row 0", "row 2", "row 4"]
     assert titles(rows_of(base=base)) == ["row 0", "row 2", "row 4"]
+
+
+def test_rows_are_those_that_differ_most_on_average():
+    base = dict.fromkeys(range(10), "a b c d")
+    one = base | {7: "a b x y", 8: "a b c x"}
+    other = base | {5: "w x y z", 7: "a x y z", 9: "a b c x"}
+    base[0] = "e"  # it does not say the same everywhere
+    assert titles(rows_of(base=base, one=one, other=other))[FIRST:] == ["row 7", "row 5", "row 8"]
+
+
+@pytest.mark.parametrize("says", ["", "the the the", "a"])
+def test_who_says_the_same_everywhere_does_not_choose_rows(says):
+    base = {row: f"{'a ' * row}b" for row in range(12)}
+    small = base | {6: "x", 9: "y"}
+    broken = dict.fromkeys(range(12), says)
+    alike = ["row 0", "row 1", "row 2", "row 6", "row 9"]
+    assert titles(rows_of(base=base, small=small, broken=broken)) == alike
+    assert titles(rows_of(broken=broken, base=base, small=small)) == alike
+    assert titles(rows_of(base=base, broken=broken)) == alike[:FIRST]
+
+
+def test_drawn_text_is_told_with_its_seed():
+    rows = rows_of(base={0: "a"}, small={0: "a"}, sure={0: "b"}, old={0: "b"})
+    quality = rows[0].record.quality
+    quality["samples (split eval)"] = [sample(0, "c")]
+    drawn, sure = {"do_sample": True, "seeds": [3, 5]}, {"do_sample": False, "beams": 2}
+    for row, how in zip(rows[:3], [sure, drawn, sure], strict=True):
+        row.record.conditions["quality"] = {"decoding": how}
+    rows[0].record.conditions["quality (split eval)"] = {"decoding": drawn}
+    names = [name for name, _ in examples(rows)[0].lines[2:]]
+    assert names == ["base, small (seed 5)", "base (split eval, seed 5)", "sure, old"]
 
 
 def test_a_text_stands_once_with_all_who_wrote_it():
@@ -70,11 +106,15 @@ def test_no_row_left_out_differs_more_than_one_that_was_chosen(texts):
     assert [example.title for example in found[:FIRST]] == [f"row {row}" for row in list(texts)[:FIRST]]
     chosen = found[FIRST:]
     assert len(chosen) <= DIFFERING
-    assert all(example.difference > 0 for example in chosen)
+    names = ("base", "small")
+    assert all(example.difference(names) > 0 for example in chosen)
+    if any(len(set(side.values())) == 1 for side in (base, small)):
+        assert not chosen
+        return
     shown = {example.title for example in found}
     left = [one for row in texts if f"row {row}" not in shown for one in rows_alone(row, base, small)]
-    least = min((example.difference for example in chosen), default=0)
-    assert all(one.difference <= least for one in left)
+    least = min((example.difference(names) for example in chosen), default=0)
+    assert all(one.difference(names) <= least for one in left)
 
 
 def rows_alone(row, base, small):

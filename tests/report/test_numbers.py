@@ -212,3 +212,11 @@ def test_a_shape_that_stock_classes_or_runtimes_refuse_is_warned_of(kept, part):
     stage = Stage(StageRun(name="pruned", type="prune", path="p"), Manifest(kept=kept), (), {})
     found = words.warnings([Run("run", RunFile(), Measurements(), (stage,))], [])
     assert (len(found) == 1 and part in found[0]) if part else found == []
+
+
+def test_counts_that_a_stage_recorded_are_whole():
+    found = {"rows": 120.0, "on_policy_steps": 4.0, "tokens": 12_345.0, "eval_nll": 4.05, "share": 0.25}
+    step = Step(stage="kd", type="seq_kd", metrics=found)
+    stage = Stage(StageRun(name="kd", type="seq_kd", path="kd"), Manifest(lineage=(step,)), (), {})
+    (line,) = sections.stages([Run("run", RunFile(), Measurements(), (stage,))]).lines
+    assert line[-1] == "rows 120, on policy steps 4, tokens 12,345, eval nll 4.05, share 0.25"

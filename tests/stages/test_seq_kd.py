@@ -234,6 +234,9 @@ def test_empty_answers_stay_and_are_told(
     step = kd.manifest.lineage[-1]
     assert step.metrics["empty"] == 14 - short and len(rows_of(kd)) == 14
     assert step.coverage is not None and f"{14 - short} empty" in step.coverage["note"]
+    drawn = run_stage(stage(do_sample=True, top_k=3), base, data=data, out="drawn").manifest.lineage[-1].coverage
+    assert drawn is not None
+    assert "; max_new_tokens 6, do_sample True, temperature 1.0, top_k 3, top_p 1.0; " in drawn["note"]
     monkeypatch.setattr(TorchSubject, "complete", lambda self, prompts, *rest: [[0, 2]] * len(prompts))
     with pytest.raises(NothingDoneError, match="kd: all 14 answers are empty"):
         run_stage(stage(), base, data=data, out="none")

@@ -27,7 +27,8 @@ def score(name: str, predictions: Sequence[str], references: Sequence[Sequence[s
         name: one of ``NAMES``.
         predictions: the texts.
         references: what each is compared with, any number of texts for each.
-        options: what a metric takes besides: ``sentences`` of ``rouge``, ``full`` of ``length``.
+        options: what a metric takes besides: ``sentences`` of ``rouge``, ``tokenize`` of ``bleu``, ``full`` of
+            ``length``.
     """
     module = _load(name)
     rows = [list(row) for row in references]

@@ -6,7 +6,7 @@ from sacrebleu.metrics import BLEU
 
 
 class Bleu(evaluate.Metric):  # type: ignore[misc]
-    """sacreBLEU with its defaults: cased, tokenized by 13a, exponential smoothing; several references at once."""
+    """sacreBLEU, cased, exponential smoothing, several references at once; ``tokenize`` is one of its tokenizers."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
@@ -14,12 +14,14 @@ class Bleu(evaluate.Metric):  # type: ignore[misc]
         return evaluate.MetricInfo(
             description="Corpus BLEU between 0 and 100.",
             citation="Post (2018), A Call for Clarity in Reporting BLEU Scores.",
-            inputs_description="predictions: texts; references: a list of texts for each.",
+            inputs_description="predictions: texts; references: a list of texts for each; tokenize: how to find words.",
             features=features,
         )
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float | str]:
-        metric = BLEU()
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], tokenize: str = "13a"
+    ) -> dict[str, float | str]:
+        metric = BLEU(tokenize=tokenize)
         most = max(map(len, references))
         streams = [[texts[at] if at < len(texts) else None for texts in references] for at in range(most)]
         result = metric.corpus_score(predictions, streams)

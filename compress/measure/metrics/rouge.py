@@ -15,6 +15,9 @@ _RULES = {"lines": "lines", "stops": "lines, or end in . ! ? and a blank"}
 class Rouge(evaluate.Metric):  # type: ignore[misc]
     """Mean F1 x 100 (Lin, 2004) over rows, words stemmed; of several references the one that scores highest counts.
 
+    Words are of a to z and 0 to 9 in lower case, and the stemmer is of English: any other letter ends a word, so that
+    texts without a to z score 0, themselves included.
+
     The sentences of Lsum are ``lines``, as ``rouge_score`` has it, so that it is L where texts have one line; or they
     end at ``stops`` too: . ! or ? with the quotes and brackets that close behind it, and a blank. That rule knows no
     abbreviation; it takes "Mr. Smith" apart alike in texts and references.
@@ -45,5 +48,5 @@ class Rouge(evaluate.Metric):  # type: ignore[misc]
         rows = [scorer.score_multi([lines(text) for text in texts], lines(prediction)) for texts, prediction in pairs]
         means = {kind: 100 * sum(row[kind].fmeasure for row in rows) / len(rows) for kind in KINDS}
         version = importlib.metadata.version("rouge_score")
-        settings = f"F1 x 100, Porter stemmer, best reference, sentences of Lsum: {_RULES[sentences]}"
+        settings = f"F1 x 100, words [a-z0-9]+, Porter stemmer, best reference, sentences of Lsum: {_RULES[sentences]}"
         return {**means, "signature": f"rouge_score {version}, {settings}"}

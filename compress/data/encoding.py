@@ -179,7 +179,7 @@ class Encoder:
         )
 
     def _split(self, inputs: Sequence[Sequence[int] | Ids], labels: Sequence[Sequence[int] | Ids]) -> Split:
-        scored = [np.count_nonzero(np.asarray(row) != IGNORE) for row in labels]
+        scored = [int(np.count_nonzero(np.asarray(row) != IGNORE)) for row in labels]
         if not any(scored):
             raise DataError(f"{self.where}: no token is scored; all labels are -100")
         named = {"input_ids": inputs, "labels": labels}
@@ -187,7 +187,7 @@ class Encoder:
         lengths = [len(one) + len(other) for one, other in zip(inputs, labels, strict=True)]
         table = InMemoryTable(pa.table({**columns, "length": pa.array(lengths, pa.int64())}))
         rows = Dataset(table, fingerprint=self.where)  # or all of it is copied to make one up
-        return Split(self.where, rows, self.model, tokens=int(sum(scored)), blank=scored.count(0))
+        return Split(self.where, rows, self.model, tokens=sum(scored), blank=scored.count(0))
 
     def _column(self, rows: Sequence[Sequence[int] | Ids], column: str) -> pa.LargeListArray:
         """The rows in four bytes a token; raises DataError for one that does not fit the model."""

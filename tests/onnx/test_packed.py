@@ -74,7 +74,7 @@ def test_the_kernel_reads_the_weights_of_the_artifact(
             exact.CopyFrom(node)
             del exact.input[3:]  # no bias
             next(each for each in exact.attribute if each.name == "accuracy_level").i = 0
-            weight = _run_alone(graph, exact, np.eye(specs[module].shape[1], dtype=np.float32))[:, outputs].T
+            weight = _run_alone(graph, exact, np.eye(specs[module].shape[1], dtype=np.float32))[0][:, outputs].T
             assert np.array_equal(weight, found.model.get_submodule(module).weight.detach().numpy()), module
             seen.add(module)
     assert seen == {name for name in specs if isinstance(found.model.get_submodule(name), Product)}

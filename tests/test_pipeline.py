@@ -531,6 +531,11 @@ def test_what_differs_in_the_metric_alone_has_the_same_conditions() -> None:
 def test_what_two_measurements_do_otherwise() -> None:
     assert difference(Quality(), Quality(of=("one",))) == ""
     assert difference(Quality(), Quality.model_validate({"metric": "bleu"})) == ""
+    searched = {"metric": "bleu", "decoding": {"beams": 4}}
+    ruled = {"metric": "bleu", "decoding": {"beams": 4, "no_repeat_ngram": 3}}
+    pair = [Quality.model_validate(each) for each in (ruled, searched)]
+    assert difference(*pair) == "no_repeat_ngram 0"  # a dump leaves it out at its default
+    assert difference(*reversed(pair)) == "no_repeat_ngram 3"
     slow, fast = Speed(prompt=8, threads=2), Speed(prompt=8, new_tokens=4)
     assert difference(slow, fast) == "new_tokens 4, threads default"
 

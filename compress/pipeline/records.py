@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+from pydantic import BaseModel
 
 from compress.measure.measurement import Measurement
 
@@ -47,16 +49,17 @@ def difference(first: Measurement, other: Measurement) -> str:
 
     What they measure is no part of it, only how.
     """
-    mine, theirs = (
-        dict(_leaves(each.model_dump(mode="json", exclude={"type", "of", *other.names}))) for each in (first, other)
-    )
+    mine, theirs = (dict(_settings(each, {"type", "of", *other.names})) for each in (first, other))
     return ", ".join(f"{name.split('.')[-1]} {text}" for name, text in theirs.items() if mine.get(name) != text)
 
 
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+def _settings(given: BaseModel, left_out: Collection[str] = (), prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting with its text, those at their default too, which a dump may leave out."""
+    for name in [name for name in type(given).model_fields if name not in left_out]:
+        value = getattr(given, name)
+        if isinstance(value, BaseModel):
+            yield from _settings(value, prefix=f"{prefix}{name}.")
         else:
-            text = " ".join(map(str, value)) if isinstance(value, list) else "default" if value is None else str(value)
+            listed = isinstance(value, list | tuple)
+            text = " ".join(map(str, value)) if listed else "default" if value is None else str(value)
             yield prefix + name, text

@@ -77,8 +77,13 @@ def _theirs(model: Any, settings: dict[str, Any], ids: Ids, mask: Ids) -> Sequen
 def batches(options: argparse.Namespace) -> list[tuple[Ids, Ids]]:
     """The lines as the first model's tokenizer reads them, in the file's order."""
     reader = gzip.open if options.lines.suffix == ".gz" else open
-    with reader(options.lines, "rt", encoding="utf-8") as file:
-        lines = [line.rstrip("\n") for _, line in zip(range(options.rows), file, strict=False)]
+    try:
+        with reader(options.lines, "rt", encoding="utf-8") as file:
+            lines = [line.rstrip("\n") for _, line in zip(range(options.rows), file, strict=False)]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"--lines: cannot read {options.lines} ({error})") from None
+    if not lines:
+        raise UserError(f"--lines: {options.lines} is empty")
     tokenizer: Any = load_tokenizer(options.models[0])
     if tokenizer is None:
         raise UserError(f"{options.models[0]} holds no tokenizer")

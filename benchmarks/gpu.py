@@ -40,8 +40,8 @@ from compress.artifact import adopt
 from compress.errors import CompressError
 from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import Times, Workload
-from compress.models.settings import copy_settings
-from compress.onnx.export import write_graphs
+from compress.models.stock_files import copy_settings
+from compress.onnx.export.exporter import write_graphs
 
 MODES = ("eager", "compiled", "onnxruntime", "packed")
 IN_TORCH = ("eager", "compiled")

@@ -22,15 +22,15 @@ from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import OnnxStepper, Times, Workload, timed_pass
 from compress.models import family_of
 from compress.models.loading import build
-from compress.models.settings import copy_settings
+from compress.models.stock_files import copy_settings
 from compress.models.structure import sized_axes, stock_tensors
-from compress.onnx.export import Packed, write_graphs
-from compress.onnx.parity import check_parity
+from compress.onnx.export.exporter import Packed, write_graphs
+from compress.onnx.export.parity.check import check_parity
 from compress.onnx.step_bytes import directory_step_bytes
 from compress.stages.bitsandbytes import BitsAndBytes
 from compress.stages.stage import Context
 from compress.surgery.cut import cut
-from compress.surgery.quantize import Quantization, packed_state, quantize
+from compress.surgery.quantization import Quantization, packed_state, quantize
 
 BITS = {"8-8-8": 8, "4-4-8": 4, "2-2-8": 2}
 """Weights, embedding (activations have 8)."""

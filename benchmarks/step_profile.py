@@ -21,7 +21,8 @@ from comparing import Parser, conclude, whole, writable
 
 from compress.errors import CompressError, UserError
 from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE
-from compress.onnx.runtime import Runtime, decoding_settings
+from compress.onnx.runtime import Runtime
+from compress.onnx.runtime.opening import decoding_settings
 
 Event = dict[str, Any]
 BRANCHING = frozenset({"If", "Loop", "Scan"})

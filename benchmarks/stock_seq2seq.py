@@ -10,8 +10,8 @@ from contender import Run
 from ort_provider import PROVIDERS
 
 from compress.measure.workload import timed_pass
-from compress.onnx.opening import decoding_settings
-from compress.onnx.session import bind_input, bind_output
+from compress.onnx.runtime.opening import decoding_settings
+from compress.onnx.runtime.session import bind_input, bind_output
 
 ENCODER, FIRST, LATER = "encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"
 

@@ -16,10 +16,8 @@ from transformers import GPT2Config
 
 from compress.models import family_of
 from compress.models.loading import build
-from compress.objective import Objective
-from compress.side import Side
-from compress.surgery.mask import attach, masks_of
-from compress.surgery.quantize import (
+from compress.surgery.masks import attach, masks_of
+from compress.surgery.quantization import (
     ActivationQuantization,
     EmbeddingQuantization,
     Quantization,
@@ -30,7 +28,9 @@ from compress.surgery.quantize import (
 )
 from compress.terms.logits import ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
-from compress.train_config import Group, TrainConfig, parameter_groups
+from compress.training.config import Group, TrainConfig, parameter_groups
+from compress.training.forward import Side
+from compress.training.objective import Objective
 
 BOUNDS = {"masked": 1.15, "quantized": 1.35}
 """What a step may cost at most, as a multiple of the plain step."""
@@ -85,7 +85,7 @@ def step(
     groups: dict[Group, list[nn.Parameter]],
     batch: dict[str, Tensor],
 ) -> Step:
-    """One step as ``compress.training`` takes it, in bf16 matrix products."""
+    """One step as ``compress.training.loop`` takes it, in bf16 matrix products."""
     family = family_of(student.config)
     objective = Objective(Side(student, family), terms, teacher=Side(teacher, family), autocast=torch.bfloat16)
     objective.to(batch["labels"].device).train()

@@ -21,13 +21,13 @@ from compress.errors import ModelError
 from compress.files import changed, publish, require_whole, sha256
 from compress.models import family_of
 from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve, save_config
-from compress.models.settings import copy_settings
+from compress.models.stock_files import copy_settings
 from compress.models.structure import ModelFamily
 from compress.schema import Strict, added
 from compress.surgery.cut import compose, cut
 from compress.surgery.layers import renumbered
-from compress.surgery.mask import attach
-from compress.surgery.quantize import QuantizationSpec, restore
+from compress.surgery.masks import attach
+from compress.surgery.quantization import QuantizationSpec, restore
 
 MANIFEST = "artifact.json"
 MASKS = "masks.safetensors"

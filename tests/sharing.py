@@ -17,20 +17,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from compress import collective, processes
 from compress.data import DataSpec, ModelInterface, open_data
-from compress.measure.subject import TorchSubject
+from compress.distributed import collectives, processes
+from compress.generation.on_policy import OnPolicy, StudentAnswers
+from compress.generation.subject import TorchSubject
 from compress.models import family_of
 from compress.models.dropout import set_dropout
-from compress.objective import Objective
 from compress.registry import TERMS
-from compress.side import Side
 from compress.stages.learn_masks import _Scores
-from compress.stages.on_policy import OnPolicy, StudentAnswers
-from compress.surgery.mask import attach, masks_of
-from compress.surgery.quantize import EmbeddingQuantization, Quantization, WeightQuantization, quantize
-from compress.train_config import TrainConfig
-from compress.training import Place, train
+from compress.surgery.masks import attach, masks_of
+from compress.surgery.quantization import EmbeddingQuantization, Quantization, WeightQuantization, quantize
+from compress.training.config import TrainConfig
+from compress.training.forward import Side
+from compress.training.loop import Place, train
+from compress.training.objective import Objective
 from tests.conftest import _bart, _gpt2
 
 WAYS = ("distilled", "uneven", "unused", "masked", "curved", "own")
@@ -153,7 +153,7 @@ def interrupted(directory: Path, out: Path, **changes: Any) -> bool:
 
 def main(directory: Path) -> None:
     """Do all of it in this process."""
-    collective.join("cpu")
+    collectives.join("cpu")
 
     def place(name: str) -> Path:
         return directory / f"{name}-{processes.rank()}"

@@ -19,9 +19,9 @@ import compress
 from compress.artifact import MANIFEST, Artifact, Step, adopt, save_masks, save_model, seal, stock_state
 from compress.errors import ModelError
 from compress.models.scratch import train_bpe
-from compress.models.settings import copy_settings
+from compress.models.stock_files import copy_settings
 from compress.surgery.cut import cut
-from compress.surgery.mask import attach, masks_of
+from compress.surgery.masks import attach, masks_of
 
 FAMILIES = ["tiny_gpt2", "tiny_bart"]
 

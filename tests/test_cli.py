@@ -21,8 +21,8 @@ from compress.cli.app import _exit_code, console, show
 from compress.cli.bench import bench_models, labels
 from compress.cli.tables import records_table
 from compress.errors import UserError
-from compress.objective import Objective
 from compress.registry import MEASUREMENTS, STAGES, TERMS
+from compress.training.objective import Objective
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["recipe", *STAGES.names(), *TERMS.names(), *MEASUREMENTS.names()]

@@ -31,7 +31,7 @@ from compress.report import build
 from compress.report.formats import number
 from compress.stages.stage import Context, Result, Stage
 from compress.surgery.coverage import Coverage
-from compress.surgery.quantize import QuantizationSpec
+from compress.surgery.quantization import QuantizationSpec
 
 CALLS: list[str] = []
 
@@ -542,7 +542,7 @@ def test_what_two_measurements_do_otherwise() -> None:
 
 def test_numbers_are_taken_again_on_another_machine(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(recipe)
-    monkeypatch.setattr("compress.pipeline.environment._processor", lambda: "another")
+    monkeypatch.setattr("compress.pipeline.machine._processor", lambda: "another")
     run(recipe)
     assert CALLS == ["count"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compress.data.spec import ParallelText, Source
+from compress.data.sources import ParallelText, Source
 from compress.pipeline import Inputs, Plan, make_plan
 from compress.recipe import Recipe, read_recipe
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import compress
 from compress.errors import ModelError, RecipeError
-from compress.measure.subject import TorchSubject
+from compress.generation.subject import TorchSubject
 from compress.pipeline import Inputs, Run, make_plan
 from compress.recipe import read_recipe
 from compress.report import build

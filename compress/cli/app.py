@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from compress import processes
 from compress.cli.failure import explained
+from compress.distributed import processes
 from compress.errors import UserError
 
 Device = Literal["cpu", "cuda"]
@@ -126,7 +126,7 @@ def check(recipe: RecipeFile, workdir: Workdir = None, settings: Settings = None
 def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, settings: Settings = None) -> None:
     """Run a recipe; what is finished is reused, and what was interrupted continues."""
     from compress.cli.tables import records_table
-    from compress.collective import leave
+    from compress.distributed.collectives import leave
     from compress.pipeline import run as run_recipe
     from compress.recipe import read_recipe
     from compress.report import build, slow_exports

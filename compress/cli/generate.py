@@ -11,7 +11,7 @@ from typing import Any
 
 from compress.errors import ModelError, UserError
 from compress.files import changed
-from compress.onnx.sampling import LEAST_TEMPERATURE, as_tokens
+from compress.onnx.runtime.sampling import LEAST_TEMPERATURE, as_tokens
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
 
 def _ends(path: Path, tokenizer: Any) -> list[int]:
     """What ends a text in either runtime: what the generation settings call an end, and what the tokenizer does."""
-    from compress.onnx.opening import decoding_settings, json_object
+    from compress.onnx.runtime.opening import decoding_settings, json_object
 
     ends = as_tokens(decoding_settings(path).get("eos_token_id"))
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
@@ -107,8 +107,8 @@ def _check_sealed(path: Path) -> None:
 
 def _torch(path: Path, request: Request) -> Iterator[str]:
     from compress.artifact import adopt
-    from compress.measure.decoding import Decoding
-    from compress.measure.subject import subject_of
+    from compress.generation.settings import Decoding
+    from compress.generation.subject import subject_of
 
     artifact = adopt(path)
     tokenizer = artifact.tokenizer()

@@ -1,8 +1,8 @@
 """Rows a recipe names -> token rows -> batches that are a pure function of (data, seed, step)."""
 
+from compress.data.dataset import Data, open_data
 from compress.data.interface import ModelInterface
-from compress.data.opening import Data, open_data
-from compress.data.spec import DataSpec, ParallelText, Source
+from compress.data.sources import DataSpec, ParallelText, Source
 from compress.data.split import Batch, Example, Split
 
 __all__ = ["Batch", "Data", "DataSpec", "Example", "ModelInterface", "ParallelText", "Source", "Split", "open_data"]

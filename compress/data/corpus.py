@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.data.reading import read_pairs, read_text
-from compress.data.spec import Source
+from compress.data.readers import read_pairs, read_text
+from compress.data.sources import Source
 from compress.errors import DataError
 
 

@@ -14,11 +14,11 @@ import pyarrow as pa
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
-from compress.data.answers import answered
 from compress.data.interface import ModelInterface
-from compress.data.reading import TextPair, TokenRow, read_pairs, read_text, read_tokens
-from compress.data.spec import DataSpec, Source
+from compress.data.readers import TextPair, TokenRow, read_pairs, read_text, read_tokens
+from compress.data.sources import DataSpec, Source
 from compress.data.split import Example, Split
+from compress.data.targets import answered
 from compress.data.tokenizing import Ids, encode_each, encode_stream
 from compress.errors import DataError
 from compress.models.structure import IGNORE

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress.models.blocks import AttentionBlock, Block, CrossAttention, describe
+from compress.models.description import AttentionBlock, Block, CrossAttention, describe
 
 
 def model_step_bytes(model: nn.Module) -> int:

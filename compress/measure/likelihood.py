@@ -6,18 +6,17 @@ Shapes: N scored positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from compress.data import Batch, Split
 from compress.errors import CompressError, RecipeError
 from compress.functional.divergence import forward_kl
-from compress.measure.subject import Subject
+from compress.generation.subject import Subject
 from compress.models.structure import IGNORE
+from compress.training.progress import Advance
 
 Record = dict[str, Any]
-Advance = Callable[[int], None]
-"""Told the rows of each batch that is done."""
 
 LARGEST = 700
 """Nats whose exponential is a number."""

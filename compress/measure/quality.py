@@ -13,14 +13,14 @@ from rich.console import Console
 from compress.artifact import Artifact
 from compress.data import Data, Split
 from compress.errors import DataError, RecipeError
-from compress.measure.decoding import Decoding
-from compress.measure.generation import Answer, answers, samples
-from compress.measure.likelihood import Advance, agreement, perplexity
+from compress.generation.responses import Answer, answers, samples
+from compress.generation.settings import Decoding
+from compress.generation.subject import Subject, subject_of
+from compress.measure.likelihood import agreement, perplexity
 from compress.measure.measurement import Measurement
-from compress.measure.subject import Subject, subject_of
-from compress.progress import counting
 from compress.registry import suggest
 from compress.schema import Several, added
+from compress.training.progress import Advance, counting
 
 Metric = Literal["perplexity", "agreement", "rouge", "bleu", "chrf", "exact_match", "length", "distinct"]
 Record = dict[str, Any]

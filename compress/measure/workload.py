@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from compress.onnx.runtime import Runtime
-from compress.onnx.seq2seq_session import Seq2SeqDecoding
-from compress.onnx.session import Array, Decoding
+from compress.onnx.runtime.seq2seq_session import Seq2SeqDecoding
+from compress.onnx.runtime.session import Array, Decoding
 
 REST = 0.1
 """Seconds before each pass, in which the threads of the runtime before it stop looking for work: for about 50 ms they

@@ -3,8 +3,8 @@
 from typing import Any
 
 from compress.errors import ModelError
-from compress.models.bart import BART
-from compress.models.gpt2 import GPT2
+from compress.models.families.bart import BART
+from compress.models.families.gpt2 import GPT2
 from compress.models.structure import ModelFamily
 
 FAMILIES = (GPT2, BART)

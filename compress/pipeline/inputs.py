@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from compress.artifact import Artifact, adopt, stock_state
 from compress.data import Data, ModelInterface, open_data
 from compress.data.corpus import read_corpus
-from compress.data.opening import tokenizer_digest
+from compress.data.dataset import tokenizer_digest
 from compress.errors import DataError, ModelError
 from compress.files import publish
 from compress.models import family_of

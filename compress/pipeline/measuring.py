@@ -10,9 +10,9 @@ from rich.console import Console
 
 from compress.artifact import Artifact
 from compress.measure.measurement import Measurement
-from compress.pipeline.environment import environment
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.keys import identity, key
+from compress.pipeline.machine import environment
 from compress.pipeline.records import Plain, join
 from compress.pipeline.workdir import read_json, shown_path, write_json
 from compress.recipe.references import Link

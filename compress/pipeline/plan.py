@@ -9,19 +9,19 @@ from itertools import chain
 
 import torch
 
-from compress import processes
+from compress.distributed import processes
 from compress.errors import RecipeError
 from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import count_parameters
-from compress.objective import StateTerm
-from compress.pipeline.answers import answer_problems, longest_answer
 from compress.pipeline.inputs import Inputs
-from compress.pipeline.teachers import teacher_problems
+from compress.pipeline.target_checks import answer_problems, longest_answer
+from compress.pipeline.teacher_checks import teacher_problems
 from compress.pipeline.workdir import require_no_file
 from compress.recipe import Recipe
 from compress.recipe.references import GENERATED, Link, link, static_problems
 from compress.stages.stage import Shape, Stage
+from compress.training.objective import StateTerm
 
 
 @dataclass(frozen=True)

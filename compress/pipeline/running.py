@@ -14,22 +14,22 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from compress import collective, processes
 from compress.artifact import MANIFEST, Artifact, Step, seal
+from compress.distributed import collectives, processes
 from compress.errors import UserError
 from compress.files import write_text
-from compress.pipeline.environment import environment
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.keys import packages
+from compress.pipeline.machine import environment
 from compress.pipeline.measuring import MEASUREMENTS, measure, measured_keys
 from compress.pipeline.plan import make_plan, trains
 from compress.pipeline.workdir import Slot, locked, read_json, shown_path, write_json
-from compress.progress import duration
 from compress.recipe import Recipe, read_recipe
 from compress.recipe.document import write_document
 from compress.recipe.references import GENERATED, Link
 from compress.stages.stage import Context
 from compress.surgery.coverage import Coverage
+from compress.training.progress import duration
 
 Device = Literal["cpu", "cuda"]
 
@@ -61,7 +61,7 @@ def run(
         recipe = read_recipe(recipe)
     place = Path(workdir) if workdir is not None else default_workdir(recipe)
     chosen = choose_device(device)
-    collective.join(chosen)
+    collectives.join(chosen)
     inputs = Inputs(recipe, place)
     plan = make_plan(inputs)
     with locked(place):
@@ -89,13 +89,13 @@ class _Running:
         self.stages: list[dict[str, Any]] = []
 
     def all(self) -> Run:
-        with collective.main_first():
+        with collectives.main_first():
             self._models()
         for item in self.links:
             self._stage(item)
             self._record()
         self._record()
-        with collective.main_first():
+        with collectives.main_first():
             records = self._measured()
         return Run(self.workdir, self.artifacts, records)
 
@@ -127,7 +127,7 @@ class _Running:
         slot = self.inputs.stage_slot(item, self.artifacts)
         if not processes.is_main() and not slot.found and trains(item.stage):
             self._train_along(item)
-        with collective.main_first():
+        with collectives.main_first():
             found = self.inputs.finished(slot)
             artifact = found or self._made(item, slot)
         step = artifact.manifest.lineage[-1]

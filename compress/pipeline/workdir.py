@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress import processes
 from compress.artifact import MANIFEST
+from compress.distributed import processes
 from compress.errors import UserError
 from compress.files import PARTIAL, write_text
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from compress import progress
 from compress.report.numbers import MB
 from compress.report.read import Percentiles
+from compress.training import progress
 
 
 def number(value: float | None) -> str:

@@ -10,9 +10,9 @@ import torch
 
 from compress.artifact import Artifact
 from compress.models import family_of
-from compress.models.bitsandbytes import Scheme, bitsandbytes_products, load_bitsandbytes
+from compress.models.bnb import Scheme, bitsandbytes_products, load_bitsandbytes
 from compress.models.loading import build
-from compress.models.settings import copy_settings
+from compress.models.stock_files import copy_settings
 from compress.models.structure import stock_tensors
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage, owners

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from compress.artifact import Artifact
+from compress.generation.on_policy import OnPolicy
 from compress.schema import added
 from compress.stages.fitting import Terms, Training, finished, fit, require_ancestor, side, term_problems
-from compress.stages.on_policy import OnPolicy
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.terms.logits import AdaptiveKL
 

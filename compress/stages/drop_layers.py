@@ -17,7 +17,7 @@ from compress.models.structure import LayerStack, sized_axes
 from compress.stages.stage import LOAD_ONLY, Context, Result, Shape, Stage
 from compress.surgery.cut import compose
 from compress.surgery.layers import Layers, chosen, drop, renumbered, shallower
-from compress.surgery.mask import detach
+from compress.surgery.masks import detach
 
 Kept = StrictInt | tuple[StrictInt, ...]
 

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 
 from compress.artifact import QUANTIZED, Artifact
 from compress.errors import ModelError
-from compress.models.blocks import activation_name, require_described
+from compress.models.description import activation_name, require_described
 from compress.models.loading import build
-from compress.models.settings import copy_settings
+from compress.models.stock_files import copy_settings
 from compress.models.structure import stock_tensors
-from compress.onnx.activations import require_activation
-from compress.onnx.export import Packed, export
+from compress.onnx.export.activations import require_activation
+from compress.onnx.export.exporter import Packed, export
 from compress.schema import added
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage, owners
-from compress.surgery.quantize import ActivationName, QuantizationSpec
+from compress.surgery.quantization import ActivationName, QuantizationSpec
 
 
 class ExportOnnx(Stage):

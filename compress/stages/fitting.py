@@ -13,13 +13,13 @@ from torch import nn
 from compress.artifact import Artifact, save_model
 from compress.errors import ModelError
 from compress.models.dropout import set_dropout
-from compress.objective import LossTerm, Objective
 from compress.registry import TERMS
-from compress.side import Side
 from compress.stages.stage import Context, Result, Shape
 from compress.surgery.coverage import Coverage
-from compress.train_config import Group, TrainConfig
-from compress.training import OwnAnswers, Place, Trained, train
+from compress.training.config import Group, TrainConfig
+from compress.training.forward import Side
+from compress.training.loop import OwnAnswers, Place, Trained, train
+from compress.training.objective import LossTerm, Objective
 
 
 def _some(config: TrainConfig) -> TrainConfig:

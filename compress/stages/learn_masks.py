@@ -12,22 +12,22 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from compress import collective
 from compress.artifact import Artifact, save_masks, save_model
+from compress.distributed import collectives
 from compress.functional import importance
 from compress.models import family_of
-from compress.models.settings import copy_settings
+from compress.models.stock_files import copy_settings
 from compress.models.structure import MASKS, AxisKind, sized_axes, stock_tensors
-from compress.objective import LossTerm
 from compress.schema import added
 from compress.stages.fitting import Terms, fit, require_ancestor, side, term_problems
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage
-from compress.surgery.mask import attach, detach, masks_of
-from compress.surgery.unit import unit_weights
+from compress.surgery.masks import attach, detach, masks_of
+from compress.surgery.units import unit_weights
 from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.mask_l1 import MaskL1
-from compress.train_config import TrainConfig
+from compress.training.config import TrainConfig
+from compress.training.objective import LossTerm
 
 Method = Literal["learned", "magnitude", "loss_aware", "movement"]
 
@@ -171,7 +171,7 @@ class _Scores(nn.Module):
 
     def _adding(self, buffer: str, mask: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], None]:
         def add(grad: Tensor) -> None:
-            getattr(self, buffer).add_(score(mask.detach(), collective.mean(grad)))
+            getattr(self, buffer).add_(score(mask.detach(), collectives.mean(grad)))
 
         return add
 

@@ -21,7 +21,7 @@ from compress.models.loading import build
 from compress.models.structure import AxisKind, count_parameters, sized_axes
 from compress.stages.stage import LOAD_ONLY, Context, Result, Shape, Stage
 from compress.surgery.cut import compose, cut, ranked
-from compress.surgery.mask import detach, fold
+from compress.surgery.masks import detach, fold
 
 
 def _fraction(value: Any) -> Any:

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.artifact import QUANTIZED, Artifact
-from compress.models.settings import copy_settings
+from compress.models.stock_files import copy_settings
 from compress.models.structure import ModelFamily, stock_tensors
 from compress.schema import added
 from compress.stages.fitting import Terms, fit, require_ancestor, side, term_problems
 from compress.stages.stage import Context, Result, Shape, Stage
-from compress.surgery.quantize import (
+from compress.surgery.quantization import (
     ActivationQuantization,
     EmbeddingQuantization,
     Quantization,
@@ -36,7 +36,7 @@ from compress.surgery.quantize import (
 )
 from compress.terms.logits import ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
-from compress.train_config import TrainConfig
+from compress.training.config import TrainConfig
 
 SAMPLE = 1024
 """Embedding rows that the cosine is taken over."""

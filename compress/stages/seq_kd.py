@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from compress.artifact import TARGETS, Artifact
-from compress.data.answers import prompts_of
+from compress.data.targets import prompts_of
 from compress.errors import NothingDoneError
 from compress.files import write_text
-from compress.measure.decoding import Generation
-from compress.measure.subject import TorchSubject
-from compress.models.settings import copy_settings
-from compress.stages.answering import answers
+from compress.generation.journal import answers
+from compress.generation.settings import Generation
+from compress.generation.subject import TorchSubject
+from compress.models.stock_files import copy_settings
 from compress.stages.stage import Context, Result, Stage
 from compress.surgery.coverage import Coverage
 
@@ -43,7 +43,10 @@ class SeqKd(Stage):
         name = self.name or self.type
         prompts = prompts_of(context.train(name))
         subject = TorchSubject.of(source, context.device)
-        found = answers(subject, prompts, self.decoding, self.batch, out / "checkpoints", context, name=name)
+        journal = out / "checkpoints"
+        found = answers(
+            subject, prompts, self.decoding, self.batch, journal, name=name, seed=context.seed, bar=context.bar
+        )
         copy_settings(source.path, out)
         write_text(out / TARGETS, "".join(_lines(prompts, found, subject.tokenizer)))
         special = {*subject.ends, *_special(subject.side.config)}

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 from compress.artifact import TARGETS, Artifact
 from compress.data import Data, Split
-from compress.data.answers import with_targets
+from compress.data.targets import with_targets
 from compress.errors import DataError
 from compress.models import family_of
 from compress.models.structure import AxisKind
 from compress.schema import Strict
 from compress.surgery.coverage import Coverage
-from compress.surgery.quantize import QuantizationSpec, Scheme
+from compress.surgery.quantization import QuantizationSpec, Scheme
 
 
 @dataclass(frozen=True)

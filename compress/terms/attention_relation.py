@@ -14,8 +14,8 @@ from compress.errors import ModelError
 from compress.functional.relation import attention_relation
 from compress.models import family_of
 from compress.models.structure import Attention, ModelFamily
-from compress.objective import Outline, StateTerm
-from compress.side import View
+from compress.training.forward import View
+from compress.training.objective import Outline, StateTerm
 
 
 class AttentionRelation(StateTerm):

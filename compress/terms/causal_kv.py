@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from compress.errors import ModelError
 from compress.models.structure import Attention, ModelFamily, Projection
-from compress.objective import Outline, StateTerm
-from compress.side import View
 from compress.terms.counterparts import counterparts, layer_problems
+from compress.training.forward import View
+from compress.training.objective import Outline, StateTerm
 
 
 class CausalKV(StateTerm):

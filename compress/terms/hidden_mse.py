@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.objective import Outline, StateTerm
-from compress.side import View
 from compress.terms.counterparts import counterparts, layer_problems
+from compress.training.forward import View
+from compress.training.objective import Outline, StateTerm
 
 
 class HiddenMSE(StateTerm):

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from compress.functional import divergence
-from compress.objective import LogitTerm
+from compress.training.objective import LogitTerm
 
 
 class CrossEntropy(LogitTerm):

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from compress.objective import StateTerm
-from compress.side import View
-from compress.surgery.mask import masks_of
+from compress.surgery.masks import masks_of
+from compress.training.forward import View
+from compress.training.objective import StateTerm
 
 
 class MaskL1(StateTerm):

@@ -9,11 +9,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from compress import collective
+from compress.distributed import collectives
 from compress.functional.contrastive import smoothed, token_contrastive, update_bank, vocabulary_contrastive
-from compress.objective import StateTerm
 from compress.schema import added
-from compress.side import Side, View
+from compress.training.forward import Side, View
+from compress.training.objective import StateTerm
 
 GB = 2**30
 MOST = 4
@@ -123,7 +123,7 @@ class TokenContrastive(StateTerm):
 
     def _remember(self, bank: Tensor, at: tuple[Tensor, ...], values: Tensor) -> None:
         """Write what every process saw; a position is seen once a batch, a vocabulary id may be seen often."""
-        at, values = tuple(collective.gathered(index) for index in at), collective.gathered(values)
+        at, values = tuple(collectives.gathered(index) for index in at), collectives.gathered(values)
         if self.bank == "position":
             bank[at] = values
         else:

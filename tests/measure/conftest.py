@@ -11,7 +11,7 @@ from compress.artifact import Artifact, adopt
 from compress.data import Data, DataSpec, ModelInterface, open_data
 from compress.models.loading import build
 from compress.models.scratch import train_bpe
-from compress.onnx.export import export
+from compress.onnx.export.exporter import export
 
 LINES = ["the cat sat on the mat", "a dog ran far", "the cats and the dogs ate the food on the mat"]
 ROWS = [

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from compress.artifact import Artifact
-from compress.measure.decoding import Decoding
-from compress.measure.subject import subject_of
+from compress.generation.settings import Decoding
+from compress.generation.subject import subject_of
 from compress.registry import MEASUREMENTS, STAGES
 
 PROMPTS = [[5, 9, 12, 40], [7, 8], [30, 31, 32, 33, 34, 35]]

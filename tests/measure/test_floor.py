@@ -15,9 +15,9 @@ from onnx import helper, numpy_helper
 from compress.measure.bandwidth import BYTES, MemoryRead
 from compress.measure.floor import model_step_bytes
 from compress.models import family_of
-from compress.onnx.export import Packed, write_graphs
+from compress.onnx.export.exporter import Packed, write_graphs
 from compress.onnx.step_bytes import directory_step_bytes, step_bytes
-from compress.surgery.quantize import Quantization, packed_state, quantize
+from compress.surgery.quantization import Quantization, packed_state, quantize
 
 LAYERS, HIDDEN, VOCABULARY, FFN = 2, 32, 67, 48
 """Sizes of the tiny models, whose GPT-2 has an FFN of 4 x 32."""

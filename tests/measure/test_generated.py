@@ -12,11 +12,11 @@ from rouge_score import rouge_scorer
 from compress.artifact import Artifact
 from compress.cli.generate import Request, texts
 from compress.data import Example
-from compress.measure.decoding import Decoding
-from compress.measure.generation import SAMPLES, answers, samples
+from compress.generation.responses import SAMPLES, answers, samples
+from compress.generation.settings import Decoding
+from compress.generation.subject import subject_of
 from compress.measure.quality import Quality
-from compress.measure.subject import subject_of
-from compress.progress import counting
+from compress.training.progress import counting
 
 from .conftest import ROWS, data_of
 

@@ -12,10 +12,10 @@ import torch
 from compress.artifact import Artifact, adopt
 from compress.data import Data
 from compress.errors import DataError
-from compress.measure.decoding import Decoding
+from compress.generation.settings import Decoding
+from compress.generation.subject import subject_of
 from compress.measure.quality import Quality
-from compress.measure.subject import subject_of
-from compress.onnx.export import export
+from compress.onnx.export.exporter import export
 
 from .conftest import data_of
 

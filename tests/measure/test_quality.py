@@ -16,9 +16,9 @@ from compress.artifact import Artifact, adopt
 from compress.data import Data
 from compress.errors import DataError, RecipeError
 from compress.functional.divergence import forward_kl
-from compress.measure.decoding import Decoding, ends_of, padded, seed_of, until_end
+from compress.generation.settings import Decoding, ends_of, padded, seed_of, until_end
+from compress.generation.subject import subject_of
 from compress.measure.quality import Quality
-from compress.measure.subject import subject_of
 from compress.stages.seq_kd import SeqKd
 
 from .conftest import LINES, data_of

@@ -22,10 +22,10 @@ from compress.measure.peak import measure_in_fresh_process, peak_rss
 from compress.measure.speed import Speed
 from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import OnnxStepper, Times, Workload, timed_pass
-from compress.onnx.export import export
+from compress.onnx.export.exporter import export
 from compress.stages.export_onnx import ExportOnnx
 from compress.stages.stage import Context
-from compress.surgery.quantize import QuantizationSpec
+from compress.surgery.quantization import QuantizationSpec
 
 WORK = Workload(prompt=5, new_tokens=4, batch=2, threads=1, vocabulary=67)
 

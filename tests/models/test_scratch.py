@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from compress.errors import DataError, ModelError
 from compress.models.loading import build, load_stock, load_tokenizer
 from compress.models.scratch import new_config, train_bpe
-from compress.onnx.export import export
+from compress.onnx.export.exporter import export
 
 TEXTS = ["the cat sat on the mat", "der Hund lief in den Park", "42 dogs; no cats!"] * 4
 CAUSAL = train_bpe(TEXTS, 280, "causal")

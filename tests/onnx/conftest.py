@@ -14,8 +14,8 @@ from torch import nn
 
 from compress.models import family_of
 from compress.models.loading import build
-from compress.onnx.export import Packed, export
-from compress.surgery.quantize import (
+from compress.onnx.export.exporter import Packed, export
+from compress.surgery.quantization import (
     ActivationQuantization,
     EmbeddingQuantization,
     Quantization,

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.onnx.beams import beam_search, largest
-from compress.onnx.rules import Rules
-from compress.onnx.sampling import Options
+from compress.onnx.runtime.beams import beam_search, largest
+from compress.onnx.runtime.logits_processors import Rules
+from compress.onnx.runtime.sampling import Options
 
 LogitsOf = Callable[[Any], Any]
 PAD = 1

@@ -17,13 +17,13 @@ import torch
 from compress.errors import ParityError
 from compress.functional.fake_quant import dequantize
 from compress.functional.packing import pack_blocks, storage_bits, to_unsigned
-from compress.onnx import product_parity
-from compress.onnx.graph import FLOAT, Graph
+from compress.onnx.export.graph import FLOAT, Graph
+from compress.onnx.export.parity import products
+from compress.onnx.export.parity.check import check_parity, float_activations
+from compress.onnx.export.unpacking import unpacked
 from compress.onnx.names import DECODER_FILE, SHARED_FILE
-from compress.onnx.parity import check_parity, float_activations
 from compress.onnx.runtime import Runtime
-from compress.onnx.unpacking import unpacked
-from compress.surgery.quantize import Product
+from compress.surgery.quantization import Product
 
 from .test_parity import MODULE, dropped_bias, node, set_attribute
 from .test_seq2seq_graphs import optimized
@@ -61,7 +61,7 @@ def test_products_with_float_inputs(
     exported: Callable[..., Any], bits: int, hidden: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against float64, a product is off by 1e-6, or by no more than twice what torch's own float32 product is."""
-    reference, own = product_parity._reference, [0.0]
+    reference, own = products._reference, [0.0]
 
     def noted(product: Product, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         exact = reference(product, x)
@@ -69,7 +69,7 @@ def test_products_with_float_inputs(
             own.append(float(np.abs(product(torch.from_numpy(x)).numpy() - exact).max() / np.abs(exact).max()))
         return exact
 
-    monkeypatch.setattr(product_parity, "_reference", noted)
+    monkeypatch.setattr(products, "_reference", noted)
     found = exported(bits, hidden=hidden, layers=1, quantization={"float_inputs": True})
     assert found.figures["products"] == len(own) - 1 == 5
     assert max(own) < 1e-6

@@ -16,8 +16,8 @@ from transformers.activations import ACT2CLS
 
 from compress.errors import ModelError
 from compress.models import family_of
-from compress.onnx.activations import ACTIVATIONS, activation
-from compress.onnx.graph import FLOAT, Graph, save
+from compress.onnx.export.activations import ACTIVATIONS, activation
+from compress.onnx.export.graph import FLOAT, Graph, save
 from compress.surgery.cut import cut
 
 BATCH_1_STEP = {"Transpose", "MatMul", "Gemm", "DequantizeLinear", "QuantizeLinear", "LayerNormalization"}
@@ -136,7 +136,7 @@ def test_an_activation_with_weights_is_refused(exported: Callable[..., Any], tin
 
 
 def test_a_model_without_description_is_refused(tmp_path: Path, tiny_bart: Callable[..., Any]) -> None:
-    from compress.onnx.export import export
+    from compress.onnx.export.exporter import export
 
     model = tiny_bart()
     model.config.model_type = "t5"
@@ -157,7 +157,7 @@ def test_nothing_of_the_machine_is_written(tmp_path: Path) -> None:
 
 
 def test_large_weights_go_to_a_second_file(tmp_path: Path, tiny_gpt2: Callable[..., Any]) -> None:
-    from compress.onnx.export import export
+    from compress.onnx.export.exporter import export
 
     model = tiny_gpt2()
     model.config.save_pretrained(tmp_path)

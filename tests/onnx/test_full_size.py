@@ -19,8 +19,8 @@ from transformers import BartConfig, GPT2Config
 from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import stock_tensors
-from compress.onnx.export import Packed, export
-from compress.surgery.quantize import Quantization, Storage, packed_state, quantize
+from compress.onnx.export.exporter import Packed, export
+from compress.surgery.quantization import Quantization, Storage, packed_state, quantize
 
 from .conftest import FLOAT16, FLOAT32
 
@@ -72,7 +72,7 @@ def test_bytes_are_those_the_paper_counts(
     scales = 4 * (config.vocab_size + sum(not matrix.shares for matrix in found.spec.matrices) - 1)
     assert sum(math.prod(tensor.shape) * tensor.itemsize for tensor in found.tensors.values()) == counted + scales
     save_file(dict(found.tensors), tmp_path / "quantized.safetensors")
-    monkeypatch.setattr("compress.onnx.export.check_parity", lambda *_, **__: {})  # it takes a minute
+    monkeypatch.setattr("compress.onnx.export.exporter.check_parity", lambda *_, **__: {})  # it takes a minute
     export(model, tmp_path, packed=found)
     for files in ("*.safetensors", "*.onnx*"):
         size = sum(file.stat().st_size for file in tmp_path.glob(files))
@@ -94,7 +94,7 @@ def test_two_thirds_at_two_bits_are_more_than_25_times_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Positions and the embedding's scales in float16; a bias of logits that is all zero is in no graph."""
-    monkeypatch.setattr("compress.onnx.export.check_parity", lambda *_, **__: {})
+    monkeypatch.setattr("compress.onnx.export.exporter.check_parity", lambda *_, **__: {})
     model, found = packed(config, FLOAT16)
     for buffer in model.buffers():
         buffer.zero_()

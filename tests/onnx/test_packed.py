@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from compress.models.structure import stock_tensors
+from compress.onnx.export.parity.products import _places, _run_alone
 from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE
-from compress.onnx.product_parity import _places, _run_alone
 from compress.onnx.runtime import Runtime
-from compress.surgery.quantize import Product, packed_bytes
+from compress.surgery.quantization import Product, packed_bytes
 
 from .conftest import FLOAT16
 
@@ -58,7 +58,7 @@ def test_the_kernel_reads_the_weights_of_the_artifact(
     family: str, width: int, bits: int, quantization: dict[str, Any],
 ) -> None:  # fmt: skip
     """The bytes of each product, fused ones too, are the artifact's; times 1 they are its weights to the last bit."""
-    monkeypatch.setattr("compress.onnx.export.check_parity", lambda *_, **__: {})  # seconds a width
+    monkeypatch.setattr("compress.onnx.export.exporter.check_parity", lambda *_, **__: {})  # seconds a width
     model = request.getfixturevalue(f"tiny_{family}")(layers=1, hidden=width, ffn=width // 2)
     found = exported(bits, model=model, quantization={"method": "round_to_nearest", **quantization})
     files = [file for file in (MODEL_FILE, ENCODER_FILE, DECODER_FILE) if (found.directory / file).exists()]

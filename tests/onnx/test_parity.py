@@ -15,11 +15,11 @@ from onnx import helper, numpy_helper
 
 from compress.errors import ParityError
 from compress.functional.fake_quant import activation_block
-from compress.onnx.parity import check_parity
-from compress.onnx.parity_cases import cases_of
-from compress.onnx.product_parity import product_inputs
+from compress.onnx.export.parity.cases import cases_of
+from compress.onnx.export.parity.check import check_parity
+from compress.onnx.export.parity.products import product_inputs
 from compress.onnx.runtime import Runtime
-from compress.surgery.quantize import Product
+from compress.surgery.quantization import Product
 
 MODULE = "transformer.h.1.mlp.c_fc"
 

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from compress.errors import UserError
-from compress.onnx.rules import Rules
-from compress.onnx.sampling import Options
+from compress.onnx.runtime.logits_processors import Rules
+from compress.onnx.runtime.sampling import Options
 
 VOCABULARY = 6
 

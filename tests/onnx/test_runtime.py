@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from compress.errors import ModelError, UserError
-from compress.onnx.export import write_graphs
+from compress.onnx.export.exporter import write_graphs
 from compress.onnx.runtime import Runtime
-from compress.onnx.session import Decoding
+from compress.onnx.runtime.session import Decoding
 
 IN_PLACE, GROWING = {"heads": 4, "hidden": 32}, {"heads": 5, "hidden": 60}
 
@@ -381,7 +381,7 @@ import sys
 import numpy as np
 import onnxruntime as ort
 from compress.onnx.runtime import Runtime
-from compress.onnx.session import Decoding
+from compress.onnx.runtime.session import Decoding
 runtime = Runtime.open(sys.argv[1], threads=1)
 for beams in (1, 2):
     print(runtime.generate(np.array([[3, 4]]), max_new_tokens=2, eos_token_id=-1, num_beams=beams).shape)

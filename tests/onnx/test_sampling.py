@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from compress.errors import UserError
-from compress.onnx.sampling import Options, choose, probabilities
+from compress.onnx.runtime.sampling import Options, choose, probabilities
 
 
 @settings(max_examples=60, deadline=None)

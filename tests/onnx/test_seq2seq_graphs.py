@@ -16,11 +16,11 @@ import torch
 from compress.errors import ParityError
 from compress.models import family_of
 from compress.models.structure import stock_tensors
+from compress.onnx.export.parity.check import check_parity
 from compress.onnx.names import DECODER_FILE, ENCODER_FILE, SHARED_FILE
-from compress.onnx.parity import check_parity
 from compress.onnx.runtime import Runtime
 from compress.surgery.cut import cut
-from compress.surgery.quantize import packed_bytes
+from compress.surgery.quantization import packed_bytes
 
 from .conftest import FLOAT16
 from .test_decoding_graph import BATCH_1_STEP, shape_of

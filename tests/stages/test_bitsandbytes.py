@@ -10,7 +10,7 @@ import torch
 
 from compress.artifact import Artifact, adopt
 from compress.errors import NothingDoneError
-from compress.models.bitsandbytes import load_bitsandbytes
+from compress.models.bnb import load_bitsandbytes
 from compress.models.loading import load_stock
 from compress.stages import bitsandbytes as stage_module
 from compress.stages.bitsandbytes import BitsAndBytes

@@ -16,13 +16,13 @@ from tokenizers import Tokenizer
 from compress.artifact import QUANTIZED, Artifact, Step, adopt, save_model, seal
 from compress.errors import ParityError
 from compress.models.scratch import train_bpe
-from compress.models.settings import copy_settings
+from compress.models.stock_files import copy_settings
 from compress.onnx.runtime import Runtime
 from compress.stages.export_onnx import ExportOnnx
 from compress.stages.stage import Context, Result, Shape
 from compress.surgery.coverage import owners
 from compress.surgery.cut import cut
-from compress.surgery.quantize import Quantization, packed_state, quantize
+from compress.surgery.quantization import Quantization, packed_state, quantize
 
 
 def run(stage: ExportOnnx, source: Artifact, out: Path) -> Result:

@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 
 from compress.errors import DataError
-from compress.objective import Objective
 from compress.registry import STAGES
-from compress.side import Side, nll
 from compress.stages.stage import Context
+from compress.training.forward import Side, nll
+from compress.training.objective import Objective
 
 TRAIN = {"steps": 20, "batch": 8, "lr": 1e-2, "precision": "fp32", "eval_every": 5}
 FAMILIES = ["tiny_gpt2", "tiny_bart"]

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from compress.artifact import MASKS
 from compress.models.loading import load_stock
-from compress.objective import Objective
 from compress.registry import STAGES
-from compress.surgery.mask import attach, masks_of
+from compress.surgery.masks import attach, masks_of
+from compress.training.objective import Objective
 
 TRAIN = {"steps": 6, "batch": 8, "mask_lr": 3e-2, "precision": "fp32", "eval_every": 1, "dropout": 0}
 FAMILIES = ["tiny_gpt2", "tiny_bart"]

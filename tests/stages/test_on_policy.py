@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from compress.artifact import Artifact, adopt
 from compress.errors import NothingDoneError
-from compress.objective import Objective
+from compress.generation.on_policy import OnPolicy, StudentAnswers
 from compress.registry import STAGES
-from compress.stages.on_policy import OnPolicy, StudentAnswers
+from compress.training.objective import Objective
 
 FAMILIES = ["tiny_gpt2", "tiny_bart"]
 SIZES = {"layers": 1, "hidden": 16, "ffn": 32, "vocab": 23}

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import compress
 from compress.artifact import MANIFEST, Artifact, adopt, save_masks, save_model, seal
 from compress.errors import ModelError, NothingDoneError
-from compress.models.settings import copy_settings
+from compress.models.stock_files import copy_settings
 from compress.models.structure import count_parameters, stock_tensors
 from compress.registry import STAGES
 from compress.surgery.cut import cut
-from compress.surgery.mask import attach
+from compress.surgery.masks import attach
 
 KINDS = ("hidden", "heads", "ffn")
 FAMILIES = ["tiny_gpt2", "tiny_bart"]

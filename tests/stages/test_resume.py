@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compress.objective import Objective
+from compress.training.objective import Objective
 
 TRAIN = {"steps": 6, "batch": 8, "lr": 1e-2, "precision": "fp32", "dropout": 0, "eval_every": 3, "keep": "last"}
 QUANTIZE = {"type": "quantize", "embedding": {"bits": 2}, "train": TRAIN}

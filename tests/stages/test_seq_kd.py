@@ -12,12 +12,12 @@ import torch
 
 from compress.artifact import TARGETS, Artifact, adopt, load
 from compress.data import Data
-from compress.data.answers import prompts_of, with_targets
+from compress.data.targets import prompts_of, with_targets
 from compress.errors import DataError, ModelError, NothingDoneError
-from compress.measure.decoding import Generation
-from compress.measure.subject import TorchSubject
+from compress.generation.settings import Generation
+from compress.generation.subject import TorchSubject
 from compress.registry import STAGES
-from compress.side import Side, nll
+from compress.training.forward import Side, nll
 
 FAMILIES = ["tiny_gpt2", "tiny_bart"]
 SIZES = {"layers": 1, "hidden": 16, "ffn": 32, "vocab": 23}
@@ -107,7 +107,7 @@ def test_an_answer_that_was_cut_has_no_end_where_the_model_forces_one(
 def test_a_forced_first_token_stays(teacher: Any, answered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     base = teacher("tiny_bart")
     forced = {"forced_bos_token_id": 7, "forced_eos_token_id": 2}  # not every transformers reads the first of a config
-    monkeypatch.setattr("compress.measure.decoding.forced_tokens", lambda config: forced)
+    monkeypatch.setattr("compress.generation.settings.forced_tokens", lambda config: forced)
     said = TorchSubject.of(base, "cpu").complete(prompts_of(answered(base).train), Generation(max_new_tokens=6), 0)
     assert {answer[0] for answer in said} == {7} and any(answer[-1] != 2 for answer in said)
 

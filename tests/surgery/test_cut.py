@@ -17,7 +17,7 @@ from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import MASKS, count_parameters, sized_axes, stock_tensors
 from compress.surgery.cut import compose, cut, ranked
-from compress.surgery.mask import attach
+from compress.surgery.masks import attach
 
 KINDS = ("hidden", "heads", "ffn")
 

@@ -17,7 +17,7 @@ from compress.models.loading import build
 from compress.models.structure import count_parameters, sized_axes, stock_tensors
 from compress.surgery.cut import cut
 from compress.surgery.layers import chosen, drop, renumbered, shallower
-from compress.surgery.mask import attach
+from compress.surgery.masks import attach
 
 KEEPS = [[5], [0, 5], [0, 2, 5], [1, 2, 4], [0, 1, 2, 4, 5]]
 

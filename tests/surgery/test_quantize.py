@@ -23,7 +23,7 @@ from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import sized_axes, stock_tensors
 from compress.surgery.cut import cut
-from compress.surgery.quantize import (
+from compress.surgery.quantization import (
     MatrixSpec,
     Product,
     Quantization,
@@ -40,8 +40,8 @@ from compress.surgery.quantize import (
     restore,
     unpacked,
 )
-from compress.surgery.quantize.modules import FakeQuantWeight
-from compress.surgery.quantize.spec import block_size
+from compress.surgery.quantization.modules import FakeQuantWeight
+from compress.surgery.quantization.spec import block_size
 
 METHODS = ("dynamic_scaling", "pact", "lsq", "laq", "twn", "round_to_nearest")
 MB = 2**20

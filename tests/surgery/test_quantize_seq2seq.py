@@ -13,8 +13,8 @@ from torch import nn
 from compress.models import family_of
 from compress.models.loading import build
 from compress.surgery.cut import cut
-from compress.surgery.mask import attach, fold
-from compress.surgery.quantize import Product, Quantization, Table, packed_state, quantize, restore
+from compress.surgery.masks import attach, fold
+from compress.surgery.quantization import Product, Quantization, Table, packed_state, quantize, restore
 
 from .test_cut import keep_of
 from .test_quantize import METHODS, settings_of

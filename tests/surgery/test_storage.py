@@ -14,7 +14,7 @@ from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import stock_tensors
-from compress.surgery.quantize import (
+from compress.surgery.quantization import (
     Quantization,
     Storage,
     left_in_float32,
@@ -24,7 +24,7 @@ from compress.surgery.quantize import (
     quantize,
     restore,
 )
-from compress.surgery.quantize.spec import QuantizationSpec
+from compress.surgery.quantization.spec import QuantizationSpec
 
 HALF = Storage(scales="float16", positions="float16")
 POSITIONS = ("wpe.weight", "embed_positions.weight")

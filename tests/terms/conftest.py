@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compress.models import family_of
-from compress.side import Side
+from compress.training.forward import Side
 
 
 @pytest.fixture

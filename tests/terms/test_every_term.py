@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from compress.objective import Objective
 from compress.registry import TERMS
-from compress.surgery.mask import attach, masks_of
+from compress.surgery.masks import attach, masks_of
+from compress.training.objective import Objective
 
 NAMES = list(TERMS.builtin)
 OPTIONS = {"attention_relation": {"heads": 2}, "token_contrastive": {"size": 8}}

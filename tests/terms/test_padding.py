@@ -12,9 +12,9 @@ import torch
 
 from compress.data import Batch, DataSpec, ModelInterface, Split, open_data
 from compress.models.structure import IGNORE
-from compress.objective import Objective
 from compress.registry import TERMS
-from compress.surgery.mask import attach
+from compress.surgery.masks import attach
+from compress.training.objective import Objective
 
 from .test_every_term import NAMES, term_of
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.cache import from_cache
-from compress.objective import Objective
 from compress.surgery.cut import cut
 from compress.surgery.layers import drop
-from compress.surgery.mask import attach
+from compress.surgery.masks import attach
 from compress.terms.attention_relation import AttentionRelation
 from compress.terms.causal_kv import CausalKV
 from compress.terms.hidden_mse import HiddenMSE
 from compress.terms.mask_l1 import MaskL1
+from compress.training.objective import Objective
 
 
 def _outputs(model: Any, batch: Any) -> Any:

@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from compress.functional.contrastive import token_contrastive, vocabulary_contrastive
-from compress.objective import Objective
 from compress.registry import TERMS
+from compress.training.objective import Objective
 
 BEFORE = {
     "type": "token_contrastive", "weight": 1.0, "temperature": 0.1, "momentum": 0.5, "size": 8, "num_negatives": None,

@@ -1,0 +1,256 @@
+"""Source -> plain rows, read with the ``datasets`` library: in memory, without its cache, no network for files."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import string
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import datasets
+from datasets.exceptions import DatasetGenerationError
+
+from compress.data.sources import ParallelText, Source
+from compress.errors import DataError
+
+_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "at least one example")
+"""What the ``datasets`` library says of tables without a row, in JSON, Parquet and text."""
+
+
+class TextPair(NamedTuple):
+    """A prompt or source, and the texts that answer it (the first is trained on)."""
+
+    text: str
+    references: tuple[str, ...]
+
+
+class TokenRow(NamedTuple):
+    """Ready tokens; ``labels`` is None where the ids are their own labels."""
+
+    input_ids: list[int]
+    labels: list[int] | None
+
+
+def read_text(source: Source, base: Path, where: str) -> list[str]:
+    """Return running text, a piece per line of a file or per row of a table, without the newline that ends it."""
+    column = "text" if source.text is not None else source.column or "text"
+    pieces = [piece.removesuffix("\n") for piece in _texts(_table(source, base, where), column, where)]
+    if not source.strip:
+        return pieces
+    return ["\n".join(line.strip() for line in piece.split("\n")) for piece in pieces]
+
+
+def read_pairs(source: Source, base: Path, where: str) -> list[TextPair]:
+    """Return prompts with responses, or sources with targets."""
+    if isinstance(source.text, ParallelText):
+        return _parallel(source, source.text, base, where)
+    table = _table(source, base, where)
+    if source.prompt:
+        inputs, answers = _filled(table, source.prompt, "\n", where), source.response
+    else:
+        inputs, answers = _filled(table, source.source or "", "", where), source.target
+    references = _references(table, answers or (), where)
+    return [TextPair(*pair) for pair in zip(inputs, references, strict=True)]
+
+
+def read_tokens(source: Source, base: Path, where: str) -> list[TokenRow]:
+    """Return ready token rows."""
+    table = _table(source, base, where)
+    ids = _ids(table, source.input_ids or "", where)
+    labels = _ids(table, source.labels, where) if source.labels else [None] * len(ids)
+    for row, (one, other) in enumerate(zip(ids, labels, strict=True)):
+        if not one:
+            raise DataError(f"{where}: row {row}: {source.input_ids!r} is empty")
+        if other == []:
+            raise DataError(f"{where}: row {row}: {source.labels!r} is empty")
+    return [TokenRow(one, other) for one, other in zip(ids, labels, strict=True)]
+
+
+def _table(source: Source, base: Path, where: str) -> datasets.Dataset:
+    """Read the rows that ``skip`` and ``limit`` leave."""
+    with _quiet():
+        if source.hub is not None:
+            table = _from_hub(source, where)
+        else:
+            table = _from_files(source.kind, [_existing(base, name, where) for name in source.files], where)
+    stop = len(table) if source.limit is None else min(len(table), source.skip + source.limit)
+    if source.skip >= stop:
+        raise DataError(f"{where}: no rows are left of {len(table)} with skip: {source.skip}")
+    return table.flatten().select(range(source.skip, stop))  # a field of a nested column is a column: "pair.source"
+
+
+def _existing(base: Path, name: str, where: str) -> Path:
+    path = base / Path(name).expanduser()
+    if not path.is_file():
+        raise DataError(f"{where}: no file {path}")
+    if _is_empty(path):
+        raise DataError(f"{where}: {path} is empty")
+    return path
+
+
+def _is_empty(path: Path) -> bool:
+    if path.suffix != ".gz":
+        return not path.stat().st_size
+    try:
+        with gzip.open(path) as file:
+            return not file.read(1)
+    except (OSError, EOFError):  # told where it is read
+        return False
+
+
+def _from_files(kind: str, paths: list[Path], where: str) -> datasets.Dataset:
+    files = [str(path) for path in paths]
+    try:
+        if kind == "csv":
+            return datasets.Dataset.from_list([row for path in paths for row in _csv_rows(path)])
+        options = {"encoding": "utf-8-sig"} if kind == "text" else {}  # a byte order mark is no text
+        with TemporaryDirectory() as cache:
+            return datasets.load_dataset(
+                kind, data_files=files, split="train", cache_dir=cache, keep_in_memory=True, **options
+            )
+    except (DatasetGenerationError, ValueError, OSError, EOFError, csv.Error) as error:
+        reason = _reason(error)
+        if any(text in reason for text in _NO_ROWS):
+            raise DataError(f"{where}: {', '.join(files)} holds no rows") from None
+        raise DataError(f"{where}: cannot read {', '.join(files)} as {kind}: {reason}") from error
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    """Cells as written: nothing is guessed to be a number, and NA is a word."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig") as file:  # a byte order mark is no part of the first column's name
+        table = csv.reader(file, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
+        header = next(table, [])
+        rows = [row for row in table if row]
+    for number, row in enumerate(rows):
+        if len(row) != len(header):
+            raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _from_hub(source: Source, where: str) -> datasets.Dataset:
+    try:
+        return datasets.load_dataset(source.hub, source.config, split=source.split)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # a lost connection, an unknown name, a dataset that is a script
+        raise DataError(
+            f"{where}: cannot load {source.hub!r} from the hub: {_reason(error)}; "
+            "without a network use a local copy (json, csv, parquet or text)"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return next(iter(str(cause).splitlines()), type(cause).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the progress bars and log lines of ``datasets``, and put back what the user had."""
+    shown, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _column(table: datasets.Dataset, name: str, where: str) -> list[Any]:
+    if name not in table.column_names:
+        raise DataError(f"{where}: no column {name!r}; there are {', '.join(table.column_names)}")
+    return list(table[name])
+
+
+def _texts(table: datasets.Dataset, name: str, where: str) -> list[str]:
+    return [_text(cell, row, name, where) for row, cell in enumerate(_column(table, name, where))]
+
+
+def _text(cell: Any, row: int, name: str, where: str) -> str:
+    if isinstance(cell, int | float):
+        return str(cell)
+    if not isinstance(cell, str):
+        kind = "nothing" if cell is None else type(cell).__name__
+        raise DataError(f"{where}: row {row}: column {name!r} holds {kind}, not text")
+    return cell
+
+
+def _references(table: datasets.Dataset, names: Sequence[str], where: str) -> list[tuple[str, ...]]:
+    """Return each row's texts: those of several columns, and of cells that hold a list; a null is none."""
+    found = []
+    for row, cells in enumerate(zip(*(_column(table, name, where) for name in names), strict=True)):
+        lists = [cell if isinstance(cell, list) else [cell] for cell in cells]
+        given = [(name, text) for name, texts in zip(names, lists, strict=True) for text in texts if text is not None]
+        if not given:
+            _text(None, row, " and ".join(names), where)
+        found.append(_meant([_text(text, row, name, where) for name, text in given]))
+    return found
+
+
+def _meant(texts: Sequence[str]) -> tuple[str, ...]:
+    """The references of a row: beside another one, an empty text is a place that was left free."""
+    return tuple(text for text in texts if text.strip()) or (texts[0],)
+
+
+def _filled(table: datasets.Dataset, template: str, ending: str, where: str) -> list[str]:
+    """Fill ``{column}`` fields row by row; a template without a field is a column's name."""
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise DataError(f"{where}: {template!r} is no template: {error}") from error
+    if not fields:
+        return [text + ending for text in _texts(table, template, where)]
+    columns = {name: ["" if cell is None else cell for cell in _column(table, name, where)] for name in set(fields)}
+    try:
+        return [
+            _Whole().vformat(template, (), {name: cells[row] for name, cells in columns.items()})
+            for row in range(len(table))
+        ]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: {template!r} does not fit its columns: {error}") from error
+
+
+class _Whole(string.Formatter):
+    """Fields are names of columns as they are, dots included."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        return kwargs[field_name], field_name
+
+
+def _parallel(source: Source, files: ParallelText, base: Path, where: str) -> list[TextPair]:
+    rows = source.model_copy(update={"skip": 0, "limit": None})
+    names = (files.source, *files.target)
+    columns = [read_text(rows.model_copy(update={"text": (name,)}), base, where) for name in names]
+    for name, lines in zip(names, columns, strict=True):
+        if len(lines) != len(columns[0]):
+            raise DataError(f"{where}: {names[0]} has {len(columns[0])} lines and {name} has {len(lines)}")
+    stop = None if source.limit is None else source.skip + source.limit
+    pairs = [TextPair(text, _meant(answers)) for text, *answers in zip(*columns, strict=True)][source.skip : stop]
+    if not pairs:
+        raise DataError(f"{where}: no rows are left of {len(columns[0])} with skip: {source.skip}")
+    return pairs
+
+
+def _ids(table: datasets.Dataset, name: str, where: str) -> list[list[int]]:
+    rows = _column(table, name, where)
+    for row, cell in enumerate(rows):
+        if not isinstance(cell, list):
+            raise DataError(f"{where}: row {row}: column {name!r} holds {type(cell).__name__}, not a list of token ids")
+    if wrong := [(row, token) for row, cell in enumerate(rows) for token in cell if type(token) is not int]:
+        # one broken number makes floats of a whole column: that one is told, if there is one
+        row, token = next((found for found in wrong if not _is_whole(found[1])), wrong[0])
+        raise DataError(f"{where}: row {row}: column {name!r} holds {token!r}, which is no token id")
+    return rows
+
+
+def _is_whole(token: Any) -> bool:
+    return isinstance(token, float) and token.is_integer()

@@ -1,0 +1,113 @@
+"""What the processes of a run do together; in a run of one process, nothing.
+
+Each function but ``join`` must be called by every process, in the same order. Shapes: N rows of one process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from compress.distributed.processes import count, is_main, local_rank
+from compress.errors import LostError, UserError
+
+_SPLITTING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+_PATIENCE = timedelta(days=1)
+"""The others wait as long as the main process exports and measures; a process that ends is noticed at once."""
+
+
+def join(device: str) -> None:
+    """Connect this process to the others of its run, once; without others, nothing happens.
+
+    Raises UserError where the launcher was asked for what splits a model, or for more processes than there are devices.
+    """
+    for variable, name in _SPLITTING.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            raise UserError(f"accelerate launch: {name} splits a model, and a stage needs it whole; use --multi_gpu")
+    if count() == 1 or dist.is_initialized():
+        return
+    if device == "cuda" and local_rank() >= torch.cuda.device_count():
+        raise UserError(
+            f"accelerate launch: process {local_rank()} of this machine has no CUDA device of its own; "
+            f"allowed: --num_processes {torch.cuda.device_count()} at most, or --device cpu"
+        )
+    from accelerate import PartialState  # knows what every launcher leaves in the environment
+
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    try:
+        PartialState(cpu=device == "cpu", backend=backend, timeout=_PATIENCE)
+        if not dist.is_initialized():
+            raise RuntimeError("the launcher says how many they are, but not where; use torchrun")
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of this run cannot reach each other: {error}") from error
+
+
+def leave() -> None:
+    """Disconnect at the end of a program."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Go on when every process has come here."""
+    mean(torch.zeros(1))
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process do the block first, and the others when it is through; they find what it wrote."""
+    if not is_main():
+        wait()
+    yield
+    if is_main():
+        wait()
+
+
+def mean(tensor: Tensor) -> Tensor:
+    """The mean of a tensor over the processes, the same bits on each; ``tensor`` itself where there is one process."""
+    if count() == 1:
+        return tensor
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    with _together():
+        dist.all_reduce(total)
+    return total / count()
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows [N, ...] of every process, first those of process 0; N may differ."""
+    if count() == 1:
+        return rows
+    with _together():
+        sizes = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(count())]
+        dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+        padded = rows.new_zeros(int(max(sizes)), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+
+
+def told(text: str) -> str:
+    """What the main process says, on every process."""
+    if count() == 1:
+        return text
+    said = list(text.encode()) if is_main() else []
+    return bytes(gathered(torch.tensor(said, dtype=torch.uint8)).tolist()).decode()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostError("another process of this run has ended; its own message says why") from error

@@ -1,0 +1,1 @@
+"""Text generation, the same for torch and ONNX: settings, seeds and responses."""

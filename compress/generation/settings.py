@@ -1,0 +1,135 @@
+"""How text is generated, said once for torch and ONNX. Shapes: B rows, T positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from transformers import GenerationConfig
+
+from compress.artifact import Artifact
+from compress.data import ModelInterface
+from compress.onnx.runtime.opening import decoding_settings
+from compress.onnx.runtime.sampling import LEAST_TEMPERATURE, as_tokens
+from compress.schema import Strict, added
+
+
+class Generation(Strict):
+    """How text is generated. Every choice is stated; a model's own generation defaults are not used.
+
+    A setting that takes no part is refused.
+    """
+
+    max_new_tokens: int = Field(64, ge=1)
+    beams: int = Field(1, ge=1)
+    length_penalty: float = 1.0
+    """Of beam search: scores are divided by length to this power."""
+    do_sample: bool = False
+    temperature: float = Field(1.0, ge=LEAST_TEMPERATURE)
+    top_k: int = Field(0, ge=0)
+    """Tokens sampling chooses among; 0 for all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = added(0)
+    """N-grams of this many tokens that come only once, a prompt that is continued included; 0: all may come again."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = added(0)
+    """Tokens before which no text ends."""
+
+    @model_validator(mode="after")
+    def _room_for_the_least(self) -> Self:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens: {self.min_new_tokens} is more than max_new_tokens: {self.max_new_tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _without_idle(self) -> Self:
+        given = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        if self.do_sample and (idle := sorted(given & {"beams", "length_penalty"})):
+            raise ValueError(f"{idle[0]} belongs to a search, and do_sample: true draws; leave one out")
+        if not self.do_sample and (idle := sorted(given & {"temperature", "top_k", "top_p", "seeds"})):
+            raise ValueError(f"{idle[0]} does nothing without do_sample: true")
+        if self.beams == 1 and "length_penalty" in given:
+            raise ValueError("length_penalty does nothing without beams above 1")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """The settings that take part, named as ``generate`` of either runtime names them."""
+        found = self.model_dump(include={"max_new_tokens", "do_sample", "min_new_tokens"})
+        found |= {"no_repeat_ngram_size": self.no_repeat_ngram} if self.no_repeat_ngram else {}
+        if self.do_sample:
+            return found | self.model_dump(include={"temperature", "top_k", "top_p"})
+        return found | ({"num_beams": self.beams, "length_penalty": self.length_penalty} if self.beams > 1 else {})
+
+
+class Decoding(Generation):
+    """How the text of a measurement is generated, and how often where it is drawn."""
+
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    """Of sampling: each seed generates once, and the mean and standard deviation are reported."""
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """The seeds to generate with; one where nothing is random."""
+        return self.seeds if self.do_sample else self.seeds[:1]
+
+    def conditions(self) -> dict[str, Any]:
+        """The settings that take part, as a recipe names them."""
+        if self.do_sample:
+            return self.model_dump(exclude={"beams", "length_penalty"})
+        penalty = {"length_penalty"} if self.beams > 1 else set()
+        rules = {"no_repeat_ngram", "min_new_tokens"}
+        return self.model_dump(include={"max_new_tokens", "do_sample", "beams"} | penalty | rules)
+
+
+def ends_of(artifact: Artifact, tokenizer: Any) -> list[int]:
+    """Where a row ends: at what the directory's generation settings or its tokenizer call an end, in either runtime."""
+    own = as_tokens(decoding_settings(artifact.path).get("eos_token_id"))
+    return list(dict.fromkeys([*own, *as_tokens(getattr(tokenizer, "eos_token_id", None))]))
+
+
+def forced_tokens(config: Any) -> dict[str, Any]:
+    """The tokens that the answers of a model have to begin and to end with, in either runtime."""
+    return {name: getattr(config, name, None) for name in ("forced_bos_token_id", "forced_eos_token_id")}
+
+
+def generation_settings(config: Any, tokenizer: Any, ends: Sequence[int], decoding: Generation) -> GenerationConfig:
+    """Spell out ``decoding`` for ``generate``, with the special tokens of the model and nothing else of its own."""
+    known = ModelInterface.of(config, tokenizer)
+    chosen = decoding.options()
+    if known.task == "seq2seq":
+        chosen |= {"decoder_start_token_id": known.decoder_start}
+        chosen |= forced_tokens(config)
+    special = {"pad_token_id": known.pad, "eos_token_id": list(ends) or None, "bos_token_id": config.bos_token_id}
+    return GenerationConfig(**special, **chosen)
+
+
+def padded(rows: Sequence[list[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask of rows padded to the longest, [B, T] each."""
+    width = max(map(len, rows))
+    gaps = [[pad] * (width - len(row)) for row in rows]
+    ids = [gap + row if left else row + gap for row, gap in zip(rows, gaps, strict=True)]
+    ones = [[1] * len(row) for row in rows]
+    mask = [[0] * len(gap) + one if left else one + [0] * len(gap) for one, gap in zip(ones, gaps, strict=True)]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def until_end(row: list[int], end: int | Sequence[int] | None) -> list[int]:
+    """Return the tokens before the first that is an end token."""
+    ends = as_tokens(end)
+    return row[: next((at for at, token in enumerate(row) if token in ends), len(row))]
+
+
+def through_end(row: list[int], end: int | Sequence[int] | None) -> list[int]:
+    """Return the tokens up to the first that is an end token, and that one."""
+    return row[: len(until_end(row, end)) + 1]
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed for a tuple of whole numbers from 0, such as (seed, step); others for others, longer ones included."""
+    # the count leads, since a SeedSequence takes zeros behind its numbers for nothing
+    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1)[0])

@@ -1,0 +1,60 @@
+"""The decoding graph of a causal model, built node by node from its description and weights, float and packed alike."""
+
+from __future__ import annotations
+
+import onnx
+
+from compress.models.description import AttentionBlock, Block, FeedForward, Stack
+from compress.onnx.export.graph import FLOAT, INT64, Graph
+from compress.onnx.export.operators import (
+    HEAD_SIZE_MULTIPLE,
+    TO_THE_END,
+    chain,
+    feed_forward,
+    lengths,
+    self_attention,
+    tokens,
+)
+from compress.onnx.export.weights import Weights
+from compress.onnx.names import GROWING, IN_PLACE, LOGITS_FROM, both_caches, cache_names
+
+BATCH, NEW, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
+SCORED = "scored_length"
+
+
+def decoding_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
+    """Build the graph; its names and shapes follow optimum's conventions for causal models with a cache.
+
+    Inputs: ``input_ids`` [B, S], ``attention_mask`` [B, T], ``position_ids`` [B, S], ``past_key_values.i.{key,value}``
+    [B, heads, T - S, head size]. Outputs: ``logits`` [B, S, V], ``present.i.{key,value}`` [B, heads, T, head size].
+    ``logits_from`` [1] may be given too: the first position whose logits are computed, -1 for the last position alone.
+    Any S >= 1 and T >= S. Where the head size allows GroupQueryAttention, S > 1 on a past takes B = 1, and a past and
+    its present may be one buffer longer than T.
+    """
+    attentions = stack.attentions
+    in_place = all(block.head_size % HEAD_SIZE_MULTIPLE == 0 for block in attentions)
+    graph = Graph(IN_PLACE if in_place else GROWING)
+    ids = graph.input("input_ids", INT64, [BATCH, NEW])
+    mask = graph.input("attention_mask", INT64, [BATCH, TOTAL])
+    positions = graph.input("position_ids", INT64, [BATCH, NEW])
+    for index, block in enumerate(attentions):
+        for name in cache_names("past_key_values", index):
+            graph.input(name, FLOAT, [BATCH, block.heads, PAST, block.head_size])
+    start = weights.rows(graph, stack.positions, positions), tokens(graph, weights, stack, ids)
+    at = lengths(graph, ids, mask)
+    layer = {block: index for index, block in enumerate(attentions)}
+
+    def block_output(block: Block, x: str) -> str:
+        if isinstance(block, FeedForward):
+            return feed_forward(graph, weights, block, x)
+        assert isinstance(block, AttentionBlock)
+        return self_attention(graph, weights, block, x, both_caches(layer[block]), at)
+
+    states = chain(graph, weights, stack, start, block_output)
+    asked = [states, graph.option(LOGITS_FROM, 0), graph.integers(TO_THE_END), graph.integers(1)]
+    weights.product(graph, stack.head, graph.node("Slice", asked), "logits")
+    graph.output("logits", FLOAT, [BATCH, SCORED, weights.matrices[stack.head].outputs])
+    for index, block in enumerate(attentions):
+        for name in cache_names("present", index):
+            graph.output(name, FLOAT, [BATCH, block.heads, TOTAL, block.head_size])
+    return graph.model()

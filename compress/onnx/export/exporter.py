@@ -1,0 +1,87 @@
+"""From a torch model to a directory that onnxruntime opens, checked before it is handed out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from compress.models.description import describe
+from compress.onnx.export.causal import decoding_graph
+from compress.onnx.export.graph import EXTERNAL_OVER, save, save_pair
+from compress.onnx.export.parity.check import check_parity
+from compress.onnx.export.plain import plain_graph
+from compress.onnx.export.read_weights import read_weights
+from compress.onnx.export.seq2seq import decoder_graph, encoder_graph
+from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE, SHARED_FILE
+from compress.surgery.quantization import QuantizationSpec
+
+GraphKind = Literal["decoding", "plain"]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Codes and scales of a quantized model and what they mean."""
+
+    spec: QuantizationSpec
+    tensors: Mapping[str, Tensor]
+    split: bool = False
+    """Token embeddings are stored apart from the head, as float32 rows."""
+
+
+def export(
+    model: nn.Module,
+    out: Path,
+    *,
+    packed: Packed | None = None,
+    graph: GraphKind = "decoding",
+    external_over: int = EXTERNAL_OVER,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Write graphs as :func:`write_graphs` does, and check them against the model; ``seed`` is of the check's tokens.
+
+    Returns:
+        The figures of :func:`check_parity`.
+
+    Raises:
+        ParityError: the graph does not compute what the model computes.
+        ModelError: the model has a part with no ONNX form.
+    """
+    write_graphs(model, out, packed=packed, graph=graph, external_over=external_over)
+    return check_parity(model, out, packed.spec if packed else None, seed=seed)
+
+
+def write_graphs(
+    model: nn.Module,
+    out: Path,
+    *,
+    packed: Packed | None = None,
+    graph: GraphKind = "decoding",
+    external_over: int = EXTERNAL_OVER,
+) -> None:
+    """Write ``model.onnx``, or an encoder and its decoder, beside a ``config.json`` that is already in ``out``.
+
+    Nothing is checked: what is handed out comes from :func:`export`.
+
+    Args:
+        model: a model in float32 and evaluation mode; a quantized one as it is deployed.
+        out: the directory.
+        packed: what a quantized model's graph stores in place of float weights.
+        graph: ``decoding`` is built from fused operators; ``plain`` is what torch's exporter makes, float only.
+        external_over: above this many bytes the weights go to ``model.onnx_data``.
+
+    Raises:
+        ModelError: the model has a part with no ONNX form.
+    """
+    stacks = describe(model)
+    weights = read_weights(model, packed.spec, packed.tensors, split=packed.split) if packed else read_weights(model)
+    if stacks.encoder is not None:
+        graphs = encoder_graph(stacks.encoder, weights), decoder_graph(stacks.decoder, weights)
+        files = out / ENCODER_FILE, out / DECODER_FILE
+        save_pair(*graphs, files, out / SHARED_FILE, external_over=external_over)
+        return
+    built = plain_graph(model, stacks.decoder) if graph == "plain" else decoding_graph(stacks.decoder, weights)
+    save(built, out / MODEL_FILE, external_over=external_over)

@@ -1,0 +1,69 @@
+"""The weights of a torch model, float or packed, in the form that graphs take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.functional.packing import storage_bits
+from compress.models.layout import is_embedding, is_norm, is_product, weight_of
+from compress.onnx.export.weights import FloatMatrix, Matrix, PackedMatrix, Weights
+from compress.surgery.quantization import MatrixSpec, QuantizationSpec, Table
+
+
+def read_weights(
+    model: nn.Module,
+    spec: QuantizationSpec | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    split: bool = False,
+) -> Weights:
+    """Weights of a stock model; what ``spec`` names comes as codes and scales, or as float16, from ``tensors``.
+
+    Modules that share one parameter share one stored weight. With ``split``, token embeddings do not: they get their
+    dequantized rows in float32.
+    """
+    names: dict[int, str] = {}
+    matrices: dict[str, Matrix] = {}
+    epsilons: dict[str, float] = {}
+    vectors: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if is_product(module) or is_embedding(module):
+            stored = names.setdefault(id(module.get_parameter("weight")), f"{name}.weight")
+            values = module.weight if is_embedding(module) else weight_of(module)
+            matrices[name] = FloatMatrix(stored, values.detach().cpu().numpy())
+        elif is_norm(module):
+            epsilons[name] = module.eps
+        for part, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 1:
+                vectors[f"{name}.{part}"] = parameter.detach().cpu().numpy()
+    for name, buffer in model.named_buffers():
+        if buffer.ndim == 2 and len(buffer) == 1:  # a bias of logits, stored as a row
+            vectors[name] = buffer.detach().cpu().numpy()[0]
+    if spec is not None and tensors is not None:
+        matrices |= _quantized(model, spec, tensors, split=split)
+    return Weights(matrices, vectors, epsilons)
+
+
+def _quantized(
+    model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str, Tensor], *, split: bool
+) -> Mapping[str, Matrix]:
+    """What stands in place of a model's own matrices: float16 tables, codes, and rows that are stored apart."""
+    halved = {name.removesuffix(".weight"): FloatMatrix(name, tensors[name].numpy()) for name in spec.half}
+    coded = {matrix.module: _packed(matrix, tensors) for matrix in spec.matrices}
+    apart = [matrix for matrix in spec.matrices if split and isinstance(model.get_submodule(matrix.module), Table)]
+    return halved | coded | {matrix.module: _rows(matrix, model) for matrix in apart}
+
+
+def _packed(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> PackedMatrix:
+    owner = matrix.shares or matrix.module
+    codes, scales = (tensors[f"{owner}.{part}"].numpy() for part in ("codes", "scale"))
+    bits, float_inputs = storage_bits(matrix.bits), matrix.activations == "none"
+    return PackedMatrix(owner, codes, scales, bits, matrix.block, matrix.shape[1], float_inputs)
+
+
+def _rows(matrix: MatrixSpec, model: nn.Module) -> FloatMatrix:
+    weight = model.get_submodule(matrix.module).get_submodule("quantizer").get_parameter("weight")
+    return FloatMatrix(f"{matrix.shares or matrix.module}.rows", weight.detach().cpu().numpy())

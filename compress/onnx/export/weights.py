@@ -1,0 +1,224 @@
+"""Weights of a decoding graph, float or packed, and the nodes that multiply by them or look rows up in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from onnx import helper
+
+from compress.onnx.export.graph import CONTRIB, FLOAT, Graph
+from compress.onnx.export.unpacking import unpacked
+
+Array = np.ndarray[Any, Any]
+
+FLOAT_KERNEL_BITS = 4
+"""Codes of these bits are multiplied with float32 inputs as they are; others would be unpacked anew at each product."""
+
+
+class Matrix(Protocol):
+    """A weight [N, K]: N outputs (or tokens), K inputs (or channels)."""
+
+    @property
+    def name(self) -> str:
+        """Where the graph stores it."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def columns(self) -> int:
+        """K."""
+        ...
+
+    def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
+        """Nodes for x W^T + bias, the product's named ``module``; an empty ``bias`` adds none."""
+        ...
+
+    def rows(self, graph: Graph, ids: str) -> str:
+        """Nodes that look rows up."""
+        ...
+
+
+def float_product(graph: Graph, module: str, x: str, weight: str, bias: str, output: str) -> str:
+    """Nodes for x W^T + bias in float32."""
+    product = graph.node("FusedMatMul", [x, weight], "" if bias else output, name=module, domain=CONTRIB, transB=1)
+    return graph.node("Add", [product, bias], output) if bias else product
+
+
+@dataclass(frozen=True)
+class FloatMatrix:
+    """A weight [N, K] of float32, or float16 that is computed with in float32."""
+
+    name: str
+    values: Array
+
+    @property
+    def outputs(self) -> int:
+        return int(self.values.shape[0])
+
+    @property
+    def columns(self) -> int:
+        return int(self.values.shape[1])
+
+    def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
+        return float_product(graph, module, x, graph.floats(self.name, self.values), bias, output)
+
+    def rows(self, graph: Graph, ids: str) -> str:
+        return graph.node("Gather", [graph.floats(self.name, self.values), ids])
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """Codes [N, blocks, bytes of a block] and scales: one ([]), one a row ([N]), or one a block ([N, blocks])."""
+
+    name: str
+    codes: Array
+    scales: Array
+    bits: int
+    block: int
+    columns: int
+    float_inputs: bool = False
+    """Products take their inputs as they are; otherwise in 8 bits, with a scale per row and block."""
+
+    @property
+    def outputs(self) -> int:
+        return int(self.codes.shape[0])
+
+    def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
+        """One MatMulNBits, at ``accuracy_level`` 4 for inputs in 8 bits and 1 for float32 ones: codes stay packed.
+
+        Codes for which there is no kernel with float32 inputs become a float weight when a session opens.
+        """
+        if self.float_inputs and self.bits != FLOAT_KERNEL_BITS:
+            return float_product(graph, module, x, self._unpacked(graph), bias, output)
+        inputs = [x, graph.weight(f"{self.name}.codes", self.codes), self._scales(graph)]
+        return graph.node(
+            "MatMulNBits",
+            [*inputs, "", "", bias] if bias else inputs,
+            output,
+            name=module,
+            domain=CONTRIB,
+            bits=self.bits,
+            block_size=self.block,
+            K=self.columns,
+            N=self.codes.shape[0],
+            accuracy_level=1 if self.float_inputs else 4,
+        )
+
+    def rows(self, graph: Graph, ids: str) -> str:
+        """One GatherBlockQuantized on the bytes that a product with the same matrix reads; padding is cut off."""
+        codes = graph.weight(f"{self.name}.codes", self.codes)
+        flat = graph.node("Reshape", [codes, graph.integers(self.codes.shape[0], -1)])
+        gathered = graph.node(
+            "GatherBlockQuantized",
+            [flat, ids, self._scales(graph)],
+            domain=CONTRIB,
+            bits=self.bits,
+            block_size=self.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        if self.columns == self.codes.shape[1] * self.block:
+            return gathered
+        bounds = [graph.integers(0), graph.integers(self.columns), graph.integers(-1)]
+        return graph.node("Slice", [gathered, *bounds])
+
+    def _unpacked(self, graph: Graph) -> str:
+        codes = graph.weight(f"{self.name}.codes", self.codes)
+        rows, blocks, size = self.codes.shape
+        shape = rows, blocks, size
+        return unpacked(graph, codes, self._scales(graph), shape=shape, bits=self.bits, columns=self.columns)
+
+    def _scales(self, graph: Graph) -> str:
+        """Scales as the kernels want them, [N, blocks], from the few numbers on disk; folded when a session opens."""
+        if self.scales.ndim == 2:
+            return graph.floats(f"{self.name}.scales", self.scales)
+        shape = graph.integers(*self.codes.shape[:2])
+        if self.scales.ndim:
+            column = graph.floats(f"{self.name}.scales", self.scales.reshape(-1, 1))
+            return graph.node("Expand", [column, shape])
+        value = helper.make_tensor("value", FLOAT, [1], [float(self.scales)])
+        return graph.node("ConstantOfShape", [shape], value=value)
+
+
+@dataclass(frozen=True)
+class FusedMatrix(PackedMatrix):
+    """Packed matrices with the same input, one below the other; each part keeps its own scales."""
+
+    parts: tuple[PackedMatrix, ...] = ()
+
+    def _scales(self, graph: Graph) -> str:
+        return graph.node("Concat", [part._scales(graph) for part in self.parts], axis=0)
+
+
+JOIN = "+"
+"""Between the modules in the name of a product that computes them at once."""
+
+
+def fused(matrices: Sequence[Matrix]) -> Matrix:
+    """One matrix of several that multiply the same input, their outputs in order.
+
+    Packed ones have to agree in bits, block, columns and inputs; float ones in columns.
+    """
+    name = JOIN.join(matrix.name for matrix in matrices)
+    packed = [matrix for matrix in matrices if isinstance(matrix, PackedMatrix)]
+    if not packed:
+        floats = [matrix.values for matrix in matrices if isinstance(matrix, FloatMatrix)]
+        return FloatMatrix(name, np.concatenate(floats))
+    first = packed[0]
+    return FusedMatrix(
+        name=name,
+        codes=np.concatenate([matrix.codes for matrix in packed]),
+        scales=np.zeros(0),
+        bits=first.bits,
+        block=first.block,
+        columns=first.columns,
+        float_inputs=first.float_inputs,
+        parts=tuple(packed),
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Matrices by module, vectors (biases, normalizations) by parameter, epsilons of normalizations by module."""
+
+    matrices: Mapping[str, Matrix]
+    vectors: Mapping[str, Array]
+    epsilons: Mapping[str, float]
+
+    def product(self, graph: Graph, module: str | Sequence[str], x: str, output: str = "") -> str:
+        """Multiply by a module's weight and add its bias, if any; several modules give their outputs in order."""
+        modules = (module,) if isinstance(module, str) else tuple(module)
+        matrices = [self.matrices[each] for each in modules]
+        matrix = matrices[0] if len(matrices) == 1 else fused(matrices)
+        return matrix.product(graph, JOIN.join(modules), x, self._bias(graph, modules), output)
+
+    def _bias(self, graph: Graph, modules: Sequence[str]) -> str:
+        names = [f"{module}.bias" for module in modules]
+        if not any(name in self.vectors for name in names):
+            return ""
+        parts = [
+            self.vectors.get(name, np.zeros(self.matrices[module].outputs, np.float32))
+            for name, module in zip(names, modules, strict=True)
+        ]
+        return graph.weight(JOIN.join(names), np.concatenate(parts))
+
+    def rows(self, graph: Graph, module: str, ids: str) -> str:
+        """Look rows up in a module's weight."""
+        return self.matrices[module].rows(graph, ids)
+
+    def slice(self, graph: Graph, module: str, start: str, end: str) -> str:
+        """Neighbouring rows of a module's float weight."""
+        matrix = self.matrices[module]
+        assert isinstance(matrix, FloatMatrix), f"{module} is packed"
+        return graph.node("Slice", [graph.floats(matrix.name, matrix.values), start, end])
+
+    def vector(self, graph: Graph, name: str) -> str:
+        """Store a vector."""
+        return graph.weight(name, self.vectors[name])

@@ -1,0 +1,132 @@
+"""Whether generated answers can be made and trained on: seq_kd, the stages that take its targets, and on_policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from compress.data import Data, ModelInterface
+from compress.data.targets import prompts_of
+from compress.errors import DataError
+from compress.pipeline.inputs import Inputs
+from compress.pipeline.teacher_checks import difference
+from compress.recipe.references import GENERATED, Link
+from compress.stages.stage import Shape
+
+_UNPROMPTED = (
+    "answers prompts or sources, and data.train has none; give prompt and response, source and target, or labels"
+)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Answers of at most ``new`` tokens to the prompts of ``data.train``; ``field`` is the setting that says so."""
+
+    data: Data
+    new: int
+    field: str
+
+    @cached_property
+    def before(self) -> int:
+        """Tokens that share the positions of an answer at most: those of the longest prompt; of an encoder none do."""
+        assert self.data.train is not None
+        return max(map(len, prompts_of(self.data.train))) if self.data.train.model.task == "causal" else 0
+
+    def problems(self, *models: Shape, cut: bool) -> Iterator[str]:
+        """What answers have no room in: these models, and with ``cut`` what the data allows."""
+        spec = self.data.spec
+        try:
+            length = self.before + self.new
+        except DataError as error:
+            yield str(error)
+            return
+        limits = [(f"{model.name!r} takes", model.config.max_position_embeddings) for model in models]
+        if cut and spec.block and not models[0].config.is_encoder_decoder:
+            limits.append(("data.block allows", spec.block))
+        after = f" after up to {self.before} of data.train" if self.before else ""
+        for what, most in limits:
+            if length > most:
+                yield f"{self.field}: {self.new} new tokens{after}; {what} {most}"
+        if cut and spec.max_target and self.new > spec.max_target:
+            yield f"{self.field}: {self.new} new tokens; data.max_target allows {spec.max_target}"
+
+
+def answer_problems(inputs: Inputs, item: Link, links: Sequence[Link], shapes: Mapping[str, Shape]) -> Iterator[str]:
+    """What is wrong with a stage that generates answers or trains on them, each as ``field: what``."""
+    data, stage = inputs.data(item.root), item.stage
+    student = shapes[item.source]
+    on_policy = getattr(stage, "on_policy", None)
+    if GENERATED in stage.gives:
+        if data is None or data.train is None:
+            yield "answers the rows of data.train, and there is none"
+            return
+        if not _prompted(data):
+            yield _UNPROMPTED
+            return
+        decoding: Any = stage
+        yield from _Answers(data, decoding.decoding.max_new_tokens, "decoding.max_new_tokens").problems(
+            student, cut=True
+        )
+    if item.targets:
+        yield from _target_problems(inputs, item, links, shapes)
+    if on_policy and data and data.train:
+        if not _prompted(data):
+            yield f"on_policy: {_UNPROMPTED}"
+            return
+        models = (student, *([shapes[item.teacher]] if item.teacher else []))
+        yield from _Answers(data, on_policy.max_new_tokens, "on_policy.max_new_tokens").problems(*models, cut=False)
+
+
+def longest_answer(inputs: Inputs, item: Link, links: Sequence[Link]) -> int | None:
+    """Most positions that predict in a row with generated targets; None where a stage trains on the data's own."""
+    found = _taken(inputs, item, links)
+    if found is None:
+        return None
+    return found.new + max(found.before - 1, 0)
+
+
+def _taken(inputs: Inputs, item: Link, links: Sequence[Link]) -> _Answers | None:
+    """The answers that a stage trains on."""
+    maker = next((other for other in links if other.name == item.targets), None)
+    data = inputs.data(maker.root) if maker else None
+    if maker is None or data is None or data.train is None:
+        return None
+    stage: Any = maker.stage
+    return _Answers(data, stage.decoding.max_new_tokens, f"targets: answers of {item.targets!r}")
+
+
+def _target_problems(inputs: Inputs, item: Link, links: Sequence[Link], shapes: Mapping[str, Shape]) -> Iterator[str]:
+    if getattr(getattr(item.stage, "train", None), "steps", None) == 0:
+        yield "targets: train.steps is 0, so nothing is trained on them"
+        return
+    made, student = shapes[str(item.targets)], shapes[item.source]
+    tokenizers = [inputs.tokenizer(root) for root in (student.root, made.root)]
+    mine, theirs = (
+        ModelInterface.of(shape.config, tokenizer) for shape, tokenizer in zip((student, made), tokenizers, strict=True)
+    )
+    name = f"targets: {item.targets!r} was generated by"
+    if mine.task != theirs.task:
+        yield f"{name} a {theirs.task} model, and the student {student.name!r} is a {mine.task} one; they must be alike"
+    elif mine.vocabulary != theirs.vocabulary:
+        yield (
+            f"{name} a model with a vocabulary of {theirs.vocabulary} tokens, the student {student.name!r} has "
+            f"{mine.vocabulary}; they must share one"
+        )
+    elif None not in tokenizers and (at := difference(*tokenizers)):
+        yield (
+            f"{name} a model with another vocabulary than the student {student.name!r}: token {at[0]} is {at[2]!r} for "
+            f"the one and {at[1]!r} for the other; they must share one"
+        )
+    elif mine.eos != theirs.eos:
+        yield f"{name} a model that ends with token {theirs.eos}, the student {student.name!r} ends with {mine.eos}"
+    elif found := _taken(inputs, item, links):
+        models = (student, *([shapes[item.teacher]] if item.teacher else []))
+        yield from found.problems(*models, cut=False)
+
+
+def _prompted(data: Data) -> bool:
+    """Whether the rows to train on say what is given: those of an encoder always do."""
+    source, split = data.spec.train, data.train
+    return bool(split and source and (split.model.task == "seq2seq" or source.prompted))

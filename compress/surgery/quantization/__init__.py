@@ -1,0 +1,53 @@
+"""Swap products, embeddings and the head for fake-quantized ones; pack them; restore them bit for bit."""
+
+from compress.surgery.quantization.convert import plan, quantize
+from compress.surgery.quantization.inspection import histograms, mean_cosine
+from compress.surgery.quantization.modules import (
+    Product,
+    Table,
+    fake_quantized,
+    operands,
+    prepared,
+    quantizer_parameters,
+)
+from compress.surgery.quantization.pack import packed_state, restore, unpacked
+from compress.surgery.quantization.spec import (
+    ActivationName,
+    ActivationQuantization,
+    EmbeddingQuantization,
+    MatrixSpec,
+    Quantization,
+    QuantizationSpec,
+    Scheme,
+    Storage,
+    WeightQuantization,
+    packed_bytes,
+)
+from compress.surgery.quantization.storage import left_in_float32
+
+__all__ = [
+    "ActivationName",
+    "ActivationQuantization",
+    "EmbeddingQuantization",
+    "MatrixSpec",
+    "Product",
+    "Quantization",
+    "QuantizationSpec",
+    "Scheme",
+    "Storage",
+    "Table",
+    "WeightQuantization",
+    "fake_quantized",
+    "histograms",
+    "left_in_float32",
+    "mean_cosine",
+    "operands",
+    "packed_bytes",
+    "packed_state",
+    "plan",
+    "prepared",
+    "quantize",
+    "quantizer_parameters",
+    "restore",
+    "unpacked",
+]

@@ -1,0 +1,115 @@
+"""Swap the stock products, token embeddings and head of a model for fake-quantized ones, in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torch import nn
+
+from compress.models.layout import is_embedding, is_product, weight_of
+from compress.models.structure import ModelFamily, stock_tensors
+from compress.surgery.coverage import Coverage, owners
+from compress.surgery.quantization.modules import FakeQuantWeight, Product, StoredWeight, Table
+from compress.surgery.quantization.spec import (
+    ActivationName,
+    MatrixSpec,
+    Quantization,
+    QuantizationSpec,
+    block_size,
+    packed_bytes,
+)
+from compress.surgery.quantization.storage import planned
+
+
+def plan(model: nn.Module, family: ModelFamily, config: Quantization) -> QuantizationSpec:
+    """What ``quantize`` would do to a stock model, from shapes alone (a model on the meta device will do).
+
+    Token embeddings and the head take the embedding's bits, every other product that the family's axes name takes the
+    weights'. Modules that hold one parameter share one entry's codes.
+    """
+    owners: dict[int, str] = {}
+    matrices = []
+    for name in _targets(model, family):
+        weight = model.get_submodule(name).get_parameter("weight")
+        owner = owners.setdefault(id(weight), name)
+        rows, columns = weight_of(model.get_submodule(name)).shape
+        chosen = config.embedding if name in (*family.embeddings, family.head) else config.weights
+        matrices.append(
+            MatrixSpec(
+                module=name,
+                shape=(rows, columns),
+                bits=chosen.bits,
+                granularity=chosen.granularity,
+                block=block_size(columns),
+                method=config.weights.method,
+                activations=_activations(model, family, name, config),
+                clip=config.activations.clip if config.activations else None,
+                shares="" if owner == name else owner,
+            )
+        )
+    return planned(model, matrices, config.store)
+
+
+def quantize(model: nn.Module, family: ModelFamily, config: Quantization) -> Coverage:
+    """Fake-quantize a stock model in place; its float weights become the masters that train.
+
+    Position embeddings, normalizations, biases and buffers are not quantized. Raises NothingDoneError when the family
+    names no product of this model.
+    """
+    spec = plan(model, family, config)
+    coverage = _coverage(model, spec)
+    coverage.require("quantize")
+    search, norm_gradient = config.weights.init == "search", config.weights.norm_gradient
+    weights: dict[str, FakeQuantWeight] = {}
+    for matrix in spec.matrices:
+        if not matrix.shares:
+            stock = weight_of(model.get_submodule(matrix.module))
+            weights[matrix.module] = FakeQuantWeight(
+                stock, matrix, search=search, noise_p=config.noise_p, norm_gradient=norm_gradient
+            )
+        swap(model, family, matrix, weights[matrix.shares or matrix.module])
+    return coverage
+
+
+def swap(model: nn.Module, family: ModelFamily, matrix: MatrixSpec, weight: FakeQuantWeight | StoredWeight) -> None:
+    """Replace one stock module by one that computes with ``weight``; its bias stays the same parameter."""
+    stock = model.get_submodule(matrix.module)
+    weight.train(stock.training)
+    new: Product | Table
+    if is_embedding(stock):
+        scale = family.embedding_scale(model.config, matrix.shape[1])
+        new = Table(weight, getattr(stock, "padding_idx", None), scale, matrix)
+    else:
+        new = Product(weight, stock.bias, matrix)  # type: ignore[arg-type]
+    model.set_submodule(matrix.module, new.train(stock.training))
+
+
+def _targets(model: nn.Module, family: ModelFamily) -> Iterator[str]:
+    named = {slot.module for axis in family.axes(model.config) for slot in axis.slots}
+    products = {name for name, module in model.named_modules() if name in named and is_product(module)}
+    yield from family.embeddings
+    yield from (name for name, _ in model.named_modules() if name in products and name != family.head)
+    yield family.head
+
+
+def _activations(model: nn.Module, family: ModelFamily, name: str, config: Quantization) -> ActivationName:
+    if config.activations is None or is_embedding(model.get_submodule(name)):
+        return "none"
+    if config.activations.scheme == "block":
+        return "block"
+    ffn = (slot for axis in family.axes(model.config) if axis.kind == "ffn" for slot in axis.slots)
+    return "asymmetric" if any(slot.module == name and slot.side == "in" for slot in ffn) else "symmetric"
+
+
+def _coverage(model: nn.Module, spec: QuantizationSpec) -> Coverage:
+    elements = sum(tensor.numel() for tensor in stock_tensors(model))
+    return Coverage(
+        modules_touched=len(spec.matrices),
+        modules_total=len(owners(model)),
+        parameters_touched=sum(math.prod(matrix.shape) for matrix in spec.stored),
+        parameters_total=sum(parameter.numel() for parameter in model.parameters()),
+        bytes_before=4 * elements,
+        bytes_after=packed_bytes(spec, elements),
+        note=spec.note,
+    )

@@ -1,0 +1,48 @@
+"""What to look at in a quantized model: weight distributions with their clip values, and how far embeddings crowd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.functional.fake_quant import levels
+from compress.surgery.quantization.modules import fake_quantized
+
+BINS = 64
+
+
+@torch.no_grad()
+def histograms(model: nn.Module) -> list[dict[str, Any]]:
+    """Per fake-quantized weight: module, 65 bin edges, 64 counts, and the clip value (the mean, if many)."""
+    found = []
+    for weight in fake_quantized(model):
+        values = weight.weight.detach().float().cpu()
+        limit = max(float(values.abs().max()), 1e-12)
+        counts = torch.histc(values, BINS, -limit, limit)
+        _, scale = weight.codes()
+        found.append(
+            {
+                "module": weight.spec.module,
+                "edges": torch.linspace(-limit, limit, BINS + 1).tolist(),
+                "counts": [int(count) for count in counts],
+                "clip": float(scale.mean()) * levels(weight.spec.bits),
+            }
+        )
+    return found
+
+
+@torch.no_grad()
+def mean_cosine(rows_ND: Tensor) -> float:
+    """Mean cosine similarity between different rows of [N, D], rows of zeros left out; 0 for fewer than two.
+
+    Near 1, rows crowd together and tokens are hard to tell apart (QuantGPT, arXiv 2203.10705, figure 3).
+    """
+    rows_ND = rows_ND.double()
+    unit_ND = F.normalize(rows_ND[rows_ND.abs().amax(1) > 0], dim=1)
+    count = len(unit_ND)
+    if count < 2:
+        return 0.0
+    return float((unit_ND.sum(0).square().sum() - count) / (count * (count - 1)))

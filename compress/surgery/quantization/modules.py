@@ -1,0 +1,198 @@
+"""The modules that stand where products and embeddings stood; a weight is held [O, I] whatever the stock layout was.
+
+A :class:`Product` or :class:`Table` computes; where its weight comes from is the one difference between training
+(:class:`FakeQuantWeight`) and deployment (:class:`StoredWeight`), so that both run the same float32 arithmetic. Tied
+modules share one weight module. Shapes: O outputs (or vocabulary), I inputs (or hidden size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.distributed import collectives
+from compress.functional import fake_quant as fq
+from compress.surgery.quantization.methods import method_of, positive
+from compress.surgery.quantization.spec import MatrixSpec
+
+SQUARES_DECAY, SQUARES_FLOOR = 0.999, 1e-8
+"""Running mean of squared gradients and what is added to its root, as in Adam."""
+
+
+class FakeQuantWeight(nn.Module):
+    """A float32 master weight [O, I] with what its quantizer learns; calling it gives the quantized weight.
+
+    While training, each weight is quantized with probability ``noise_p`` (Quant-Noise) and passed as it is otherwise.
+    """
+
+    squares: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        spec: MatrixSpec,
+        *,
+        search: bool = True,
+        noise_p: float = 1.0,
+        norm_gradient: bool = False,
+    ) -> None:
+        super().__init__()
+        self.spec, self.noise_p = spec, noise_p
+        self.weight = nn.Parameter(weight.detach().float().clone(memory_format=torch.contiguous_format))
+        self.method = method_of(spec.method, norm_gradient=norm_gradient, block=spec.group)
+        if self.method.start is not None:
+            start = self.method.start(self.weight.detach(), bits=spec.bits, dim=spec.dim, search=search)
+            self.scale = nn.Parameter(start)
+        elif self.method.state == "curvature":
+            self.register_buffer("squares", torch.zeros_like(self.weight))
+        self._table: Tensor | None = None
+        self._product: Tensor | None = None
+
+    def forward(self) -> Tensor:
+        """The quantized weight [O, I] for a product: in float32, or as :func:`prepared` holds it."""
+        return self._quantized() if self._product is None else self._product
+
+    def rows(self, ids: Tensor, padding_idx: int | None) -> Tensor:
+        """Rows of the quantized weight in float32, [...] -> [..., I]; if none are held, only these are quantized."""
+        if self._table is not None or self.spec.dim is None:
+            return F.embedding(ids, self._quantized() if self._table is None else self._table, padding_idx)
+        parts = [F.embedding(ids.flatten(), part.reshape(len(part), -1), padding_idx) for part in self._operands()]
+        return self._value(*parts).view(*ids.shape, -1)
+
+    @torch.no_grad()
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """What deployment stores: int8 codes [O, I] and their scales, whose product is the quantized weight."""
+        return self.method.codes(*self._operands(), bits=self.spec.bits, dim=self.spec.dim)
+
+    def hold(self, dtype: torch.dtype | None) -> None:
+        """Quantize now and keep the result until :meth:`release`; products see it in ``dtype``."""
+        self._table = self._quantized()
+        self._product = self._table if dtype is None else self._table.to(dtype)
+
+    def release(self) -> None:
+        """Forget what :meth:`hold` computed."""
+        self._table = self._product = None
+
+    def _operands(self) -> list[Tensor]:
+        if self.method.state == "scale":
+            return [self.weight, positive(self.scale)]
+        if self.method.state == "curvature":
+            return [self.weight, self.squares.sqrt() + SQUARES_FLOOR]
+        return [self.weight]
+
+    def _quantized(self) -> Tensor:
+        quantized = self._value(*self._operands())
+        if self.method.state == "curvature" and quantized.requires_grad:
+            quantized.register_hook(self._observe)
+        return quantized
+
+    def _value(self, weight: Tensor, *state: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            quantized = self.method.value(weight, *state, bits=self.spec.bits, dim=self.spec.dim)
+            return fq.noise(weight, quantized, p=self.noise_p) if self.training and self.noise_p < 1 else quantized
+
+    def _observe(self, gradient: Tensor) -> None:
+        self.squares.lerp_(collectives.mean(gradient.detach()).square(), 1 - SQUARES_DECAY)
+
+
+class StoredWeight(nn.Module):
+    """A dequantized weight [O, I] that does not train."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self) -> Tensor:
+        """The weight [O, I]."""
+        return self.weight
+
+    def rows(self, ids: Tensor, padding_idx: int | None) -> Tensor:
+        """Rows of the weight, [...] -> [..., I]."""
+        return F.embedding(ids, self.weight, padding_idx)
+
+
+class Product(nn.Module):
+    """y = quantized(x) quantized(W)^T + b, for what was a linear layer: [..., I] -> [..., O]."""
+
+    def __init__(self, quantizer: FakeQuantWeight | StoredWeight, bias: nn.Parameter | None, spec: MatrixSpec) -> None:
+        super().__init__()
+        self.quantizer, self.spec, self.bias = quantizer, spec, bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The master (or stored) weight [O, I]."""
+        return self.quantizer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize the input, then multiply."""
+        return F.linear(self.activations(x), self.quantizer(), self.bias)
+
+    def activations(self, x: Tensor) -> Tensor:
+        """The input as the product takes it, quantized or as it is: [..., I] -> [..., I]."""
+        spec = self.spec
+        with torch.autocast(x.device.type, enabled=False):
+            if spec.activations == "block":
+                return fq.activation_block(x.float(), block=spec.block)
+            if spec.activations == "symmetric":
+                return fq.activation_symmetric(x.float(), clip=spec.clip)
+            if spec.activations == "asymmetric":
+                return fq.activation_asymmetric(x.float(), clip=spec.clip)
+        return x
+
+
+class Table(nn.Module):
+    """Rows of a quantized weight times ``scale``, for what was a token embedding: [...] -> [..., I]."""
+
+    def __init__(
+        self, quantizer: FakeQuantWeight | StoredWeight, padding_idx: int | None, scale: float, spec: MatrixSpec
+    ) -> None:
+        super().__init__()
+        self.quantizer, self.padding_idx, self.scale, self.spec = quantizer, padding_idx, scale, spec
+
+    @property
+    def weight(self) -> Tensor:
+        """The master (or stored) weight [O, I]."""
+        return self.quantizer.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look the rows up."""
+        return self.quantizer.rows(ids, self.padding_idx) * self.scale
+
+
+def fake_quantized(model: nn.Module) -> list[FakeQuantWeight]:
+    """The fake-quantized weights of a model, shared ones once."""
+    return [module for module in model.modules() if isinstance(module, FakeQuantWeight)]
+
+
+def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The scales that quantizers learn; they have a learning rate of their own."""
+    return [weight.scale for weight in fake_quantized(model) if weight.method.state == "scale"]
+
+
+def operands(product: nn.Module) -> list[Tensor]:
+    """What a product multiplies and adds: a stock module's parameters, or a fake-quantized weight as it is held."""
+    if not isinstance(product, Product):
+        return list(product.parameters())
+    return [product.quantizer()] + ([] if product.bias is None else [product.bias])
+
+
+@contextmanager
+def prepared(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Quantize every weight of ``model`` once, and let all uses inside the block share the result and its graph.
+
+    For a forward pass *and its backward pass* (checkpointed parts recompute in the backward pass and must find the same
+    tensors), or for a whole evaluation. ``dtype`` is that of matrix products under autocast. Weights must not change
+    inside the block. A model without fake-quantized weights is left alone.
+    """
+    weights = fake_quantized(model)
+    try:
+        for weight in weights:
+            weight.hold(dtype)
+        yield
+    finally:
+        for weight in weights:
+            weight.release()

@@ -1,0 +1,113 @@
+"""Packed tensors of a quantized model, and the way back to a working model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import ModelError
+from compress.functional.blocks import dequantize_blocks
+from compress.functional.fake_quant import dequantize as dequantized
+from compress.functional.packing import from_unsigned, pack_blocks, storage_bits, to_unsigned, unpack_blocks
+from compress.models.layout import weight_of
+from compress.models.structure import ModelFamily
+from compress.surgery.quantization.convert import swap
+from compress.surgery.quantization.modules import FakeQuantWeight, Product, StoredWeight, Table
+from compress.surgery.quantization.spec import MatrixSpec, QuantizationSpec, Storage
+from compress.surgery.quantization.storage import DTYPES, FLOAT32, in_half, planned
+
+
+def packed_state(model: nn.Module, store: Storage = FLOAT32) -> tuple[dict[str, Tensor], QuantizationSpec]:
+    """The tensors to store of a fake-quantized model, and what they mean.
+
+    Per matrix with codes of its own: ``MODULE.codes``, uint8 [out, blocks, bytes] as ``pack_blocks`` lays them out, and
+    ``MODULE.scale``, [], [out] or [out, blocks]. Every other tensor of the model keeps its stock name. Scales and other
+    tensors are float32, but for those that ``store`` asks in float16 (see :func:`in_half`): rounded here, not while
+    training, so that a restored model and a graph compute with the same numbers.
+    """
+    modules = [module for module in model.modules() if isinstance(module, Product | Table)]
+    spec = planned(model, [module.spec for module in modules], store)
+    state: dict[str, Tensor] = {}
+    masters: set[int] = set()
+    for module in modules:
+        assert isinstance(module.quantizer, FakeQuantWeight)
+        masters |= {id(tensor) for tensor in module.quantizer.state_dict(keep_vars=True).values()}
+        if not module.spec.shares:
+            codes, scale = module.quantizer.codes()
+            unsigned = to_unsigned(codes, module.spec.bits)
+            packed = pack_blocks(unsigned, storage_bits(module.spec.bits), module.spec.block)
+            state[f"{module.spec.module}.codes"] = packed.cpu().contiguous()
+            state[f"{module.spec.module}.scale"] = scale.float().cpu().contiguous()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in masters:
+            state[name] = tensor.detach().cpu().contiguous()
+    return in_half(state, spec)
+
+
+def unpacked(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Codes, int8 [out, in], and scales, in float32, of a matrix; shared ones are found at their owner.
+
+    Raises ModelError for a tensor that is missing or has another shape or type than the matrix says.
+    """
+    owner = matrix.shares or matrix.module
+    packed = _tensor(tensors, f"{owner}.codes", matrix.packed_shape, torch.uint8)
+    scale = _tensor(tensors, f"{owner}.scale", matrix.scale_shape, DTYPES[matrix.scales])
+    codes = unpack_blocks(packed, storage_bits(matrix.bits), matrix.shape[1])
+    return from_unsigned(codes, matrix.bits), scale.float()
+
+
+def restore(
+    model: nn.Module, family: ModelFamily, spec: QuantizationSpec, tensors: Mapping[str, Tensor], *, dequantize: bool
+) -> None:
+    """Fill a stock model from packed tensors, in place.
+
+    The result computes what is deployed: weights codes * scale, inputs of products quantized, bit for bit the
+    fake-quantized model's float32 forward pass. With ``dequantize`` it stays a stock model that holds those weights.
+
+    Raises ModelError, naming the tensor, where tensors and model do not fit.
+    """
+    _fill_floats(model, spec, tensors)
+    weights = {matrix.module: _dequantized(matrix, tensors) for matrix in spec.stored}
+    stored = {} if dequantize else {name: StoredWeight(weight) for name, weight in weights.items()}
+    for matrix in spec.matrices:
+        owner = matrix.shares or matrix.module
+        if dequantize:
+            with torch.no_grad():
+                weight_of(model.get_submodule(matrix.module)).copy_(weights[owner])
+        else:
+            swap(model, family, matrix, stored[owner])
+
+
+def _dequantized(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> Tensor:
+    codes, scale = unpacked(matrix, tensors)
+    if matrix.group is not None:
+        return dequantize_blocks(codes, scale, block=matrix.group)
+    return dequantized(codes, scale, dim=matrix.dim)
+
+
+def _fill_floats(model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str, Tensor]) -> None:
+    state = model.state_dict()
+    for matrix in spec.matrices:
+        if f"{matrix.module}.weight" not in state:
+            raise ModelError(f"quantization names {matrix.module!r}, which this model does not have")
+        shape = weight_of(model.get_submodule(matrix.module)).shape
+        if tuple(shape) != matrix.shape:
+            raise ModelError(f"{matrix.module}: quantization says {matrix.shape}, the model has {tuple(shape)}")
+    codes = {f"{matrix.module}.{part}" for matrix in spec.stored for part in ("codes", "scale")}
+    floats = set(state) - {f"{matrix.module}.weight" for matrix in spec.matrices}
+    if unknown := set(tensors) - codes - floats:
+        raise ModelError(f"quantized tensors hold {min(unknown)!r}, which this model does not have")
+    dtypes = {name: torch.float16 if name in spec.half else state[name].dtype for name in floats}
+    filled = {name: _tensor(tensors, name, tuple(state[name].shape), dtypes[name]) for name in floats}
+    model.load_state_dict(filled, strict=False)
+
+
+def _tensor(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if name not in tensors:
+        raise ModelError(f"quantized tensors lack {name!r}")
+    tensor = tensors[name]
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise ModelError(f"{name}: expected {dtype} {shape}, found {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor

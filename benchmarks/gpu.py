@@ -94,7 +94,7 @@ def opened(directory: Path, kind: str, options: argparse.Namespace) -> Run:
     mode, _, bits = kind.partition(" ")
     if mode not in IN_TORCH:
         return on_provider(directory, bits, options)
-    stepper = TorchStepper(adopt(directory), options.device)
+    stepper = TorchStepper.of(adopt(directory), options.device)
     stepper.model.to(DTYPES[options.precision])
     if mode == "compiled":
         stepper.model.forward = torch.compile(stepper.model.forward, dynamic=True)

@@ -173,7 +173,7 @@ def in_torch(name: str, artifact: Artifact) -> Contender:
     return Contender(
         name=name,
         files=tuple(artifact.path.glob("*.safetensors")),
-        open=lambda: passes(TorchStepper(artifact, "cpu")),
+        open=lambda: passes(TorchStepper.of(artifact, "cpu")),
         fresh=partial(measure_in_fresh_process, artifact.path, "torch"),
         step_bytes=lambda: model_step_bytes(artifact.model()),
     )

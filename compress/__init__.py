@@ -1,4 +1,4 @@
-"""Compress a GPT-2 or BART with a recipe of stages: prune, distil, quantize, export, with the proof beside the model.
+"""Compress a GPT-2, BART or Llama: prune, distil, quantize and export, from Python or from a recipe.
 
 Importing this package imports nothing else: the names below are loaded when they are first used.
 """
@@ -7,14 +7,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from compress.api import (
+        Masks,
+        Records,
+        benchmark,
+        distill,
+        drop_layers,
+        evaluate,
+        export_onnx,
+        finetune,
+        learn_masks,
+        prune,
+        quantize_,
+        save,
+        score,
+    )
     from compress.artifact import Artifact, load
     from compress.pipeline import run
     from compress.recipe import Recipe, read_recipe
 
-__all__ = ["Artifact", "Recipe", "__version__", "load", "read_recipe", "run"]
+__all__ = [
+    "Artifact",
+    "Masks",
+    "Recipe",
+    "Records",
+    "__version__",
+    "benchmark",
+    "distill",
+    "drop_layers",
+    "evaluate",
+    "export_onnx",
+    "finetune",
+    "learn_masks",
+    "load",
+    "prune",
+    "quantize_",
+    "read_recipe",
+    "run",
+    "save",
+    "score",
+]
 __version__ = "0.1.0"
 
-_HOMES = {
+_HOMES = dict.fromkeys(__all__, "compress.api") | {
     "Artifact": "compress.artifact",
     "Recipe": "compress.recipe",
     "load": "compress.artifact",
@@ -24,7 +59,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _HOMES or name == "__version__":
         raise AttributeError(f"module 'compress' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 

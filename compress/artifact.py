@@ -232,6 +232,41 @@ def seal(
         files=files,
         digest=_digest(directory, files),
     )
+    return _published(directory, final, manifest)
+
+
+def seal_root(
+    directory: Path,
+    final: Path,
+    *,
+    family: ModelFamily,
+    traits: Sequence[str],
+    root: str,
+    sizes: dict[str, int],
+    kept: dict[str, list[int]],
+    layers: dict[str, list[int]],
+    quantization: QuantizationSpec | None,
+) -> Artifact:
+    """Seal a directory that no stage of a recipe made; its own digest is its root where ``root`` is empty."""
+    files = _hashes(directory)
+    digest = _digest(directory, files)
+    manifest = Manifest(
+        family=family.name,
+        task=family.task,
+        traits=tuple(traits),
+        root=root or digest,
+        sizes=sizes,
+        kept=kept,
+        layers=layers,
+        quantization=quantization,
+        files=files,
+        digest=digest,
+    )
+    return _published(directory, final, manifest)
+
+
+def _published(directory: Path, final: Path, manifest: Manifest) -> Artifact:
+    """Write the manifest last, and give the directory its name."""
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
     publish(directory, final)
     return Artifact(final, manifest)

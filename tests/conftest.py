@@ -12,7 +12,7 @@ from transformers import BartConfig, GPT2Config
 
 from compress.models.loading import build
 
-pytest_plugins = ["tests.offline"]
+pytest_plugins = ["tests.offline", "tests.artifacts"]
 
 Factory = Callable[..., Any]
 

@@ -104,7 +104,7 @@ def test_stock_graphs_decode_what_torch_does(model: str, benchmarks: Any, tmp_pa
     assert set(found) == STOCK
     alone = model == "gpt2"
     opened = OnnxStepper if alone else benchmarks("stock_seq2seq").Stepper
-    sides = TorchStepper(adopt(tmp_path / "stock"), "cpu"), opened(tmp_path / "optimum-float", 1)
+    sides = TorchStepper.of(adopt(tmp_path / "stock"), "cpu"), opened(tmp_path / "optimum-float", 1)
     assert tokens(sides[0]) == tokens(sides[1])
     for each in found.values():
         assert len(each.open()(WORK).steps) == WORK.new_tokens
@@ -343,7 +343,7 @@ def test_a_provider_decodes_what_torch_does(benchmarks: Any, tmp_path: Path) -> 
     for _ in range(WORK.new_tokens):
         chosen.append(int(stepper.tokens[0, 0]))
         stepper.step()
-    assert [*chosen, int(stepper.tokens[0, 0])] == tokens(TorchStepper(adopt(source), "cpu"))
+    assert [*chosen, int(stepper.tokens[0, 0])] == tokens(TorchStepper.of(adopt(source), "cpu"))
 
 
 @pytest.mark.slow

@@ -125,8 +125,8 @@ def check(recipe: RecipeFile, workdir: Workdir = None, settings: Settings = None
 @app.command()
 def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, settings: Settings = None) -> None:
     """Run a recipe; what is finished is reused, and what was interrupted continues."""
-    from compress.cli.tables import records_table
     from compress.distributed.collectives import leave
+    from compress.measure.table import records_table
     from compress.pipeline import run as run_recipe
     from compress.recipe import read_recipe
     from compress.report import build, slow_exports
@@ -176,7 +176,7 @@ def bench(
     The floor is the time in which this machine's memory gives the weights that a token needs (MB/token).
     """
     from compress.cli.bench import bench_models
-    from compress.cli.tables import records_table
+    from compress.measure.table import records_table
 
     settings = {"prompt": prompt, "new_tokens": new_tokens, "batch": batch, "threads": threads, "rounds": rounds}
     screen = console()

@@ -16,8 +16,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.text import Text
 
-from compress.cli.tables import table
 from compress.errors import UserError
+from compress.measure.table import table
 from compress.recipe import Recipe
 from compress.registry import MEASUREMENTS, STAGES, TERMS, suggest
 

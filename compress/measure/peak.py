@@ -58,7 +58,7 @@ def _opener(directory: Path, kind: str, threads: int) -> Callable[[], Stepper]:
     artifact = adopt(directory)
     with torch.device("meta"):
         build(artifact.config())  # imports the stock classes
-    return lambda: TorchStepper(artifact, "cpu")
+    return lambda: TorchStepper.of(artifact, "cpu")
 
 
 def main(directory: str, kind: str, workload: str) -> None:

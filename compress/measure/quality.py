@@ -89,9 +89,23 @@ class Quality(Measurement):
             if console is not None:
                 console.print(f"quality of {name}: {', '.join(self.metric)} on {split.name}", highlight=False)
             subject, tokenizer = subject_of(artifact, device), artifact.tokenizer()
-            with counting(console, name, self._passes * len(split)) as advance:
-                records[name] = self._measured(subject, tokenizer, split, reference, advance)
+            records[name] = self.measured(name, subject, tokenizer, split, reference, console)
         return records
+
+    def measured(
+        self,
+        name: str,
+        subject: Subject,
+        tokenizer: Any,
+        split: Split,
+        reference: Subject | None = None,
+        console: Console | None = None,
+    ) -> dict[str, Any]:
+        """Measure one model on one split; ``console`` shows a progress bar under ``name``."""
+        if self._texts:
+            self._check_examples(split, self._texts[0])
+        with counting(console, name, self._passes * len(split)) as advance:
+            return self._measured(subject, tokenizer, split, reference, advance)
 
     def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
         try:

@@ -60,21 +60,18 @@ class Speed(Measurement):
         chosen = self.chosen(artifacts)
         for problem in self.problems({name: artifact.config() for name, artifact in chosen.items()}, data):
             raise UserError(f"speed: {problem}")
-        work = self._workload(chosen)
+        work = self.workload(min(artifact.config().vocab_size for artifact in chosen.values()))
         steppers = {name: _stepper(artifact, work) for name, artifact in chosen.items()}
-        reader, bandwidths = MemoryRead(), list[float]()
-        with _torch_threads(work.threads):
-            times = self._timed(steppers, work, lambda: bandwidths.append(reader.bytes_per_second()))
-        bandwidth = max(bandwidths)
+        times, bandwidth = self.timed(steppers, work)
         gpu = {name: artifact for name, artifact in chosen.items() if device != "cpu" and not _exported(artifact)}
-        on_gpu = self._timed({name: TorchStepper(artifact, device) for name, artifact in gpu.items()}, work)
+        on_gpu = self._rounds({name: TorchStepper.of(artifact, device) for name, artifact in gpu.items()}, work)
         records = {}
         for name, artifact in chosen.items():
             fresh = measure_in_fresh_process(artifact.path, "onnx" if _exported(artifact) else "torch", work)
             no_gpu = CPU_ONLY if _exported(artifact) and device != "cpu" else NOT_MEASURED
-            speed = {**_summary(times[name], work), **fresh}
-            speed |= _floor(_step_bytes(artifact, steppers[name]), bandwidth, speed["per_token_ms"]["p50"])
-            speed["gpu"] = _summary(on_gpu[name], work) if name in on_gpu else no_gpu
+            speed = {**summary(times[name], work), **fresh}
+            speed |= floor(_step_bytes(artifact, steppers[name]), bandwidth, speed["per_token_ms"]["p50"])
+            speed["gpu"] = summary(on_gpu[name], work) if name in on_gpu else no_gpu
             records[name] = {"speed": speed, "conditions": {"speed": self._conditions(artifact, work, bandwidth)}}
         return records
 
@@ -86,12 +83,19 @@ class Speed(Measurement):
             if asked > context:
                 yield f"prompt {self.prompt} and new_tokens {self.new_tokens} exceed the {context} positions of {name}"
 
-    def _workload(self, artifacts: Mapping[str, Artifact]) -> Workload:
-        vocabulary = min(artifact.config().vocab_size for artifact in artifacts.values())
+    def timed(self, steppers: Mapping[str, Stepper], work: Workload) -> tuple[dict[str, list[Times]], float]:
+        """Decode with every stepper in each round; return their times, and the bandwidth of memory in bytes per s."""
+        reader, bandwidths = MemoryRead(), list[float]()
+        with _torch_threads(work.threads):
+            times = self._rounds(steppers, work, lambda: bandwidths.append(reader.bytes_per_second()))
+        return times, max(bandwidths)
+
+    def workload(self, vocabulary: int) -> Workload:
+        """What every model decodes; prompts are drawn from the smallest vocabulary."""
         threads = self.threads or len(os.sched_getaffinity(0))
         return Workload(self.prompt, self.new_tokens, self.batch, threads, vocabulary)
 
-    def _timed(
+    def _rounds(
         self, steppers: Mapping[str, Stepper], work: Workload, after_round: Callable[[], None] = lambda: None
     ) -> dict[str, list[Times]]:
         times: dict[str, list[Times]] = {name: [] for name in steppers}
@@ -130,19 +134,21 @@ def _runtime(artifact: Artifact) -> str:
 
 
 def _stepper(artifact: Artifact, work: Workload) -> Stepper:
-    return OnnxStepper(artifact.path, work.threads) if _exported(artifact) else TorchStepper(artifact, "cpu")
+    return OnnxStepper(artifact.path, work.threads) if _exported(artifact) else TorchStepper.of(artifact, "cpu")
 
 
 def _step_bytes(artifact: Artifact, stepper: Stepper) -> int:
     return model_step_bytes(stepper.model) if isinstance(stepper, TorchStepper) else directory_step_bytes(artifact.path)
 
 
-def _floor(step_bytes: int, bandwidth: float, per_token_ms: float) -> dict[str, float]:
+def floor(step_bytes: int, bandwidth: float, per_token_ms: float) -> dict[str, float]:
+    """The time in which memory delivers the weights of one step, and how many times as long a step takes."""
     floor_ms = 1000 * step_bytes / bandwidth
     return {"weight_bytes_per_token": step_bytes, "floor_ms": floor_ms, "above_floor": per_token_ms / floor_ms}
 
 
-def _summary(times: Sequence[Times], work: Workload) -> dict[str, Any]:
+def summary(times: Sequence[Times], work: Workload) -> dict[str, Any]:
+    """Medians and 95th percentiles in milliseconds, and new tokens per second."""
     steps = [step for each in times for step in each.steps]
     return {
         "prefill_ms": _percentiles([each.prefill for each in times]),

@@ -1,8 +1,8 @@
-"""A torch artifact that decodes token by token, as ``generate`` of the stock library would."""
+"""A torch model that decodes token by token, as ``generate`` of the stock library would."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,17 +12,22 @@ from compress.data import ModelInterface
 
 
 class TorchStepper:
-    """A torch artifact in eager mode, float32, on one device."""
+    """A torch model in eager mode, float32, on one device."""
 
     runtime = "torch eager"
 
-    def __init__(self, artifact: Artifact, device: str) -> None:
-        self.model: Any = artifact.model(device=device)
-        self._start = ModelInterface.of(artifact.config()).decoder_start
+    def __init__(self, model: Any, device: str) -> None:
+        self.model = model
+        self._start = ModelInterface.of(model.config).decoder_start
         self._device = device
         self._fixed: dict[str, Any] = {}
         self._cache: Any = None
         self._tokens: torch.Tensor
+
+    @classmethod
+    def of(cls, artifact: Artifact, device: str) -> Self:
+        """An artifact as ``compress.load`` gives it."""
+        return cls(artifact.model(device=device), device)
 
     @torch.inference_mode()
     def prefill(self, ids: Any, new_tokens: int) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from compress.errors import ModelError
 from compress.models import family_of
+from compress.models.stock_files import forget_paths
 
 _CLASSES = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 
@@ -100,6 +101,22 @@ def save_config(model: Any, out: Path) -> None:
     beside = out / "generation_config.json"
     if not beside.exists():
         model.generation_config.to_json_file(beside)
+
+
+def save_tokenizer(tokenizer: Any, out: Path) -> None:
+    """Write the files of a tokenizer, without the paths it was loaded from.
+
+    Raises ModelError for a tokenizer that has no fast form: deployment reads ``tokenizer.json`` alone.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(
+            f"tokenizer: {type(tokenizer).__name__} has no fast form, and deployment reads tokenizer.json; "
+            "give the fast tokenizer of the model"
+        )
+    tokenizer.save_pretrained(out)
+    forget_paths(out / "tokenizer_config.json")
+    if not (out / "tokenizer.json").exists():
+        tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
 
 
 def resolve(source: str | Path) -> Path:

@@ -22,10 +22,11 @@ def copy_settings(source: Path, out: Path) -> None:
             continue
         shutil.copyfile(file, out / file.name)
         if file.name.endswith("config.json"):
-            _forget_paths(out / file.name)
+            forget_paths(out / file.name)
 
 
-def _forget_paths(file: Path) -> None:
+def forget_paths(file: Path) -> None:
+    """Remove the paths that some tools leave in a JSON file of settings."""
     settings = json.loads(file.read_text(encoding="utf-8"))
     kept = {name: value for name, value in settings.items() if name not in _PATHS}
     if kept != settings:

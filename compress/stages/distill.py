@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from compress.artifact import Artifact
+from compress.engine.term_checks import term_problems
 from compress.generation.on_policy import OnPolicy
 from compress.schema import added
-from compress.stages.fitting import Terms, Training, finished, fit, require_ancestor, side, term_problems
+from compress.stages.fitting import Terms, Training, finished, fit, require_ancestor, side
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.terms.logits import AdaptiveKL
 

@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from compress.artifact import Artifact
+from compress.engine.term_checks import term_problems
 from compress.schema import added
-from compress.stages.fitting import Terms, Training, finished, fit, side, term_problems
+from compress.stages.fitting import Terms, Training, finished, fit, side
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.terms.logits import CrossEntropy
 

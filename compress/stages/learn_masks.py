@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compress.artifact import Artifact, save_masks, save_model
-from compress.distributed import collectives
-from compress.functional import importance
-from compress.models import family_of
+from compress.engine.masking import Method, unit_values, used_terms
+from compress.engine.term_checks import term_problems
 from compress.models.stock_files import copy_settings
-from compress.models.structure import MASKS, AxisKind, sized_axes, stock_tensors
+from compress.models.structure import AxisKind
 from compress.schema import added
-from compress.stages.fitting import Terms, fit, require_ancestor, side, term_problems
+from compress.stages.fitting import Terms, fit, require_ancestor, side
 from compress.stages.stage import Context, Result, Shape, Stage
-from compress.surgery.coverage import Coverage
-from compress.surgery.masks import attach, detach, masks_of
-from compress.surgery.units import unit_weights
 from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.mask_l1 import MaskL1
-from compress.training.config import TrainConfig
+from compress.training.config import Group, TrainConfig
+from compress.training.loop import Trained
 from compress.training.objective import LossTerm
-
-Method = Literal["learned", "magnitude", "loss_aware", "movement"]
 
 
 def _default_terms(given: dict[str, Any]) -> tuple[LossTerm, ...]:
@@ -79,47 +73,36 @@ class LearnMasks(Stage):
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
         model = source.model(device=context.device)
-        model.requires_grad_(self.weights_lr is not None)
-        attach(model, source.family(), self.axes)
-        metrics: dict[str, float] = {}
-        if self.method == "magnitude":
-            axes = [axis for axis in sized_axes(model, source.family()) if axis.name in masks_of(model)]
-            values = {axis.name: importance.magnitude(unit_weights(model, axis)) for axis in axes}
-        else:
-            values, metrics = self._trained(source, model, out, context)
-        coverage = _coverage(model, values)
-        detach(model)
+        teacher = context.models[self.teacher] if self.teacher else None
+        if self.method != "magnitude":
+            require_ancestor(self.terms, source, teacher)
+
+        def trainer(
+            changes: Mapping[str, Any], groups: Mapping[Group, Sequence[nn.Parameter]], extra: nn.Module | None
+        ) -> Trained:
+            return fit(
+                side(source, model),
+                used_terms(self.terms, self.method),
+                self.train.model_copy(update=dict(changes)),
+                out,
+                context.trained_on(self.targets),
+                name=self.name or self.type,
+                teacher=teacher,
+                groups=groups,
+                extra=extra,
+            )
+
+        values, coverage, metrics = unit_values(
+            model,
+            source.family(),
+            self.axes,
+            self.method,
+            weights_lr=self.weights_lr,
+            device=context.device,
+            trainer=trainer,
+        )
         self._save(source, model, values, out)
         return Result(traits=source.traits | self.gives, coverage=coverage, kept=source.manifest.kept, metrics=metrics)
-
-    def _trained(
-        self, source: Artifact, model: nn.Module, out: Path, context: Context
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        teacher = context.models[self.teacher] if self.teacher else None
-        require_ancestor(self.terms, source, teacher)
-        masks = masks_of(model)
-        scores = None if self.method == "learned" else _Scores(masks, self.method).to(context.device)
-        changes = {"keep": "last", "lr": self.weights_lr or 0.0} | ({} if scores is None else {"mask_lr": 0.0})
-        trained = fit(
-            side(source, model),
-            self._used(),
-            self.train.model_copy(update=changes),
-            out,
-            context.trained_on(self.targets),
-            name=self.name or self.type,
-            teacher=teacher,
-            groups={
-                "masks": list(masks.values()),
-                "weights": [weight for name, weight in model.named_parameters() if not name.startswith(MASKS)],
-            },
-            extra=scores,
-        )
-        if scores is None:
-            return {axis: mask.detach() for axis, mask in masks.items()}, trained.metrics
-        return scores.values(), trained.metrics
-
-    def _used(self) -> list[LossTerm]:
-        return [term for term in self.terms if self.method == "learned" or not isinstance(term, MaskL1)]
 
     def _save(self, source: Artifact, model: nn.Module, values: dict[str, Tensor], out: Path) -> None:
         if self.method == "learned" and self.weights_lr is not None:
@@ -135,48 +118,14 @@ class LearnMasks(Stage):
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         if self.method != "magnitude":
-            yield from term_problems(self._used(), source, teacher, masked=True)
+            yield from term_problems(used_terms(self.terms, self.method), source, teacher, masked=True)
             if self._scores_nothing(source, teacher):
                 yield f"terms: {source.name!r} is at distance 0 from itself, so no unit would score; use cross_entropy"
 
     def _scores_nothing(self, source: Shape, teacher: Shape | None) -> bool:
         itself = teacher is not None and teacher.name == source.name
-        return self.method != "learned" and itself and {term.needs_teacher for term in self._used()} == {True}
-
-
-def _coverage(model: nn.Module, values: Mapping[str, Tensor]) -> Coverage:
-    axes = sized_axes(model, family_of(model.config))
-    size = sum(tensor.numel() * tensor.element_size() for tensor in stock_tensors(model))
-    return Coverage(
-        modules_touched=len(values),
-        modules_total=len(axes),
-        parameters_touched=sum(value.numel() for value in values.values()),
-        parameters_total=sum(axis.size for axis in axes),
-        bytes_before=size,
-        bytes_after=size,
-        note="axes in place of modules, units in place of parameters",
-    )
-
-
-class _Scores(nn.Module):
-    """Importance summed over batches from the gradients that reach masks held at 1; travels with checkpoints."""
-
-    def __init__(self, masks: dict[str, nn.Parameter], method: Method) -> None:
-        super().__init__()
-        score = importance.loss_aware if method == "loss_aware" else importance.movement
-        for axis, mask in masks.items():
-            buffer = axis.replace(".", "/")
-            self.register_buffer(buffer, torch.zeros_like(mask))
-            mask.register_hook(self._adding(buffer, mask, score))
-
-    def _adding(self, buffer: str, mask: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], None]:
-        def add(grad: Tensor) -> None:
-            getattr(self, buffer).add_(score(mask.detach(), collectives.mean(grad)))
-
-        return add
-
-    def values(self) -> dict[str, Tensor]:
-        """The sums, by axis, lifted by one number where that takes to have none negative."""
-        sums = {name.replace("/", "."): buffer for name, buffer in self.named_buffers()}
-        lowest = min(0.0, *(total.min().item() for total in sums.values()))
-        return {axis: total - lowest for axis, total in sums.items()}
+        return (
+            self.method != "learned"
+            and itself
+            and {term.needs_teacher for term in used_terms(self.terms, self.method)} == {True}
+        )

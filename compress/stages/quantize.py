@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.artifact import QUANTIZED, Artifact
+from compress.engine.term_checks import term_problems
 from compress.models.stock_files import copy_settings
 from compress.models.structure import ModelFamily, stock_tensors
 from compress.schema import added
-from compress.stages.fitting import Terms, fit, require_ancestor, side, term_problems
+from compress.stages.fitting import Terms, fit, require_ancestor, side
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.quantization import (
     ActivationQuantization,
@@ -90,7 +91,7 @@ class Quantize(Stage):
         elements = sum(tensor.numel() for tensor in stock_tensors(model))
         crowding = {"source": _crowding(model, family)}
         intended = plan(model, family, self.quantization())
-        coverage = quantize(model, family, self.quantization())
+        coverage = quantize(model, family, self.quantization(), intended)
         trained = fit(
             side(source, model),
             self.terms,

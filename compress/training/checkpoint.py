@@ -129,6 +129,37 @@ class Checkpoints:
         return progress
 
 
+class MemoryCheckpoints:
+    """The best weights of a run without a directory, kept in memory; such a run cannot be resumed."""
+
+    def __init__(self) -> None:
+        self._best: dict[str, Tensor] = {}
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """Do nothing: there is no place to resume from."""
+
+    def latest(self) -> None:
+        """There is no checkpoint on disk."""
+
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        best: bool = False,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """There is nothing to resume from."""
+
+    def keep_best(self, model: nn.Module) -> None:
+        """Keep a copy of these weights as the best so far."""
+        self._best = {name: tensor.clone() for name, tensor in unique_state(model).items()}
+
+    def restore_best(self, model: nn.Module) -> None:
+        """Load the best weights back."""
+        _load_state(model, self._best)
+
+
 class _TornError(Exception):
     """A file of a checkpoint is missing or not whole."""
 

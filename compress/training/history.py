@@ -10,15 +10,24 @@ from compress.files import write_text
 
 
 class History:
-    """Training curves as JSON lines; those past ``keep_until``, the checkpoint resumed from, are dropped."""
+    """Training curves as JSON lines. Lines past ``keep_until``, the checkpoint resumed from, are dropped.
 
-    def __init__(self, path: Path, keep_until: int) -> None:
+    Without a path the lines are only kept in memory, in ``rows``.
+    """
+
+    def __init__(self, path: Path | None, keep_until: int) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path is None:
+            return
         lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
         write_text(path, "".join(line for line in lines if _within(line, keep_until)))
-        self.path = path
 
     def write(self, **values: Any) -> None:
         """Append one line."""
+        self.rows.append(values)
+        if self.path is None:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -20,7 +20,7 @@ from compress.distributed import collectives, processes
 from compress.errors import DataError, DivergedError, NothingDoneError
 from compress.models.structure import IGNORE
 from compress.surgery.quantization import prepared
-from compress.training.checkpoint import Checkpoints, Progress
+from compress.training.checkpoint import Checkpoints, MemoryCheckpoints, Progress
 from compress.training.config import Group, TrainConfig, lr_factor, parameter_groups
 from compress.training.forward import Batch, nll
 from compress.training.history import History
@@ -31,9 +31,12 @@ from compress.training.progress import Meter
 
 @dataclass(frozen=True)
 class Place:
-    """Where and with what a stage trains: directory, device, seed, and whether to draw a progress bar."""
+    """Where and with what a stage trains: directory, device, seed, and whether to draw a progress bar.
 
-    out: Path
+    Without a directory nothing is written: the best weights stay in memory, and the run cannot be resumed.
+    """
+
+    out: Path | None
     device: str = "cpu"
     seed: int = 0
     bar: bool = True
@@ -54,12 +57,14 @@ class OwnAnswers(Protocol):
 
 @dataclass
 class Trained:
-    """What a finished training run tells: steps, the best evaluation, and how it moved."""
+    """The result of a finished training run: steps, the best evaluation, metrics, and the training curve."""
 
     steps: int
     best_step: int | None = None
     best_nll: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list, compare=False)
+    """One entry per step (``loss``, ``terms``, ``lr``, ``tokens_per_s``) and one per evaluation (``eval_nll``)."""
 
 
 def train(
@@ -113,12 +118,14 @@ class _Loop:
         if self.own is not None and not self._own_steps():
             raise NothingDoneError(f"{place.name}: on_policy chose none of {self.total} steps; raise its fraction")
         collectives.join(place.device)
-        self.checkpoints = Checkpoints(Path(collectives.told(str(place.out))) / "checkpoints")
+        self.checkpoints: Checkpoints | MemoryCheckpoints = MemoryCheckpoints()
+        if place.out is not None:
+            self.checkpoints = Checkpoints(Path(collectives.told(str(place.out))) / "checkpoints")
         self.accelerator = Accelerator(
             cpu=place.device == "cpu",
             mixed_precision="no",  # the recipe says it, not the launcher
             log_with=list(config.trackers) or None,
-            project_dir=place.out.parent / "trackers" if config.trackers else None,
+            project_dir=_tracker_directory(place) if config.trackers else None,
             # every update runs the same graph, in which terms may leave parameters unused
             kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
         )
@@ -133,7 +140,8 @@ class _Loop:
         best = self.config.keep == "best"
         found = self.checkpoints.restore(self.objective, self.adam, best=best, tell=torn.append)
         self.progress = found or Progress()
-        self.history = History(self.place.out / "history.jsonl", keep_until=self.progress.step)
+        curve = None if self.place.out is None else self.place.out / "history.jsonl"
+        self.history = History(curve, keep_until=self.progress.step)
         self.meter = Meter(
             self.place.name,
             self.total,
@@ -288,7 +296,11 @@ class _Loop:
         metrics = {} if handed_on is None else {"eval_nll": handed_on}
         if self.own is not None:
             metrics["on_policy_steps"] = float(self._own_steps())
-        return Trained(self.total, progress.best_step, progress.best_nll, metrics)
+        return Trained(self.total, progress.best_step, progress.best_nll, metrics, self.history.rows)
+
+
+def _tracker_directory(place: Place) -> Path:
+    return Path("trackers") if place.out is None else place.out.parent / "trackers"
 
 
 def _mine(batch: Batch) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted(
 
 
 def test_both_runtimes_do_the_same_work(artifacts: dict[str, Artifact]) -> None:
-    torch_side, onnx_side = TorchStepper(artifacts["base"], "cpu"), OnnxStepper(artifacts["onnx"].path, threads=1)
+    torch_side, onnx_side = TorchStepper.of(artifacts["base"], "cpu"), OnnxStepper(artifacts["onnx"].path, threads=1)
     for stepper in (torch_side, onnx_side):
         times = timed_pass(stepper, WORK)
         assert times.prefill > 0
@@ -124,7 +124,7 @@ def test_an_encoder_decoder_steps_too(tmp_path: Path, tiny_bart: Any) -> None:
     expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)[:, 1:]
     export(model, copied(tmp_path / "bart", tmp_path / "onnx"))
     steppers: list[Any] = [
-        TorchStepper(adopt(tmp_path / "bart"), "cpu"), OnnxStepper(tmp_path / "onnx", threads=1),
+        TorchStepper.of(adopt(tmp_path / "bart"), "cpu"), OnnxStepper(tmp_path / "onnx", threads=1),
     ]  # fmt: skip
     for stepper in steppers:
         stepper.prefill(WORK.ids(), WORK.new_tokens)

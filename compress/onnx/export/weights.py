@@ -184,6 +184,17 @@ def fused(matrices: Sequence[Matrix]) -> Matrix:
     )
 
 
+def _alike(matrices: Sequence[Matrix]) -> bool:
+    """Whether one product can compute all: float ones, or packed ones with the same bits, block and inputs."""
+
+    def form(matrix: Matrix) -> tuple[object, ...]:
+        if isinstance(matrix, PackedMatrix):
+            return matrix.bits, matrix.block, matrix.columns, matrix.float_inputs
+        return (matrix.columns,)
+
+    return len({form(matrix) for matrix in matrices}) == 1
+
+
 @dataclass(frozen=True)
 class Weights:
     """Matrices by module, vectors (biases, normalizations) by parameter, epsilons of normalizations by module."""
@@ -196,6 +207,9 @@ class Weights:
         """Multiply by a module's weight and add its bias, if any; several modules give their outputs in order."""
         modules = (module,) if isinstance(module, str) else tuple(module)
         matrices = [self.matrices[each] for each in modules]
+        if not _alike(matrices):
+            parts = [self.product(graph, each, x) for each in modules]
+            return graph.node("Concat", parts, output, axis=-1)
         matrix = matrices[0] if len(matrices) == 1 else fused(matrices)
         return matrix.product(graph, JOIN.join(modules), x, self._bias(graph, modules), output)
 

@@ -1,8 +1,9 @@
 """Swap products, embeddings and the head for fake-quantized ones; pack them; restore them bit for bit."""
 
-from compress.surgery.quantization.convert import plan, quantize
+from compress.surgery.quantization.convert import Filter, plan, quantize
 from compress.surgery.quantization.inspection import histograms, mean_cosine
 from compress.surgery.quantization.modules import (
+    FakeQuantWeight,
     Product,
     Table,
     fake_quantized,
@@ -29,6 +30,8 @@ __all__ = [
     "ActivationName",
     "ActivationQuantization",
     "EmbeddingQuantization",
+    "FakeQuantWeight",
+    "Filter",
     "MatrixSpec",
     "Product",
     "Quantization",

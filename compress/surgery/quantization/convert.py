@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
 
+from compress.errors import ModelError
 from compress.models.layout import is_embedding, is_product, weight_of
 from compress.models.structure import ModelFamily, stock_tensors
 from compress.surgery.coverage import Coverage, owners
@@ -21,16 +22,21 @@ from compress.surgery.quantization.spec import (
 )
 from compress.surgery.quantization.storage import planned
 
+Filter = Callable[[str, nn.Module], bool]
+"""Chooses modules to quantize by their dotted name and the module itself."""
 
-def plan(model: nn.Module, family: ModelFamily, config: Quantization) -> QuantizationSpec:
+
+def plan(model: nn.Module, family: ModelFamily, config: Quantization, select: Filter | None = None) -> QuantizationSpec:
     """What ``quantize`` would do to a stock model, from shapes alone (a model on the meta device will do).
 
     Token embeddings and the head take the embedding's bits, every other product that the family's axes name takes the
-    weights'. Modules that hold one parameter share one entry's codes.
+    weights'. Modules that hold one parameter share one entry's codes. ``select`` leaves out what it is false for.
+
+    Raises ModelError where ``select`` takes one of two modules that share a weight and not the other.
     """
     owners: dict[int, str] = {}
     matrices = []
-    for name in _targets(model, family):
+    for name in _selected(model, _targets(model, family), select):
         weight = model.get_submodule(name).get_parameter("weight")
         owner = owners.setdefault(id(weight), name)
         rows, columns = weight_of(model.get_submodule(name)).shape
@@ -41,7 +47,7 @@ def plan(model: nn.Module, family: ModelFamily, config: Quantization) -> Quantiz
                 shape=(rows, columns),
                 bits=chosen.bits,
                 granularity=chosen.granularity,
-                block=block_size(columns),
+                block=block_size(columns, chosen.group_size),
                 method=config.weights.method,
                 activations=_activations(model, family, name, config),
                 clip=config.activations.clip if config.activations else None,
@@ -51,13 +57,15 @@ def plan(model: nn.Module, family: ModelFamily, config: Quantization) -> Quantiz
     return planned(model, matrices, config.store)
 
 
-def quantize(model: nn.Module, family: ModelFamily, config: Quantization) -> Coverage:
+def quantize(
+    model: nn.Module, family: ModelFamily, config: Quantization, spec: QuantizationSpec | None = None
+) -> Coverage:
     """Fake-quantize a stock model in place; its float weights become the masters that train.
 
-    Position embeddings, normalizations, biases and buffers are not quantized. Raises NothingDoneError when the family
-    names no product of this model.
+    Position embeddings, normalizations, biases and buffers are not quantized. ``spec`` is what :func:`plan` gave for
+    this model, if it was planned before. Raises NothingDoneError when there is nothing to quantize.
     """
-    spec = plan(model, family, config)
+    spec = plan(model, family, config) if spec is None else spec
     coverage = _coverage(model, spec)
     coverage.require("quantize")
     search, norm_gradient = config.weights.init == "search", config.weights.norm_gradient
@@ -91,6 +99,16 @@ def _targets(model: nn.Module, family: ModelFamily) -> Iterator[str]:
     yield from family.embeddings
     yield from (name for name, _ in model.named_modules() if name in products and name != family.head)
     yield family.head
+
+
+def _selected(model: nn.Module, names: Iterable[str], select: Filter | None) -> list[str]:
+    names = list(names)
+    chosen = [name for name in names if select is None or select(name, model.get_submodule(name))]
+    weights = {name: id(model.get_submodule(name).get_parameter("weight")) for name in names}
+    for name in chosen:
+        if apart := [other for other in names if weights[other] == weights[name] and other not in chosen]:
+            raise ModelError(f"filter: takes {name} and leaves {apart[0]}, which share one weight; take both or none")
+    return chosen
 
 
 def _activations(model: nn.Module, family: ModelFamily, name: str, config: Quantization) -> ActivationName:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +13,7 @@ from compress.schema import Strict, added
 
 Bits = Literal[2, 3, 4, 8]
 Granularity = Literal["tensor", "row", "group"]
+GroupSize = Literal[32, 64, 128]
 MethodName = Literal["dynamic_scaling", "pact", "lsq", "laq", "twn", "round_to_nearest"]
 Float = Literal["float32", "float16"]
 ActivationName = Literal["none", "block", "symmetric", "asymmetric"]
@@ -21,20 +23,38 @@ BLOCKS = (128, 64, 32)
 """Block sizes that deployed kernels compute fast, the preferred one first."""
 
 
+def _implied_granularity(value: Any) -> Any:
+    """A group size says that scales are per group; ValueError where the granularity says otherwise."""
+    if not isinstance(value, Mapping) or value.get("group_size") is None:
+        return value
+    granularity = value.get("granularity", "group")
+    if granularity != "group":
+        raise ValueError(f"group_size needs granularity: group, and granularity is {granularity}; leave one out")
+    return {**value, "granularity": "group"}
+
+
 class WeightQuantization(Strict):
     """Bits and method of the products.
 
-    One scale a matrix, one a ``row`` (an output), or one a ``group``: a row and block of 128, 64 or 32 inputs.
+    One scale per matrix, per ``row`` (an output), or per ``group``: ``group_size`` neighbouring inputs of a row.
     ``init: search`` starts each learned scale where the squared error is least, ``one`` at the method's own first value
     (for dynamic scaling gamma = 1, the paper's).
     """
 
     bits: Bits
     granularity: Granularity = "tensor"
+    group_size: GroupSize | None = added(None)
+    """Inputs that share a scale; implies ``granularity: group``. Without it, groups have the largest of 128, 64 and 32
+    that divides the inputs, else 32 with padding."""
     method: MethodName = "dynamic_scaling"
     init: Literal["search", "one"] = "search"
     norm_gradient: bool = added(False)
     """Dynamic scaling only: the mean |w| of its clip value carries gradient to the weights; off, it is a constant."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _grouped(cls, value: Any) -> Any:
+        return _implied_granularity(value)
 
     @model_validator(mode="after")
     def _norm_where_it_counts(self) -> WeightQuantization:
@@ -46,10 +66,20 @@ class WeightQuantization(Strict):
 
 
 class EmbeddingQuantization(Strict):
-    """Bits of the token embedding and of the head, one scale a token by default; the method is that of the weights."""
+    """Bits of the token embedding and of the head, by default with one scale per token.
+
+    The method is that of the weights.
+    """
 
     bits: Bits
     granularity: Granularity = "row"
+    group_size: GroupSize | None = added(None)
+    """Channels that share a scale; implies ``granularity: group``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _grouped(cls, value: Any) -> Any:
+        return _implied_granularity(value)
 
 
 class ActivationQuantization(Strict):
@@ -168,8 +198,13 @@ class QuantizationSpec(Strict):
         return "3-bit codes take 4 bits" if any(matrix.bits == 3 for matrix in self.stored) else ""
 
 
-def block_size(columns: int) -> int:
-    """The block along the inputs of a product: the largest of 128, 64, 32 that divides them, else 32 with padding."""
+def block_size(columns: int, group_size: int | None = None) -> int:
+    """The block along the inputs of a product: ``group_size`` where it is given, with padding if it does not divide.
+
+    Otherwise the largest of 128, 64, 32 that divides the inputs, else 32 with padding.
+    """
+    if group_size is not None:
+        return group_size
     return next((block for block in BLOCKS if columns % block == 0), BLOCKS[-1])
 
 

@@ -1,0 +1,23 @@
+"""The Python API: functions over models in memory. ``import compress`` gives them by name."""
+
+from compress.api.cutting import Masks, drop_layers, learn_masks, prune, score
+from compress.api.quantizing import quantize_
+from compress.api.results import Records, benchmark, evaluate
+from compress.api.saving import export_onnx, save
+from compress.api.teaching import distill, finetune
+
+__all__ = [
+    "Masks",
+    "Records",
+    "benchmark",
+    "distill",
+    "drop_layers",
+    "evaluate",
+    "export_onnx",
+    "finetune",
+    "learn_masks",
+    "prune",
+    "quantize_",
+    "save",
+    "score",
+]

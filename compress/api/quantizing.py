@@ -1,0 +1,76 @@
+"""Quantize a model in place."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import nn
+
+from compress.api.teaching import configured
+from compress.engine.models import checked
+from compress.errors import NothingDoneError
+from compress.surgery.coverage import Coverage
+from compress.surgery.quantization import Filter, Quantization, plan, quantize
+
+
+def quantize_(
+    model: nn.Module,
+    *,
+    weights: int = 4,
+    embedding: int | None = None,
+    activations: Literal[8] | None = 8,
+    granularity: Literal["tensor", "row", "group"] | None = None,
+    group_size: Literal[32, 64, 128] | None = None,
+    method: str = "dynamic_scaling",
+    init: Literal["search", "one"] = "search",
+    filter: Filter | None = None,  # noqa: A002  (the name that torchao gave it)
+) -> Coverage:
+    """Quantize the products, the token embedding and the head of a model, in place.
+
+    The float weights stay as masters that :func:`compress.distill` or :func:`compress.finetune` can train
+    (quantization-aware training); without training this is post-training quantization. :func:`compress.save` and
+    :func:`compress.export_onnx` write packed codes. The default method is the module-wise dynamic scaling of QuantGPT
+    (Tao et al., ACL 2022, section 3.2): w_q = alpha round(clip(w, -alpha, alpha) n / alpha) / n with alpha = gamma
+    mean|w| and n = 2^(bits - 1) - 1.
+
+    Args:
+        model: a float32 model without masks and without quantization.
+        weights: bits of the products: 2, 3, 4 or 8. 3-bit codes are stored in 4 bits.
+        embedding: bits of the token embedding and of the head; by default those of the weights.
+        activations: 8 quantizes the input of each product as the deployed kernel does, symmetric per row and block;
+            None leaves inputs in float32 (weight-only).
+        granularity: scales of the products: one per ``tensor`` (the default), per ``row`` or per ``group``.
+        group_size: inputs of a row that share a scale; implies ``granularity="group"``. The embedding and the head have
+            one scale per row, or groups of this size.
+        method: ``dynamic_scaling``, ``pact``, ``lsq``, ``laq``, ``twn`` or ``round_to_nearest``.
+        init: where learned scales start: at the least squared error, or at the method's own first value.
+        filter: ``filter(name, module)`` is true for the modules to quantize; by default all of them. Modules that share
+            a weight go together.
+
+    Returns:
+        What was touched, with bytes before and after packing.
+
+    Raises:
+        UserError: an argument that cannot be used; the model stays as it was.
+        NothingDoneError: a filter that matches nothing.
+
+    Example:
+        >>> coverage = compress.quantize_(model, weights=4, group_size=32, filter=lambda name, module: "mlp" in name)
+        >>> coverage.modules_touched
+        4
+    """
+    family = checked(model, "model", forbids=("masked", "quantized"))
+    grouped = {"group_size": group_size} if group_size is not None else {}
+    scales = {"granularity": granularity} if granularity is not None else {}
+    products: dict[str, Any] = {"bits": weights, "method": method, "init": init, **scales, **grouped}
+    table = {"bits": weights if embedding is None else embedding, **grouped}
+    config = configured(
+        Quantization,
+        weights=products,
+        embedding=table,
+        activations=None if activations is None else {"bits": activations},
+    )
+    spec = plan(model, family, config, filter)
+    if not spec.matrices:
+        raise NothingDoneError("filter: matches no product, embedding or head of this model")
+    return quantize(model, family, config, spec)

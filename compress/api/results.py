@@ -1,0 +1,213 @@
+"""Measure models in memory and directories: quality, and speed in one interleaved run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from compress.api.teaching import configured, device_of
+from compress.artifact import Artifact, adopt, adopt_deployed
+from compress.engine.models import checked, side_of, undisturbed
+from compress.engine.rows import as_split, require_tokenizer
+from compress.errors import UserError
+from compress.generation.subject import TorchSubject, subject_of
+from compress.measure.floor import model_step_bytes
+from compress.measure.quality import Quality
+from compress.measure.speed import Speed, floor, summary
+from compress.measure.table import records_table
+from compress.measure.torch_stepper import TorchStepper
+from compress.measure.workload import OnnxStepper, Stepper
+from compress.onnx.runtime.sampling import as_tokens
+from compress.onnx.step_bytes import directory_step_bytes
+from compress.registry import suggest
+from compress.surgery.quantization import prepared
+
+
+class Records(list[dict[str, Any]]):
+    """What was measured, one record per model; prints as a table."""
+
+    def __repr__(self) -> str:
+        console = Console(width=160, no_color=True)
+        with console.capture() as shown:
+            console.print(records_table(self))
+        return shown.get().rstrip()
+
+    def _repr_html_(self) -> str:
+        console = Console(width=160, record=True, file=None, quiet=False)
+        with console.capture():
+            console.print(records_table(self))
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def evaluate(
+    model: nn.Module | str | Path,
+    data: Any,
+    *,
+    metrics: Sequence[str] = ("perplexity",),
+    tokenizer: Any = None,
+    reference: nn.Module | str | Path | None = None,
+    block: int | None = None,
+    batch: int = 8,
+    progress: bool = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Measure the quality of a model in memory or of a directory, in float32.
+
+    Args:
+        model: a model, quantized or not, or a directory (a torch artifact, a stock directory or an ONNX export).
+        data: as in :func:`compress.finetune`; metrics of generated text need prompts and responses, or pairs.
+        metrics: names of ``perplexity``, ``agreement``, ``rouge``, ``bleu``, ``chrf``, ``exact_match``, ``length`` and
+            ``distinct``.
+        tokenizer: the tokenizer of the model; a directory brings its own.
+        reference: the model that ``agreement`` compares with.
+        block: as in :func:`compress.finetune`.
+        batch: rows at once.
+        progress: draw a progress bar.
+        **settings: further fields of the ``quality`` measurement, such as ``decoding`` or ``bleu_tokenize``.
+
+    Returns:
+        The figures by name, and under ``conditions`` how they were measured.
+
+    Raises:
+        UserError: an argument that cannot be used, or data that does not fit the metrics.
+
+    Example:
+        >>> found = compress.evaluate(model, test, tokenizer=tokenizer, progress=False)
+        >>> 1 < found["perplexity"] < 1000
+        True
+    """
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    if unknown := next((name for name in names if name not in _METRICS), None):
+        raise UserError(f"metrics: unknown metric {unknown!r}. {suggest(unknown, _METRICS)}")
+    quality: Quality = configured(
+        Quality, metric=tuple(names), batch=batch, reference=None if reference is None else "reference", **settings
+    )
+    opened, tokenizer, config, working = _opened(model, tokenizer, "model")
+    other, _, _, compared = (
+        (None, None, None, None) if reference is None else _opened(reference, tokenizer, "reference")
+    )
+    rows = as_split(data, config, tokenizer, name="data", block=block)
+    console = Console(stderr=True) if progress else None
+    with undisturbed(working, compared):
+        for each in (working, compared):
+            if each is not None:
+                each.eval()
+        with prepared(working) if working is not None else prepared(nn.Module()):
+            record = quality.measured("evaluate", opened, tokenizer, rows, other, console)
+    return {**record["quality"], "conditions": record["conditions"]["quality"]}
+
+
+def benchmark(
+    models: Sequence[nn.Module | str | Path] | Mapping[str, nn.Module | str | Path],
+    *,
+    prompt: int = 64,
+    new_tokens: int = 64,
+    batch: int = 1,
+    threads: int | None = None,
+    rounds: int = 10,
+) -> Records:
+    """Time models and directories against each other: in each round every one decodes once, greedily, on the CPU.
+
+    Args:
+        models: models in memory and directories, in a list or by name. A quantized model in memory emulates its
+            arithmetic in float32, so its times say nothing about the deployed model: export it.
+        prompt: tokens of the prompt (of the source, for an encoder-decoder).
+        new_tokens: tokens timed one by one after the first.
+        batch: rows at once.
+        threads: of both runtimes; by default every core.
+        rounds: rounds that count, after one of warm-up.
+
+    Returns:
+        One record per model, in order, which print as a table: ``prefill_ms`` and ``per_token_ms`` (``p50``, ``p95``),
+        ``tokens_per_s``, ``floor_ms`` (the time in which memory delivers the weights of a step), and ``faster``: how
+        many times as fast as the first.
+
+    Raises:
+        UserError: an argument that cannot be used.
+
+    Example:
+        >>> records = compress.benchmark([model], prompt=4, new_tokens=2, rounds=1)
+        >>> records[0]["speed"]["faster"]["per_token"]
+        1.0
+    """
+    speed: Speed = configured(Speed, prompt=prompt, new_tokens=new_tokens, batch=batch, threads=threads, rounds=rounds)
+    named = _named(models)
+    artifacts = {name: adopt_deployed(each) for name, each in named.items() if isinstance(each, str | Path)}
+    for name, each in named.items():
+        if not isinstance(each, str | Path):
+            checked(each, name)
+    configs = {name: artifacts[name].config() if name in artifacts else each.config for name, each in named.items()}
+    for problem in speed.problems(configs, None):
+        raise UserError(problem)
+    work = speed.workload(min(config.vocab_size for config in configs.values()))
+    held = [each for each in named.values() if isinstance(each, nn.Module)]
+    with undisturbed(*held):
+        steppers = {name: _stepper(each, artifacts.get(name), work.threads) for name, each in named.items()}
+        times, bandwidth = speed.timed(steppers, work)
+        records = Records()
+        for name, stepper in steppers.items():
+            found = summary(times[name], work)
+            read = _step_bytes(stepper, artifacts.get(name))
+            records.append({"name": name, "speed": found | floor(read, bandwidth, found["per_token_ms"]["p50"])})
+    first = records[0]["speed"]
+    for record in records:
+        own = record["speed"]
+        own["faster"] = {
+            part: first[f"{part}_ms"]["p50"] / own[f"{part}_ms"]["p50"] for part in ("prefill", "per_token")
+        }
+    return records
+
+
+_METRICS = ("perplexity", "agreement", "rouge", "bleu", "chrf", "exact_match", "length", "distinct")
+
+
+def _opened(model: nn.Module | str | Path, tokenizer: Any, name: str) -> tuple[Any, Any, Any, nn.Module | None]:
+    """What answers for a model, its tokenizer, its config, and the model itself where it is in memory."""
+    if isinstance(model, str | Path):
+        artifact = adopt(model)
+        return subject_of(artifact, "cpu"), tokenizer or artifact.tokenizer(), artifact.config(), None
+    family = checked(model, name, forbids=("masked",))
+    config: Any = model.config
+    require_tokenizer(tokenizer, config)
+    settings = getattr(model, "generation_config", None)
+    ends = [*as_tokens(getattr(settings, "eos_token_id", None)), *as_tokens(getattr(tokenizer, "eos_token_id", None))]
+    return TorchSubject(side_of(model, family), tokenizer, list(dict.fromkeys(ends))), tokenizer, config, model
+
+
+def _named(models: Any) -> dict[str, Any]:
+    if isinstance(models, Mapping):
+        named = dict(models)
+    elif isinstance(models, str | Path | nn.Module) or not isinstance(models, Sequence):
+        named = {_label(models, 0): models}
+    else:
+        labels = [_label(each, at) for at, each in enumerate(models)]
+        named = {
+            label if labels.count(label) == 1 else f"{label} {at}": each
+            for at, (label, each) in enumerate(zip(labels, models, strict=True))
+        }
+    if not named:
+        raise UserError("models: is empty; give one model or directory at least")
+    return named
+
+
+def _label(model: Any, at: int) -> str:
+    return Path(model).name if isinstance(model, str | Path) else f"model {at}"
+
+
+def _stepper(model: Any, artifact: Artifact | None, threads: int) -> Stepper:
+    if artifact is not None and "onnx" in artifact.traits:
+        return OnnxStepper(artifact.path, threads)
+    if artifact is not None:
+        return TorchStepper.of(artifact, "cpu")
+    return TorchStepper(model.eval(), device_of(model).type)
+
+
+def _step_bytes(stepper: Stepper, artifact: Artifact | None) -> int:
+    if isinstance(stepper, TorchStepper):
+        return model_step_bytes(stepper.model)
+    assert artifact is not None
+    return directory_step_bytes(artifact.path)

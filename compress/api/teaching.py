@@ -1,0 +1,259 @@
+"""Train a model in place, on data alone or under a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pydantic
+import torch
+from torch import nn
+
+from compress.engine.fitting import fit
+from compress.engine.models import ancestry_of, checked, side_of, traits_of, undisturbed
+from compress.engine.rows import as_split
+from compress.engine.term_checks import term_problems
+from compress.errors import ModelError, RecipeError, UserError
+from compress.registry import TERMS
+from compress.schema import Strict
+from compress.surgery.quantization import quantizer_parameters
+from compress.training.config import Group, TrainConfig
+from compress.training.loop import Place, Trained
+from compress.training.objective import LossTerm
+
+Terms = Sequence[str | Mapping[str, Any] | LossTerm]
+"""Loss terms: a name such as ``"adaptive_kl"``, ``{"type": "adaptive_kl", "head_mass": 0.5}``, or a term itself."""
+
+
+def finetune(
+    model: nn.Module,
+    data: Any,
+    *,
+    tokenizer: Any = None,
+    terms: Terms = ("cross_entropy",),
+    eval_data: Any = None,
+    block: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **training: Any,
+) -> Trained:
+    """Train a model in place on data alone.
+
+    Args:
+        model: a float32 GPT-2, BART or other supported model, or one that :func:`compress.quantize_` changed.
+        data: texts, pairs, a ``datasets.Dataset`` or a ``DataLoader`` (see :mod:`compress.engine.rows`).
+        tokenizer: the tokenizer of the model, needed for texts.
+        terms: loss terms that need no teacher; the loss is their weighted sum.
+        eval_data: data that chooses the best step; without it, the last step counts.
+        block: tokens per row of running text; by default the context of the model.
+        seed: seed of data order and dropout.
+        progress: draw a progress bar.
+        **training: fields of :class:`compress.training.config.TrainConfig`, such as ``steps``, ``lr`` and ``batch``.
+
+    Returns:
+        Steps, metrics and the training curve (``history``).
+
+    Raises:
+        UserError: an argument that cannot be used; the message names it, and the model stays as it was.
+        DivergedError: a loss that became infinite or NaN; the model then holds the weights of that step.
+
+    Example:
+        >>> compress.finetune(model, train, tokenizer=tokenizer, steps=2, batch=2, progress=False).steps
+        2
+    """
+    return fitted(
+        model,
+        data,
+        tokenizer=tokenizer,
+        terms=terms,
+        eval_data=eval_data,
+        block=block,
+        seed=seed,
+        progress=progress,
+        training=training,
+    )
+
+
+def distill(
+    student: nn.Module,
+    *,
+    teacher: nn.Module,
+    data: Any,
+    tokenizer: Any = None,
+    terms: Terms = ("adaptive_kl",),
+    eval_data: Any = None,
+    block: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **training: Any,
+) -> Trained:
+    """Train a student in place to match a teacher.
+
+    The default term is adaptive KL (Wu et al. 2024, arXiv 2404.02657). The teacher is only read.
+
+    Args:
+        student: a float32 model, or one that :func:`compress.quantize_` changed (quantization-aware training).
+        teacher: a model with the same vocabulary. Terms that compare unit by unit (``causal_kv``, ``hidden_mse``) need
+            the model that the student was cut from, or one trained from it.
+        data: as in :func:`finetune`.
+        tokenizer: as in :func:`finetune`.
+        terms: loss terms; the loss is their weighted sum.
+        eval_data: as in :func:`finetune`.
+        block: as in :func:`finetune`.
+        seed: as in :func:`finetune`.
+        progress: as in :func:`finetune`.
+        **training: as in :func:`finetune`.
+
+    Returns:
+        Steps, metrics and the training curve (``history``).
+
+    Raises:
+        UserError: an argument that cannot be used; the message names it, and the student stays as it was.
+        DivergedError: a loss that became infinite or NaN.
+
+    Example:
+        >>> terms = ["adaptive_kl", {"type": "causal_kv", "weight": 0.1}]
+        >>> small = compress.prune(model, compress.score(model), keep="2/4")
+        >>> done = compress.distill(
+        ...     small, teacher=model, data=train, tokenizer=tokenizer, terms=terms, steps=2, batch=2, progress=False
+        ... )
+        >>> sorted(done.history[0]["terms"])
+        ['adaptive_kl', 'causal_kv']
+    """
+    checked(teacher, "teacher", forbids=("masked",))
+    if teacher is student:
+        raise ModelError("teacher: is the student itself; give another model, such as copy.deepcopy(student)")
+    return fitted(
+        student,
+        data,
+        name="student",
+        teacher=teacher,
+        tokenizer=tokenizer,
+        terms=terms,
+        eval_data=eval_data,
+        block=block,
+        seed=seed,
+        progress=progress,
+        training=training,
+    )
+
+
+def fitted(
+    model: nn.Module,
+    data: Any,
+    *,
+    tokenizer: Any,
+    terms: Terms,
+    eval_data: Any,
+    block: int | None,
+    seed: int,
+    progress: bool,
+    training: Mapping[str, Any],
+    name: str = "model",
+    teacher: nn.Module | None = None,
+) -> Trained:
+    """Check every argument, then train ``model`` in place; what :func:`finetune` and :func:`distill` both do."""
+    family = checked(model, name, forbids=("masked",))
+    config = train_config(training)
+    chosen = read_terms(terms)
+    require_terms(chosen, model, teacher)
+    rows = as_split(data, model.config, tokenizer, name="data", block=block)
+    judged = None if eval_data is None else as_split(eval_data, model.config, tokenizer, name="eval_data", block=block)
+    device = next(model.parameters()).device
+    scales = quantizer_parameters(model)
+    learned = {id(scale) for scale in scales}
+    weights = [each for each in model.parameters() if id(each) not in learned and each.requires_grad]
+    groups: dict[Group, list[nn.Parameter]] = {"weights": weights, "scales": scales}
+    with undisturbed(model, teacher):
+        reference = None
+        if teacher is not None and any(term.needs_teacher for term in chosen):
+            reference = side_of(teacher.to(device).requires_grad_(False).eval(), checked(teacher))
+        place = Place(None, device=device.type, seed=seed, bar=progress, name=name)
+        done = fit(
+            side_of(model, family),
+            chosen,
+            config,
+            place,
+            data=rows,
+            evaluate=judged,
+            teacher=reference,
+            groups=groups,
+        )
+    model.zero_grad(set_to_none=True)
+    return done
+
+
+def train_config(training: Mapping[str, Any]) -> TrainConfig:
+    """The training settings, of which at least one step must follow."""
+    config: TrainConfig = configured(TrainConfig, **training)
+    if config.steps == 0:
+        raise UserError("steps: is 0, and nothing would be trained; allowed: whole numbers from 1")
+    return config
+
+
+def read_terms(terms: Terms) -> list[LossTerm]:
+    """Loss terms from their names, mappings or themselves."""
+    if isinstance(terms, str | Mapping):
+        terms = [terms]
+    found: list[LossTerm] = []
+    for at, term in enumerate(terms):
+        if isinstance(term, LossTerm):
+            found.append(term)
+            continue
+        if not isinstance(term, str | Mapping):
+            raise UserError(f"terms[{at}]: a {type(term).__name__} is not a term; give a name such as 'adaptive_kl'")
+        given = {"type": term} if isinstance(term, str) else dict(term)
+        try:
+            found.append(configured(TERMS.get(given.get("type")), where=f"terms[{at}]", **given))
+        except RecipeError as error:
+            raise UserError(f"terms[{at}]: {error}") from None
+    return found
+
+
+def require_terms(
+    terms: Sequence[LossTerm], model: nn.Module, teacher: nn.Module | None, *, masked: bool = False
+) -> None:
+    """Raise UserError for terms that cannot work with these models."""
+    student = _known(model, "student")
+    other = None if teacher is None else _known(teacher, "teacher")
+    if other is not None and "pruned" not in other.traits and dict(other.sizes) == dict(student.root_sizes):
+        student.root = other.root
+    if problem := next(term_problems(terms, student, other, masked=masked), None):
+        raise UserError(problem)
+
+
+@dataclass
+class _Known:
+    name: str
+    config: Any
+    sizes: Mapping[str, int]
+    layers: Mapping[str, Sequence[int]]
+    traits: frozenset[str]
+    root: str
+    root_sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+def _known(model: Any, name: str) -> _Known:
+    family = checked(model, name)
+    known = ancestry_of(model, family)
+    sizes = {axis: len(known.kept.get(axis, range(size))) for axis, size in known.sizes.items()}
+    root = "the model that the student was cut from" if name == "student" else name
+    return _Known(name, model.config, sizes, known.layers, traits_of(model), root, known.sizes)
+
+
+def configured(kind: type[Strict], *, where: str = "", **values: Any) -> Any:
+    """Build a config; the first thing that is wrong with it becomes one line that names the argument."""
+    try:
+        return kind(**values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        given = "" if isinstance(first["input"], Mapping) or not place else f" (given: {first['input']!r})"
+        text = first["msg"].removeprefix("Value error, ")
+        raise UserError(": ".join(filter(None, [where, place, text])) + given) from None
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model lives."""
+    return next(model.parameters()).device

@@ -1,0 +1,135 @@
+"""Write a model in memory as a sealed directory: a torch artifact, or an ONNX one that passed the parity gate."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from compress.artifact import QUANTIZED, seal_root, stock_state
+from compress.engine.models import ancestry_of, traits_of
+from compress.errors import ModelError, UserError
+from compress.files import PARTIAL
+from compress.models import family_of
+from compress.models.loading import build, save_config, save_tokenizer
+from compress.models.structure import ModelFamily, sized_axes
+from compress.onnx.export.exporter import GraphKind, Packed, export
+from compress.surgery.cut import cut
+from compress.surgery.quantization import FakeQuantWeight, Product, QuantizationSpec, Table, packed_state, restore
+
+
+@contextmanager
+def new_directory(out: str | Path, name: str = "out") -> Iterator[tuple[Path, Path]]:
+    """A partial directory and the final path that it is sealed as; nothing is left where the work fails.
+
+    Raises UserError where something other than an empty directory is there already.
+    """
+    final = Path(out)
+    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+        raise UserError(f"{name}: {final} exists already; give a new directory")
+    partial = final.with_name(final.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial, final
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def packed(model: nn.Module) -> tuple[dict[str, Tensor], QuantizationSpec]:
+    """Codes, scales and float tensors of a fake-quantized model, and what they mean.
+
+    Raises ModelError for a model that was loaded from packed codes: it holds dequantized weights alone.
+    """
+    owners = [module for module in model.modules() if isinstance(module, Product | Table)]
+    if any(not isinstance(module.quantizer, FakeQuantWeight) for module in owners):
+        raise ModelError("model: was loaded from packed codes, which it does not keep; give the directory it came from")
+    return packed_state(model)
+
+
+def same_shape(model: nn.Module, family: ModelFamily) -> nn.Module:
+    """A stock model with random weights and the sizes of this one, also where its config cannot say them."""
+    empty = build(model.config)
+    usual = {axis.name: axis.size for axis in family.axes(model.config)}
+    known = ancestry_of(model, family)
+    now = {axis: len(known.kept.get(axis, range(size))) for axis, size in known.sizes.items()}
+    if now != usual:
+        cut(empty, family, {axis: list(range(now[axis])) for axis, size in usual.items() if now[axis] < size})
+    return empty
+
+
+def deployed(model: nn.Module, family: ModelFamily) -> tuple[nn.Module, Packed | None]:
+    """The model as it is deployed, in evaluation mode, and its packed tensors if it is quantized."""
+    if "quantized" not in traits_of(model):
+        return model, None
+    tensors, spec = packed(model)
+    restored = same_shape(model, family)
+    restore(restored, family, spec, tensors, dequantize=False)
+    return restored.eval(), Packed(spec, tensors)
+
+
+def write_torch(model: Any, out: str | Path, tokenizer: Any, *, root: str) -> Path:
+    """Save as a directory that ``compress.load`` opens; a float model of stock shape opens anywhere."""
+    family = family_of(model.config)
+    with new_directory(out) as (partial, final):
+        _write_settings(model, tokenizer, partial)
+        spec = None
+        if "quantized" in traits_of(model):
+            tensors, spec = packed(model)
+            save_file(tensors, partial / QUANTIZED)
+        else:
+            save_file(stock_state(model), partial / "model.safetensors", metadata={"format": "pt"})
+        _seal(model, family, partial, final, traits=traits_of(model), spec=spec, root=root)
+    return final
+
+
+def write_onnx(
+    model: Any, out: str | Path, tokenizer: Any, *, graph: GraphKind, seed: int, head: Literal["tied", "split"]
+) -> dict[str, float]:
+    """Export, check against torch, and seal; the figures are those of the parity gate."""
+    family = family_of(model.config)
+    with new_directory(out) as (partial, final):
+        _write_settings(model, tokenizer, partial)
+        working, packed_model = deployed(model, family)
+        if packed_model is not None:
+            packed_model = Packed(packed_model.spec, packed_model.tensors, split=head == "split")
+        figures = export(working, partial, packed=packed_model, graph=graph, seed=seed)
+        spec = packed_model.spec if packed_model else None
+        _seal(model, family, partial, final, traits=traits_of(model) | {"onnx"}, spec=spec, root="")
+    return figures
+
+
+def _write_settings(model: Any, tokenizer: Any, out: Path) -> None:
+    save_config(model, out)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, out)
+
+
+def _seal(
+    model: nn.Module,
+    family: ModelFamily,
+    partial: Path,
+    final: Path,
+    *,
+    traits: frozenset[str],
+    spec: QuantizationSpec | None,
+    root: str,
+) -> None:
+    known = ancestry_of(model, family)
+    sizes = dict(known.sizes) or {axis.name: axis.size for axis in sized_axes(model, family)}
+    seal_root(
+        partial,
+        final,
+        family=family,
+        traits=sorted(traits),
+        root=root,
+        sizes=sizes,
+        kept={axis: list(units) for axis, units in known.kept.items()},
+        layers={stack: list(left) for stack, left in known.layers.items()},
+        quantization=spec,
+    )

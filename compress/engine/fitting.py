@@ -1,0 +1,60 @@
+"""Train a student on data: bring student, teacher, terms and rows together and run the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from compress.data import Split
+from compress.models.dropout import set_dropout
+from compress.training.config import Group, TrainConfig
+from compress.training.forward import Side
+from compress.training.loop import OwnAnswers, Place, Trained, train
+from compress.training.objective import LossTerm, Objective
+
+
+def fit(
+    student: Side,
+    terms: Sequence[LossTerm],
+    config: TrainConfig,
+    place: Place,
+    *,
+    data: Split,
+    evaluate: Split | None = None,
+    teacher: Side | None = None,
+    groups: Mapping[Group, Sequence[nn.Parameter]] | None = None,
+    extra: nn.Module | None = None,
+    own: OwnAnswers | None = None,
+) -> Trained:
+    """Train the student in place.
+
+    Args:
+        student: the model that trains; it is moved to ``place.device``.
+        terms: the loss is their weighted sum.
+        config: steps, batch, learning rates and so on.
+        place: where to write, device and seed.
+        data: rows to train on.
+        evaluate: rows that choose the checkpoint; None takes the last.
+        teacher: a frozen model, or None where no term needs one.
+        groups: what trains, by learning rate; by default every parameter as ``weights``.
+        extra: state that must travel with the checkpoints.
+        own: responses of the student itself, in some of the steps.
+    """
+    student.model.to(place.device)
+    autocast = torch.bfloat16 if config.precision == "bf16" else None
+    torch.manual_seed(place.seed)
+    objective = Objective(student, terms, teacher=teacher, autocast=autocast).to(place.device)
+    if extra is not None:
+        objective.add_module("extra", extra)
+    with set_dropout(student.model, config.dropout):
+        return train(
+            objective,
+            groups or {"weights": list(student.model.parameters())},
+            data,
+            evaluate,
+            config,
+            place,
+            own=own,
+        )

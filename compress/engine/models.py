@@ -1,0 +1,143 @@
+"""Checks of the models that callers hand in, and what a model remembers of the one it was cut from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.errors import ModelError
+from compress.models import family_of
+from compress.models.bnb import bitsandbytes_products
+from compress.models.structure import MASKS, ModelFamily, sized_axes
+from compress.surgery.cut import compose
+from compress.surgery.layers import renumbered
+from compress.surgery.quantization import Product, Table
+from compress.training.forward import Side
+
+ANCESTRY = "compress_ancestry"
+"""Attribute of a model that was cut: an :class:`Ancestry`. Copies of the model keep it; stock saving ignores it."""
+
+
+@dataclass(frozen=True)
+class Ancestry:
+    """The root model that a model was cut from: its units per axis, and the units and layers that are left of it."""
+
+    sizes: Mapping[str, int]
+    kept: Mapping[str, list[int]] = field(default_factory=dict)
+    layers: Mapping[str, list[int]] = field(default_factory=dict)
+
+
+def ancestry_of(model: nn.Module, family: ModelFamily) -> Ancestry:
+    """What the model remembers; a model that was never cut is its own root."""
+    known = getattr(model, ANCESTRY, None)
+    if isinstance(known, Ancestry):
+        return known
+    return Ancestry({axis.name: axis.size for axis in sized_axes(model, family)})
+
+
+def remember_cut(model: nn.Module, before: Ancestry, keep: Mapping[str, Any]) -> None:
+    """Note on a cut model which units of its root are left."""
+    kept = {axis: units.tolist() for axis, units in compose(before.kept, keep).items()}
+    setattr(model, ANCESTRY, Ancestry(before.sizes, kept, before.layers))
+
+
+def remember_layers(model: nn.Module, family: ModelFamily, before: Ancestry, keep: Mapping[str, Sequence[int]]) -> None:
+    """Note on a model that lost layers which layers of its root are left."""
+    layers = {stack: left.tolist() for stack, left in compose(before.layers, keep).items()}
+    sizes, kept = renumbered(family, before.sizes, keep), renumbered(family, before.kept, keep)
+    setattr(model, ANCESTRY, Ancestry(sizes, kept, layers))
+
+
+def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> ModelFamily:
+    """The family of a stock model with its language-model head.
+
+    Args:
+        model: what the caller gave.
+        name: the argument, for messages.
+        forbids: of ``masked`` and ``quantized``, what the model must not be.
+
+    Raises:
+        ModelError: something else, a family that is not supported, another type than float32, or a forbidden trait.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or config is None:
+        raise ModelError(
+            f"{name}: a {type(model).__name__} is not a transformers model; give one such as GPT2LMHeadModel"
+        )
+    try:
+        family = family_of(config)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+    if any(not _has(model, path) for path in (family.body, family.head, *family.embeddings)):
+        raise ModelError(
+            f"{name}: a {type(model).__name__} has no language-model head at {family.head!r}; give the class with one"
+        )
+    if bitsandbytes_products(model):
+        raise ModelError(f"{name}: is quantized by bitsandbytes; give the model as it was before")
+    narrow = next((each.dtype for each in model.parameters() if each.dtype != torch.float32), None)
+    if narrow is not None:
+        raise ModelError(f"{name}: has parameters of {narrow}; give a float32 model (model.float())")
+    if found := sorted(traits_of(model) & set(forbids)):
+        raise ModelError(f"{name}: is {' and '.join(found)} already; give the model as it was before")
+    return family
+
+
+def traits_of(model: nn.Module) -> frozenset[str]:
+    """What a model in memory is: ``masked``, ``quantized``, ``pruned``."""
+    quantized = any(isinstance(module, Product | Table) for module in model.modules())
+    cut = isinstance(getattr(model, ANCESTRY, None), Ancestry)
+    found = {"masked": hasattr(model, MASKS), "quantized": quantized, "pruned": cut}
+    return frozenset(name for name, holds in found.items() if holds)
+
+
+def side_of(model: nn.Module, family: ModelFamily) -> Side:
+    """A model as the objective sees it, with the units and layers it kept of its root."""
+    known = ancestry_of(model, family)
+    return Side(model, family, known.kept, known.layers)
+
+
+@contextmanager
+def undisturbed(*models: nn.Module | None) -> Iterator[None]:
+    """Put back what work on these models changes besides their weights.
+
+    That is the mode of every module, ``requires_grad`` of every parameter, gradients that were there, the list of keys
+    that saving ignores, and the random state of Python and torch.
+    """
+    given = [model for model in models if model is not None]
+    modes = [(module, module.training) for model in given for module in model.modules()]
+    gradients = [(each, each.requires_grad, each.grad) for model in given for each in model.parameters()]
+    ignored = [(model, model.__dict__.get(_IGNORED, _IGNORED)) for model in given]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(state)
+        for module, mode in modes:
+            module.training = mode
+        for parameter, requires, gradient in gradients:
+            parameter.requires_grad_(requires)
+            parameter.grad = gradient
+        for model, keys in ignored:
+            if keys is _IGNORED:
+                model.__dict__.pop(_IGNORED, None)
+            else:
+                model.__dict__[_IGNORED] = keys
+
+
+_IGNORED = "_keys_to_ignore_on_save"
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

@@ -1,0 +1,134 @@
+"""Cut a model to size by the values of its units (SIMPLE, Tao et al. 2023)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, Field, PlainSerializer
+from torch import Tensor, nn
+
+from compress.errors import ModelError
+from compress.models import family_of
+from compress.models.loading import build
+from compress.models.structure import AxisKind, count_parameters, sized_axes
+from compress.schema import Strict
+from compress.surgery.coverage import Coverage
+from compress.surgery.cut import cut, ranked
+
+
+def _fraction(value: Any) -> Any:
+    if isinstance(value, Fraction):
+        return value
+    try:
+        return Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("write an exact fraction such as 2/4") from None
+
+
+Ratio = Annotated[
+    Fraction, BeforeValidator(_fraction), Field(gt=0, le=1), PlainSerializer(str, return_type=str, when_used="json")
+]
+
+
+class Target(Strict):
+    """How many units to keep.
+
+    ``keep`` is one exact fraction for every masked axis, or one per kind of axis; ``parameters`` asks instead for the
+    largest uniform fraction within a budget, a share of the model's parameters (up to 1) or a count. ``uniform`` keeps
+    equally many units in every layer; without it units are ranked across layers, sizes are rounded, and every layer
+    keeps at least one.
+    """
+
+    keep: dict[AxisKind, Ratio] | Ratio | None = None
+    parameters: float | None = Field(None, gt=0)
+    uniform: bool = True
+
+    def sizes(self, config: Any, sizes: Mapping[str, int], kinds: Mapping[str, AxisKind]) -> dict[str, int]:
+        """Units to keep on each masked axis.
+
+        Args:
+            config: the stock config.
+            sizes: units on every axis now.
+            kinds: the kind of each masked axis.
+
+        Raises:
+            ModelError: a fraction that does not give whole numbers, a kind without masks, or an impossible budget.
+        """
+        ratios = self._ratios(config, sizes, kinds)
+        exact = {axis: sizes[axis] * ratios[kind] for axis, kind in kinds.items()}
+        uneven = next((axis for axis, target in exact.items() if target.denominator != 1), None)
+        if uneven is not None and self.uniform:
+            size = sizes[uneven] if isinstance(self.keep, dict) else math.gcd(*(sizes[axis] for axis in kinds))
+            allowed = "".join(f"{units}/{size}, " for units in range(1, min(size, 17)))  # all of them would be no cut
+            allowed += "..., " if size > 17 else ""
+            raise ModelError(
+                f"keep: {ratios[kinds[uneven]]} of the {sizes[uneven]} units of {uneven} is no whole number; "
+                f"allowed: {allowed}{'or ' if allowed else ''}uniform: false, which rounds"
+            )
+        return {axis: max(1, round(target)) for axis, target in exact.items()}
+
+    def _ratios(self, config: Any, sizes: Mapping[str, int], kinds: Mapping[str, AxisKind]) -> dict[AxisKind, Fraction]:
+        present = sorted(set(kinds.values()))
+        if isinstance(self.keep, dict):
+            if unmasked := sorted(set(self.keep) - set(present)):
+                raise ModelError(f"keep.{unmasked[0]}: the source has no such masks; it has {', '.join(present)}")
+            return {kind: self.keep.get(kind, Fraction(1)) for kind in present}
+        ratio = self.keep if self.keep is not None else self._within_budget(config, sizes, list(kinds))
+        return dict.fromkeys(present, ratio)
+
+    def _within_budget(self, config: Any, sizes: Mapping[str, int], masked: Sequence[str]) -> Fraction:
+        assert self.parameters is not None
+        axes = family_of(config).axes(config)
+        with torch.device("meta"):
+            model = build(config)
+        whole = count_parameters(model, axes, sizes)
+        budget = self.parameters * float(whole) if self.parameters <= 1 else self.parameters
+        steps = math.gcd(*(sizes[axis] for axis in masked))
+        for left in range(steps, 0, -1):
+            small = {axis: size * left // steps if axis in masked else size for axis, size in sizes.items()}
+            if float(count_parameters(model, axes, small)) <= budget:
+                return Fraction(left, steps)
+        raise ModelError(
+            f"parameters: {self.parameters:g} is below the smallest uniform cut, 1/{steps} of every axis; "
+            f"allowed: at least {float(count_parameters(model, axes, small)):,.0f}"
+        )
+
+
+def cut_to(model: nn.Module, values: Mapping[str, Tensor], target: Target) -> tuple[Coverage, dict[str, Tensor]]:
+    """Keep the units with the largest |value| and remove the rest, in place.
+
+    Returns:
+        What was touched, and the kept units by axis.
+    """
+    config: Any = model.config
+    family = family_of(config)
+    scores = {axis: value.abs() for axis, value in values.items()}
+    axes = sized_axes(model, family)
+    kinds = {axis.name: axis.kind for axis in axes if axis.name in scores}
+    targets = target.sizes(config, {axis.name: axis.size for axis in axes}, kinds)
+    if not target.uniform:
+        targets = _across_layers(targets, kinds, scores)
+    keep = ranked(scores, targets)
+    return cut(model, family, keep), keep
+
+
+def _across_layers(
+    targets: Mapping[str, int], kinds: Mapping[str, AxisKind], scores: Mapping[str, Tensor]
+) -> dict[str, int]:
+    """Share each kind's total among layers by ranking all its units together, one at least per layer."""
+    layers: dict[AxisKind, list[str]] = defaultdict(list)
+    for axis in targets:
+        layers[kinds[axis]].append(axis)
+    shared = dict(targets)
+    for axes in layers.values():
+        rest = torch.cat([scores[axis].sort(descending=True).values[1:] for axis in axes])
+        owner = [axis for axis in axes for _ in range(len(scores[axis]) - 1)]
+        extra = sum(targets[axis] for axis in axes) - len(axes)
+        chosen = rest.sort(descending=True, stable=True).indices[:extra].tolist()
+        shared |= {axis: 1 + sum(owner[i] == axis for i in chosen) for axis in axes}
+    return shared

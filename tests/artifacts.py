@@ -1,4 +1,7 @@
-"""What tests of stages and of the Python API share: a base artifact, data that can be learnt, and a stage run as the pipeline runs it."""
+"""What tests of stages and of the Python API share.
+
+A base artifact, data that can be learnt, and a stage run as the pipeline runs it.
+"""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ import compress
 from compress.artifact import adopt
 from compress.cli.app import _exit_code, console, show
 from compress.cli.bench import bench_models, labels
-from compress.cli.tables import records_table
 from compress.errors import UserError
+from compress.measure.table import records_table
 from compress.registry import MEASUREMENTS, STAGES, TERMS
 from compress.training.objective import Objective
 

@@ -246,7 +246,7 @@ def drop_layers(model: nn.Module, keep: int | Sequence[int] | Mapping[str, int |
     if unknown := sorted(set(asked) - set(depths)):
         raise ModelError(f"keep: this model has no layers named {unknown[0]!r}; allowed: {', '.join(depths)}")
     layers = {name: chosen(each, depths[name]) if isinstance(each, int) else list(each) for name, each in asked.items()}
-    if all(len(left) == depths[name] for name, left in layers.items()):
+    if all(left == list(range(depths[name])) for name, left in layers.items()):
         raise NothingDoneError(f"keep: {keep} keeps every layer; allowed: fewer than {depths}")
     before = ancestry_of(model, family)
     small = copy.deepcopy(model)

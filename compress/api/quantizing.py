@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from compress.api.teaching import configured
-from compress.engine.models import checked
+from compress.engine.models import ancestry_of, checked, remember
 from compress.errors import NothingDoneError
 from compress.surgery.coverage import Coverage
 from compress.surgery.quantization import Filter, Quantization, plan, quantize
@@ -73,4 +73,7 @@ def quantize_(
     spec = plan(model, family, config, filter)
     if not spec.matrices:
         raise NothingDoneError("filter: matches no product, embedding or head of this model")
-    return quantize(model, family, config, spec)
+    known = ancestry_of(model, family)
+    coverage = quantize(model, family, config, spec)
+    remember(model, known)
+    return coverage

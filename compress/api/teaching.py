@@ -17,6 +17,7 @@ from compress.engine.term_checks import term_problems
 from compress.errors import ModelError, RecipeError, UserError
 from compress.registry import TERMS
 from compress.schema import Strict
+from compress.surgery.layers import renumbered
 from compress.surgery.quantization import quantizer_parameters
 from compress.training.config import Group, TrainConfig
 from compress.training.loop import Place, Trained
@@ -217,10 +218,17 @@ def require_terms(
     """Raise UserError for terms that cannot work with these models."""
     student = _known(model, "student")
     other = None if teacher is None else _known(teacher, "teacher")
-    if other is not None and "pruned" not in other.traits and dict(other.sizes) == dict(student.root_sizes):
+    if other is not None and "pruned" not in other.traits and _descends(student, other, model):
         student.root = other.root
     if problem := next(term_problems(terms, student, other, masked=masked), None):
         raise UserError(problem)
+
+
+def _descends(student: _Known, teacher: _Known, model: Any) -> bool:
+    """Whether the teacher has the units of the student's root, in the layers that the student kept."""
+    if teacher.layers:
+        return dict(teacher.layers) == dict(student.layers) and dict(teacher.sizes) == dict(student.root_sizes)
+    return renumbered(checked(model), teacher.sizes, student.layers) == dict(student.root_sizes)
 
 
 @dataclass
@@ -238,7 +246,7 @@ def _known(model: Any, name: str) -> _Known:
     family = checked(model, name)
     known = ancestry_of(model, family)
     sizes = {axis: len(known.kept.get(axis, range(size))) for axis, size in known.sizes.items()}
-    root = "the model that the student was cut from" if name == "student" else name
+    root = "root" if name == "student" else name
     return _Known(name, model.config, sizes, known.layers, traits_of(model), root, known.sizes)
 
 
@@ -247,8 +255,9 @@ def configured(kind: type[Strict], *, where: str = "", **values: Any) -> Any:
     try:
         return kind(**values)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        found = error.errors()
+        first = next((each for each in found if not each["type"].endswith("_type")), found[0])
+        place = ".".join(part for part in map(str, first["loc"]) if part.isidentifier())
         given = "" if isinstance(first["input"], Mapping) or not place else f" (given: {first['input']!r})"
         text = first["msg"].removeprefix("Value error, ")
         raise UserError(": ".join(filter(None, [where, place, text])) + given) from None

@@ -38,20 +38,27 @@ def ancestry_of(model: nn.Module, family: ModelFamily) -> Ancestry:
     known = getattr(model, ANCESTRY, None)
     if isinstance(known, Ancestry):
         return known
-    return Ancestry({axis.name: axis.size for axis in sized_axes(model, family)})
+    quantized = "quantized" in traits_of(model)  # such a model was opened from a directory; its config has the sizes
+    axes = family.axes(model.config) if quantized else sized_axes(model, family)
+    return Ancestry({axis.name: axis.size for axis in axes})
+
+
+def remember(model: nn.Module, known: Ancestry) -> None:
+    """Note on a model what it kept of its root, before its tensors stop showing it."""
+    setattr(model, ANCESTRY, known)
 
 
 def remember_cut(model: nn.Module, before: Ancestry, keep: Mapping[str, Any]) -> None:
     """Note on a cut model which units of its root are left."""
     kept = {axis: units.tolist() for axis, units in compose(before.kept, keep).items()}
-    setattr(model, ANCESTRY, Ancestry(before.sizes, kept, before.layers))
+    remember(model, Ancestry(before.sizes, kept, before.layers))
 
 
 def remember_layers(model: nn.Module, family: ModelFamily, before: Ancestry, keep: Mapping[str, Sequence[int]]) -> None:
     """Note on a model that lost layers which layers of its root are left."""
     layers = {stack: left.tolist() for stack, left in compose(before.layers, keep).items()}
     sizes, kept = renumbered(family, before.sizes, keep), renumbered(family, before.kept, keep)
-    setattr(model, ANCESTRY, Ancestry(sizes, kept, layers))
+    remember(model, Ancestry(sizes, kept, layers))
 
 
 def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> ModelFamily:
@@ -91,8 +98,9 @@ def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> 
 def traits_of(model: nn.Module) -> frozenset[str]:
     """What a model in memory is: ``masked``, ``quantized``, ``pruned``."""
     quantized = any(isinstance(module, Product | Table) for module in model.modules())
-    cut = isinstance(getattr(model, ANCESTRY, None), Ancestry)
-    found = {"masked": hasattr(model, MASKS), "quantized": quantized, "pruned": cut}
+    known = getattr(model, ANCESTRY, None)
+    pruned = isinstance(known, Ancestry) and bool(known.kept)
+    found = {"masked": hasattr(model, MASKS), "quantized": quantized, "pruned": pruned}
     return frozenset(name for name, holds in found.items() if holds)
 
 

@@ -74,9 +74,7 @@ class _ChunkedMeans(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.slopes is None:
-            raise RuntimeError(
-                "chunked_means cannot run backward a second time: its gradients were scaled in place; call forward again"
-            )
+            raise RuntimeError("chunked_means cannot run backward a second time: its gradients were scaled in place")
         slopes, ctx.slopes = ctx.slopes, None
         scaled = zip(slopes, ctx.dtypes, strict=True)
         return (None, None, None, *(None if slope is None else slope.mul_(grad).to(dtype) for slope, dtype in scaled))

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from compress.errors import ModelError
 from compress.files import changed, publish, require_whole, sha256
 from compress.models import family_of
+from compress.models.family import ModelFamily
 from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve, save_config
 from compress.models.stock_files import copy_settings
-from compress.models.structure import ModelFamily
 from compress.schema import Strict, added
 from compress.surgery.cut import compose, cut
 from compress.surgery.layers import renumbered

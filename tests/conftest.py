@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BartConfig, GPT2Config
+from transformers import BartConfig, GPT2Config, LlamaConfig, MBartConfig
 
 from compress.models.loading import build
 
@@ -57,6 +57,7 @@ def _gpt2(
 
 def _bart(
     *,
+    config: type[BartConfig] | type[MBartConfig] = BartConfig,
     layers: int = 2,
     decoder_layers: int | None = None,
     heads: int = 4,
@@ -70,7 +71,7 @@ def _bart(
     scale_embedding: bool = False,
     seed: int = 0,
 ) -> nn.Module:
-    config = BartConfig(
+    settings = config(
         vocab_size=vocab,
         max_position_embeddings=positions,
         d_model=hidden,
@@ -87,6 +88,42 @@ def _bart(
         eos_token_id=2,
         decoder_start_token_id=2,
         forced_eos_token_id=None,
+    )
+    return _random(settings, seed)
+
+
+def _mbart(**options: Any) -> nn.Module:
+    return _bart(config=MBartConfig, **options)
+
+
+def _llama(
+    *,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    hidden: int = 32,
+    head_dim: int | None = None,
+    ffn: int = 48,
+    vocab: int = 67,
+    positions: int = 64,
+    tie: bool = False,
+    bias: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    config = LlamaConfig(
+        vocab_size=vocab,
+        max_position_embeddings=positions,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim or hidden // heads,
+        intermediate_size=ffn,
+        tie_word_embeddings=tie,
+        attention_bias=bias,
+        mlp_bias=bias,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     return _random(config, seed)
 
@@ -116,6 +153,33 @@ def tiny_gpt2() -> Factory:
 def tiny_bart() -> Factory:
     """A function that builds a random BART in float32 and eval mode; see ``_bart`` for its options."""
     return _bart
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Factory:
+    """A function that builds a random Llama in float32 and eval mode; see ``_llama`` for its options."""
+    return _llama
+
+
+@pytest.fixture(scope="session")
+def tiny_mbart() -> Factory:
+    """A function that builds a random mBART in float32 and eval mode; its options are those of ``tiny_bart``."""
+    return _mbart
+
+
+TINY: dict[str, Callable[[], nn.Module]] = {
+    "gpt2": _gpt2,
+    "bart": _bart,
+    "mbart": _mbart,
+    "llama": _llama,
+    "llama-mha": lambda: _llama(kv_heads=4, tie=True, bias=True, head_dim=6, ffn=45),
+}
+
+
+@pytest.fixture(params=TINY)
+def tiny_model(request: pytest.FixtureRequest) -> nn.Module:
+    """A random model of each family, Llama with and without shared key/value heads."""
+    return TINY[request.param]()
 
 
 @pytest.fixture(scope="session")

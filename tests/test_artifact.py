@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import compress
 from compress.artifact import MANIFEST, Artifact, Step, adopt, save_masks, save_model, seal, stock_state
 from compress.errors import ModelError
+from compress.models.families.gpt2 import GPT2
 from compress.models.scratch import train_bpe
 from compress.models.stock_files import copy_settings
 from compress.surgery.cut import cut
@@ -341,7 +342,7 @@ def test_generation_settings_in_an_old_config_come_along(tmp_path: Path, tiny_ba
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_path_of_this_machine_is_written(family: str, request: Any, tmp_path: Path) -> None:
-    tokenizer = train_bpe(["the cat sat on the mat"] * 3, 265, "causal")
+    tokenizer = train_bpe(["the cat sat on the mat"] * 3, 265, GPT2)
     model = request.getfixturevalue(family)(layers=1, vocab=len(tokenizer))
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")

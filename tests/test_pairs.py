@@ -13,6 +13,7 @@ from transformers import BartConfig
 import compress
 from compress.cli.tables import cut_rows
 from compress.errors import DataError, RecipeError
+from compress.models.families.bart import BART
 from compress.models.loading import build
 from compress.models.scratch import train_bpe
 from compress.pipeline import Inputs, make_plan
@@ -27,7 +28,7 @@ COLUMNS = {"source": "en", "target": "fr"}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with its tokenizer, and the same rows in files of every kind."""
     folder = tmp_path_factory.mktemp("pairs")
-    tokenizer = train_bpe([text for pair in TRAIN for text in pair] * 3, 270, "seq2seq")
+    tokenizer = train_bpe([text for pair in TRAIN for text in pair] * 3, 270, BART)
     sizes = {f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
     config = BartConfig(
         d_model=8, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=32, vocab_size=270, dropout=0.0,

@@ -17,6 +17,7 @@ from compress.errors import ModelError, NothingDoneError, RecipeError, UserError
 from compress.measure.measurement import Measurement
 from compress.measure.quality import Quality
 from compress.measure.speed import Speed
+from compress.models.families.gpt2 import GPT2
 from compress.models.loading import load_stock, load_tokenizer
 from compress.models.scratch import train_bpe
 from compress.models.structure import stock_tensors
@@ -615,7 +616,7 @@ def test_a_config_of_no_model_is_told(recipe: Path, setting: str) -> None:
 
 def test_a_teacher_with_another_vocabulary_is_told(recipe: Path) -> None:
     def models(words: str, size: int) -> str:
-        train_bpe([words * 9], size, "causal").save_pretrained(recipe.parent / "tokenizer")
+        train_bpe([words * 9], size, GPT2).save_pretrained(recipe.parent / "tokenizer")
         base = RECIPE.splitlines()[3].removeprefix("model: ")
         big = base.replace("n_layer", "vocab_size: 262, n_layer").replace("{train_bpe: 262}", "tokenizer")
         return f"models:\n  base: {base}\n  big: {big}\n{rest}"

@@ -19,7 +19,8 @@ from compress.engine.models import ancestry_of, checked, remember_cut, remember_
 from compress.engine.pruning import Target, cut_to
 from compress.engine.rows import as_split
 from compress.errors import ModelError, NothingDoneError, UserError
-from compress.models.structure import AxisKind, ModelFamily, sized_axes
+from compress.models.family import ModelFamily
+from compress.models.structure import AxisKind, sized_axes
 from compress.surgery.layers import chosen, drop
 from compress.surgery.masks import attach, fold
 from compress.training.config import Group

@@ -109,13 +109,14 @@ def _torch(path: Path, request: Request) -> Iterator[str]:
     from compress.artifact import adopt
     from compress.generation.settings import Decoding
     from compress.generation.subject import subject_of
+    from compress.models import context_of
 
     artifact = adopt(path)
     tokenizer = artifact.tokenizer()
     if tokenizer is None:
         raise ModelError(f"{path}: holds no tokenizer, so it cannot read a prompt")
     prompt = tokenizer(request.prompt)["input_ids"]
-    context = artifact.config().max_position_embeddings
+    context = context_of(artifact.config())
     _check_room(len(prompt), request, context, answers=artifact.manifest.task == "seq2seq")
     sampling = {"do_sample": True, "temperature": request.temperature} if request.temperature else {"do_sample": False}
     written = {"max_new_tokens": request.max_new_tokens, "beams": request.beams}

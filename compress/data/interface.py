@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
+from compress.models import context_of
 from compress.models.structure import Task
 
 
@@ -27,7 +28,7 @@ class ModelInterface:
         start = getattr(config, "decoder_start_token_id", None)
         return cls(
             task="seq2seq" if config.is_encoder_decoder else "causal",
-            context=config.max_position_embeddings,
+            context=context_of(config),
             vocabulary=config.vocab_size,
             pad=pad,
             eos=eos,

@@ -16,8 +16,9 @@ from compress.engine.models import ancestry_of, traits_of
 from compress.errors import ModelError, UserError
 from compress.files import PARTIAL
 from compress.models import family_of
+from compress.models.family import ModelFamily
 from compress.models.loading import build, save_config, save_tokenizer
-from compress.models.structure import ModelFamily, sized_axes
+from compress.models.structure import sized_axes
 from compress.onnx.export.exporter import GraphKind, Packed, export
 from compress.surgery.cut import cut
 from compress.surgery.quantization import FakeQuantWeight, Product, QuantizationSpec, Table, packed_state, restore

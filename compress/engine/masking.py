@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from compress.distributed import collectives
 from compress.functional import importance
-from compress.models.structure import MASKS, AxisKind, ModelFamily, sized_axes, stock_tensors
+from compress.models.family import ModelFamily
+from compress.models.structure import MASKS, AxisKind, sized_axes, stock_tensors
 from compress.surgery.coverage import Coverage
 from compress.surgery.masks import attach, detach, masks_of
 from compress.surgery.units import unit_weights

@@ -14,7 +14,8 @@ from torch import nn
 from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.bnb import bitsandbytes_products
-from compress.models.structure import MASKS, ModelFamily, sized_axes
+from compress.models.family import ModelFamily
+from compress.models.structure import MASKS, sized_axes
 from compress.surgery.cut import compose
 from compress.surgery.layers import renumbered
 from compress.surgery.quantization import Product, Table

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.loading import build
-from compress.models.structure import AxisKind, count_parameters, sized_axes
+from compress.models.structure import Axis, AxisKind, count_parameters, sized_axes
 from compress.schema import Strict
 from compress.surgery.coverage import Coverage
 from compress.surgery.cut import cut, ranked
@@ -61,6 +61,9 @@ class Target(Strict):
         """
         ratios = self._ratios(config, sizes, kinds)
         exact = {axis: sizes[axis] * ratios[kind] for axis, kind in kinds.items()}
+        groups = {axis.holds: axis.name for axis in family_of(config).axes(config) if axis.holds}
+        if self.uniform:
+            _require_equal_groups(exact, sizes, groups)
         uneven = next((axis for axis, target in exact.items() if target.denominator != 1), None)
         if uneven is not None and self.uniform:
             size = sizes[uneven] if isinstance(self.keep, dict) else math.gcd(*(sizes[axis] for axis in kinds))
@@ -70,7 +73,14 @@ class Target(Strict):
                 f"keep: {ratios[kinds[uneven]]} of the {sizes[uneven]} units of {uneven} is no whole number; "
                 f"allowed: {allowed}{'or ' if allowed else ''}uniform: false, which rounds"
             )
-        return {axis: max(1, round(target)) for axis, target in exact.items()}
+        rounded = {axis: max(1, round(target)) for axis, target in exact.items()}
+        for heads, group in groups.items():
+            if heads in rounded:
+                kept = rounded.get(group, sizes[group])
+                rounded[heads] = max(1, round(rounded[heads] / kept)) * kept
+            elif group in rounded:
+                rounded[heads] = sizes[heads] // sizes[group] * rounded[group]
+        return rounded
 
     def _ratios(self, config: Any, sizes: Mapping[str, int], kinds: Mapping[str, AxisKind]) -> dict[AxisKind, Fraction]:
         present = sorted(set(kinds.values()))
@@ -88,7 +98,8 @@ class Target(Strict):
             model = build(config)
         whole = count_parameters(model, axes, sizes)
         budget = self.parameters * float(whole) if self.parameters <= 1 else self.parameters
-        steps = math.gcd(*(sizes[axis] for axis in masked))
+        held = [sizes[axis.holds] // sizes[axis.name] for axis in axes if axis.holds in masked]
+        steps = math.gcd(*(sizes[axis] for axis in masked), *held)
         for left in range(steps, 0, -1):
             small = {axis: size * left // steps if axis in masked else size for axis, size in sizes.items()}
             if float(count_parameters(model, axes, small)) <= budget:
@@ -112,23 +123,46 @@ def cut_to(model: nn.Module, values: Mapping[str, Tensor], target: Target) -> tu
     kinds = {axis.name: axis.kind for axis in axes if axis.name in scores}
     targets = target.sizes(config, {axis.name: axis.size for axis in axes}, kinds)
     if not target.uniform:
-        targets = _across_layers(targets, kinds, scores)
-    keep = ranked(scores, targets)
+        targets = _across_layers(targets, kinds, scores, axes)
+    keep = ranked(scores, {axis: size for axis, size in targets.items() if axis in scores}, axes)
     return cut(model, family, keep), keep
 
 
+def _require_equal_groups(exact: Mapping[str, Fraction], sizes: Mapping[str, int], groups: Mapping[str, str]) -> None:
+    """Refuse a fraction of query heads that kept groups cannot hold equally."""
+    for heads, group in groups.items():
+        if heads not in exact:
+            continue
+        kept = exact.get(group, Fraction(sizes[group]))
+        if (exact[heads] / kept).denominator != 1:
+            held = sizes[heads] // sizes[group]
+            allowed = ", ".join(f"{count}/{held}" for count in range(1, held)) or "1"
+            raise ModelError(
+                f"keep: {exact[heads] / sizes[heads]} of the {sizes[heads]} units of {heads} does not leave equally "
+                f"many in each of {kept} groups; allowed: {allowed}, or masks on groups"
+            )
+
+
 def _across_layers(
-    targets: Mapping[str, int], kinds: Mapping[str, AxisKind], scores: Mapping[str, Tensor]
+    targets: Mapping[str, int],
+    kinds: Mapping[str, AxisKind],
+    scores: Mapping[str, Tensor],
+    axes_now: Sequence[Axis],
 ) -> dict[str, int]:
     """Share each kind's total among layers by ranking all its units together, one at least per layer."""
     layers: dict[AxisKind, list[str]] = defaultdict(list)
-    for axis in targets:
+    for axis in kinds:
         layers[kinds[axis]].append(axis)
     shared = dict(targets)
+    held = {axis.holds: axis.name for axis in axes_now if axis.holds}
     for axes in layers.values():
         rest = torch.cat([scores[axis].sort(descending=True).values[1:] for axis in axes])
         owner = [axis for axis in axes for _ in range(len(scores[axis]) - 1)]
         extra = sum(targets[axis] for axis in axes) - len(axes)
         chosen = rest.sort(descending=True, stable=True).indices[:extra].tolist()
         shared |= {axis: 1 + sum(owner[i] == axis for i in chosen) for axis in axes}
+    for heads, group in held.items():  # every kept group holds equally many
+        if heads in kinds:
+            kept = shared.get(group, next(axis.size for axis in axes_now if axis.name == group))
+            shared[heads] = max(1, round(shared[heads] / kept)) * kept
     return shared

@@ -25,7 +25,7 @@ def model_step_bytes(model: nn.Module) -> int:
     if stack.logits_bias:
         bias = model.get_buffer(stack.logits_bias)
         read[id(bias)] = bias
-    rows = [_table(model, name)[0] for name in (stack.tokens, stack.positions)]
+    rows = [_table(model, name)[0] for name in (stack.tokens, stack.positions) if name]
     return sum(tensor.numel() * tensor.element_size() for tensor in (*read.values(), *rows))
 
 
@@ -40,4 +40,4 @@ def _modules(block: Block) -> tuple[str, ...]:
         return block.norm, *block.qkv, block.out
     if isinstance(block, CrossAttention):
         return block.norm, block.query, block.out
-    return block.norm, block.up, block.down
+    return tuple(name for name in (block.norm, block.gate, block.up, block.down) if name)

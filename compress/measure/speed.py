@@ -22,6 +22,7 @@ from compress.measure.measurement import Measurement
 from compress.measure.peak import measure_in_fresh_process
 from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import REST, OnnxStepper, Stepper, Times, Workload, timed_pass
+from compress.models import context_of
 from compress.onnx.step_bytes import directory_step_bytes
 
 NOT_MEASURED = "not measured: no CUDA device"
@@ -78,7 +79,7 @@ class Speed(Measurement):
     def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
         # the prompt and the new tokens share a decoder's positions; a source has the encoder to itself
         for name, config in configs.items():
-            context, apart = config.max_position_embeddings, config.is_encoder_decoder
+            context, apart = context_of(config), config.is_encoder_decoder
             asked = max(self.prompt, self.new_tokens + 1) if apart else self.prompt + self.new_tokens
             if asked > context:
                 yield f"prompt {self.prompt} and new_tokens {self.new_tokens} exceed the {context} positions of {name}"

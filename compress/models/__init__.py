@@ -1,13 +1,24 @@
 """Model families as tables, and everything that depends on how the stock library lays out, loads and caches a model."""
 
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
 from compress.errors import ModelError
-from compress.models.families.bart import BART
-from compress.models.families.gpt2 import GPT2
-from compress.models.structure import ModelFamily
+from compress.models.families import BUILT_IN
+from compress.models.family import ModelFamily
 
-FAMILIES = (GPT2, BART)
+GROUP = "compress.families"
+"""Entry points of other distributions: each names a ``ModelFamily``."""
+
+
+@cache
+def families() -> tuple[ModelFamily, ...]:
+    """Every known family: the built-in ones, then those of other distributions by name."""
+    others = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    return (*BUILT_IN, *(point.load() for point in others))
 
 
 def family_of(config: Any) -> ModelFamily:
@@ -17,11 +28,16 @@ def family_of(config: Any) -> ModelFamily:
 
 def family_named(model_type: str | None) -> ModelFamily:
     """The family of a ``model_type``; raises ModelError with those supported."""
-    for family in FAMILIES:
+    for family in families():
         if model_type in family.model_types:
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    known = ", ".join(name for family in families() for name in family.model_types)
     raise ModelError(f"model_type {model_type!r} is not supported; supported: {known}")
 
 
-__all__ = ["FAMILIES", "family_named", "family_of"]
+def context_of(config: Any) -> int:
+    """The most tokens that a row of a model with this stock config may have."""
+    return family_of(config).positions(config)
+
+
+__all__ = ["ModelFamily", "context_of", "families", "family_named", "family_of"]

@@ -6,14 +6,15 @@ in what the residual stream carries on, the sum (pre) or the normalized sum (pos
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
 from compress.errors import ModelError
+from compress.models import family_of
+from compress.models.family import AttentionTable, LayerStack, ModelFamily
+from compress.models.layout import weight_of
 
 
 @dataclass(frozen=True)
@@ -106,83 +107,93 @@ class Description:
     encoder: Stack | None = None
 
 
-def _gpt2(model: nn.Module) -> Description:
-    config: Any = model.config
-    blocks: list[Block] = []
-    for index in range(config.n_layer):
-        layer = f"transformer.h.{index}"
-        attention: Any = model.get_submodule(f"{layer}.attn")
-        scale = attention.head_dim**-0.5 if config.scale_attn_weights else 1.0
-        if config.scale_attn_by_inverse_layer_idx:
-            scale /= index + 1
-        heads, size = attention.num_heads, attention.head_dim
-        qkv, out = (f"{layer}.attn.c_attn",), f"{layer}.attn.c_proj"
-        blocks.append(AttentionBlock(f"{layer}.ln_1", qkv, out, heads, heads, size, scale))
-        up, down = f"{layer}.mlp.c_fc", f"{layer}.mlp.c_proj"
-        blocks.append(FeedForward(f"{layer}.ln_2", up, down, config.activation_function))
-    decoder = Stack(
-        tokens="transformer.wte",
-        positions="transformer.wpe",
-        blocks=tuple(blocks),
-        norm="transformer.ln_f",
-        head="lm_head",
-        pre_norm=True,
-    )
-    return Description(decoder)
-
-
-def _bart(model: nn.Module) -> Description:
-    return Description(decoder=_bart_stack(model, "decoder"), encoder=_bart_stack(model, "encoder"))
-
-
-def _bart_stack(model: nn.Module, side: Literal["encoder", "decoder"]) -> Stack:
-    config: Any = model.config
-    stack: Any = model.get_submodule(f"model.{side}")
-    norm = f"model.{side}.layernorm_embedding"
-    blocks: list[Block] = []
-    for index, layer in enumerate(stack.layers):
-        name = f"model.{side}.layers.{index}"
-        for attention in ("self_attn", "encoder_attn") if side == "decoder" else ("self_attn",):
-            module: Any = getattr(layer, attention)
-            query, key, value, out = (f"{name}.{attention}.{part}_proj" for part in ("q", "k", "v", "out"))
-            sizes = module.num_heads, module.head_dim, module.head_dim**-0.5
-            if attention == "self_attn":
-                blocks.append(AttentionBlock(norm, (query, key, value), out, module.num_heads, *sizes))
-            else:
-                blocks.append(CrossAttention(norm, query, key, value, out, *sizes))
-            norm = f"{name}.{attention}_layer_norm"
-        blocks.append(FeedForward(norm, f"{name}.fc1", f"{name}.fc2", config.activation_function))
-        norm = f"{name}.final_layer_norm"
-    tokens: Any = stack.embed_tokens
-    return Stack(
-        tokens=f"model.{side}.embed_tokens",
-        positions=f"model.{side}.embed_positions",
-        blocks=tuple(blocks),
-        norm=norm,
-        head="lm_head" if side == "decoder" else "",
-        pre_norm=False,
-        token_scale=math.sqrt(tokens.weight.shape[1]) if config.scale_embedding else 1.0,
-        position_offset=stack.embed_positions.offset,
-        logits_bias="final_logits_bias" if side == "decoder" else "",
-    )
-
-
-_DESCRIPTIONS: dict[str, Callable[[nn.Module], Description]] = {"gpt2": _gpt2, "bart": _bart}
-
-
 def describe(model: nn.Module) -> Description:
-    """The stacks of a model; ModelError for a family that has no such description."""
+    """The stacks of a model, also of one whose shape no stock config can express.
+
+    Raises ModelError for a setting that graphs cannot compute.
+    """
     config: Any = model.config
     require_described(config)
-    return _DESCRIPTIONS[config.model_type](model)
+    family = family_of(config)
+    stacks = {stack.name: _stack(model, family, stack) for stack in family.stacks}
+    decoder = stacks.pop(family.stacks[-1].name)
+    return Description(decoder, next(iter(stacks.values()), None))
 
 
 def require_described(config: Any) -> None:
-    """Raise ModelError for a model type without a description."""
-    if config.model_type not in _DESCRIPTIONS:
-        raise ModelError(f"model_type {config.model_type!r} has no decoding graph; allowed: {', '.join(_DESCRIPTIONS)}")
+    """Raise ModelError for a model with rotary frequencies that change with the length of a row."""
+    family = family_of(config)
+    kind = rotary_kind(config)
+    if any(stack.rotary for stack in family.stacks) and kind in _CHANGING:
+        raise ModelError(f"rotary positions of type {kind!r} change with the length of a row; a graph cannot hold them")
+
+
+_CHANGING = ("dynamic", "longrope")
+"""Types of rotary positions whose frequencies depend on the length."""
+
+
+def rotary_kind(config: Any) -> str:
+    """The type of rotary positions; versions of the stock library keep it under different names."""
+    for name in ("rope_parameters", "rope_scaling"):
+        settings = getattr(config, name, None)
+        if isinstance(settings, dict) and (kind := settings.get("rope_type", settings.get("type"))):
+            return str(kind)
+    return "default"
 
 
 def activation_name(config: Any) -> str:
     """The activation function of the feed-forward blocks, by its stock name."""
-    return str(config.activation_function)
+    return str(getattr(config, family_of(config).activation))
+
+
+def _stack(model: nn.Module, family: ModelFamily, stack: LayerStack) -> Stack:
+    config: Any = model.config
+    blocks: list[Block] = []
+    norms: list[str] = []  # of the outputs of blocks, where they come after them
+    for n in range(len(model.get_submodule(stack.layers))):  # type: ignore[arg-type]
+        layer = f"{stack.layers}.{n}"
+        for table in stack.attentions:
+            blocks.append(_attention(model, family, stack, table, n))
+            norms.append(f"{layer}.{table.norm}")
+        ffn = stack.feed_forward
+        gate = f"{layer}.{ffn.gate}" if ffn.gate else ""
+        blocks.append(FeedForward("", f"{layer}.{ffn.up}", f"{layer}.{ffn.down}", activation_name(config), gate))
+        norms.append(f"{layer}.{ffn.norm}")
+    before = norms if family.pre_norm else [stack.embedding_norm, *norms[:-1]]
+    is_decoder = stack is family.stacks[-1]
+    width = model.get_submodule(stack.tokens).get_parameter("weight").shape[1]
+    return Stack(
+        tokens=stack.tokens,
+        positions=stack.positions,
+        blocks=tuple(replace(block, norm=norm) for block, norm in zip(blocks, before, strict=True)),
+        norm=stack.final_norm if family.pre_norm else norms[-1],
+        head=family.head if is_decoder else "",
+        pre_norm=family.pre_norm,
+        token_scale=family.embedding_scale(config, width),
+        position_offset=stack.position_offset,
+        logits_bias=family.logits_bias if is_decoder else "",
+        embedding_norm=stack.embedding_norm if family.pre_norm else "",
+        rotary=stack.rotary,
+    )
+
+
+def _attention(
+    model: nn.Module, family: ModelFamily, stack: LayerStack, table: AttentionTable, n: int
+) -> AttentionBlock | CrossAttention:
+    config: Any = model.config
+    size = family.channels(config, stack)
+    query, key, value, out = (f"{stack.layers}.{n}.{name}" for name in (table.query, table.key, table.value, table.out))
+    parts = 3 if table.fused else 1
+    heads, kv_heads = (_outputs(model, name) // (parts * size) for name in (query, key))
+    scale = family.score_factor(config, stack) / family.score_divisor(config, n)
+    if table.cross:
+        return CrossAttention("", query, key, value, out, heads, size, scale)
+    qkv = (query,) if table.fused else (query, key, value)
+    return AttentionBlock("", qkv, out, heads, kv_heads, size, scale)
+
+
+def _outputs(model: nn.Module, name: str) -> int:
+    """Output channels of a product, stock or quantized."""
+    module = model.get_submodule(name)
+    spec = getattr(module, "spec", None)
+    return int(spec.shape[0] if spec is not None else weight_of(module).shape[0])

@@ -15,9 +15,29 @@ def is_product(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
+NormKind = Literal["layer", "rms"]
+
+
+def norm_kind(module: nn.Module) -> NormKind | None:
+    """Layer normalization, RMS normalization (x / sqrt(mean(x^2) + epsilon) times a weight), or None for others.
+
+    The stock library has a class of its own for RMS normalization in each model that uses it.
+    """
+    if isinstance(module, nn.LayerNorm):
+        return "layer"
+    own = dict(module.named_parameters(recurse=False))
+    is_rms = type(module).__name__.endswith("RMSNorm") and list(own) == ["weight"] and own["weight"].ndim == 1
+    return "rms" if is_rms else None
+
+
 def is_norm(module: nn.Module) -> bool:
-    """True for a layer normalization."""
-    return isinstance(module, nn.LayerNorm)
+    """True for a layer or RMS normalization."""
+    return norm_kind(module) is not None
+
+
+def norm_epsilon(module: Any) -> float:
+    """What a normalization adds to the variance."""
+    return float(module.eps if hasattr(module, "eps") else module.variance_epsilon)
 
 
 def is_embedding(module: nn.Module) -> bool:

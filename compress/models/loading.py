@@ -143,9 +143,7 @@ def load_tokenizer(source: str | Path) -> Any:
 
 def _attention(config: Any) -> dict[str, str]:
     """Eager attention where the stock library's version 4 would fuse it and forget how the config scales scores."""
-    usual = getattr(config, "scale_attn_weights", True)
-    by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
-    return {} if usual and not by_layer else {"attn_implementation": "eager"}
+    return {} if family_of(config).usual_scores(config) else {"attn_implementation": "eager"}
 
 
 def _is_local(source: str | Path) -> bool:

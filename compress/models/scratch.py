@@ -11,13 +11,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from compress.errors import DataError, ModelError
 from compress.models import family_named
-from compress.models.structure import Task
-
-_SPECIAL: Mapping[Task, Mapping[str, str]] = {
-    "causal": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
-    "seq2seq": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
-}
-"""Special tokens by task; their ids count up from 0 in this order."""
+from compress.models.family import ModelFamily
 
 _INPUTS = ("input_ids", "attention_mask")
 """What a tokenizer hands to the model. The stock default adds token_type_ids, which GPT-2 would add as embeddings."""
@@ -68,13 +62,13 @@ def _check_sizes(settings: Mapping[str, Any], stock: Any) -> None:
             raise ModelError(f"config.{name} is {value}; allowed: whole numbers from 1")
 
 
-def train_bpe(texts: Iterable[str], size: int, task: Task) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer of exactly ``size`` tokens: 256 bytes, the special tokens and the merges.
+def train_bpe(texts: Iterable[str], size: int, family: ModelFamily) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer of exactly ``size`` tokens: 256 bytes, the family's special tokens, the merges.
 
     Text to be encoded is taken as it is (no prefix space, no normalization); any bytes can be encoded. Raises
     :class:`DataError` when the texts do not hold that many merges.
     """
-    special = _SPECIAL[task]
+    special = family.special_tokens
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -87,7 +81,7 @@ def train_bpe(texts: Iterable[str], size: int, task: Task) -> PreTrainedTokenize
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != size:
         raise DataError(f"train_bpe is {size}, but data.train only holds text for {tokenizer.get_vocab_size()} tokens")
-    if task == "seq2seq":
+    if family.task == "seq2seq":
         bos, eos = special["bos_token"], special["eos_token"]
         ends = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)]
         tokenizer.post_processor = processors.TemplateProcessing(

@@ -6,19 +6,21 @@ model's name.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from compress.models.layout import slot_dims
 
-AxisKind = Literal["hidden", "heads", "ffn"]
+if TYPE_CHECKING:
+    from compress.models.family import ModelFamily
+
+AxisKind = Literal["hidden", "heads", "ffn", "groups"]
 Task = Literal["causal", "seq2seq"]
 
 IGNORE = -100
@@ -57,12 +59,17 @@ class Slot:
 
 @dataclass(frozen=True)
 class Axis:
-    """A set of units that can only be removed together, such as ``hidden``, ``layer.3.heads`` or ``layer.3.ffn``."""
+    """Units of one kind, such as those of ``hidden``, ``layer.3.heads`` or ``layer.3.ffn``.
+
+    The units of a ``groups`` axis are key/value heads. Each ``holds`` equally many neighbouring units of the heads axis
+    of that name: the query heads that share it. They go with it, and every group keeps equally many of them.
+    """
 
     name: str
     kind: AxisKind
     size: int
     slots: tuple[Slot, ...]
+    holds: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,72 +91,8 @@ class Attention:
     value: Projection
     causal: bool
     cross: bool = False
-
-
-@dataclass(frozen=True)
-class LayerStack:
-    """A chain of layers of one kind: its name, and what names or counts its layers elsewhere."""
-
-    name: str
-    layers: str
-    """Path of the list of modules."""
-    axes: str
-    """What the axes of layer N start with, before ``.N.``."""
-    fields: tuple[str, ...]
-    """Config fields that hold the number of layers."""
-
-    def depth(self, config: Any) -> int:
-        """How many layers a stock config has in this stack."""
-        return int(getattr(config, self.fields[0]))
-
-    def layer_of(self, axis: str) -> int | None:
-        """The layer that an axis belongs to, or None for an axis of another stack or of none."""
-        if not axis.startswith(f"{self.axes}."):
-            return None
-        return int(axis.removeprefix(f"{self.axes}.").partition(".")[0])
-
-
-@dataclass(frozen=True)
-class ModelFamily:
-    """A model family as a table. Functions take the stock config; paths are dotted module names of the stock model."""
-
-    name: str
-    model_types: tuple[str, ...]
-    task: Task
-    body: str
-    head: str
-    embeddings: tuple[str, ...]
-    """Token embeddings by call site; they may share one parameter with each other and with the head."""
-    final_states: str
-    """Attribute of the body's output with the hidden states of every layer that a hidden loss compares."""
-    final_norm: Callable[[Any], str]
-    """The normalization whose output only the head reads."""
-    stacks: tuple[LayerStack, ...]
-    """Stacks of layers in the order in which they run; the last one ends in the final states."""
-    score_scale: Callable[[Any, int], float]
-    """What the stock forward multiplies the attention scores of layer N by because of its place."""
-    axes: Callable[[Any], tuple[Axis, ...]]
-    """Axes of a stock model; ``sized_axes`` gives those of a model that may have been cut."""
-    attentions: Callable[[Any], tuple[Attention, ...]]
-    stock_sizes: Callable[[Any, Mapping[str, int]], dict[str, Any] | None]
-    """Config fields that say these axis sizes, or None where the stock classes cannot express them."""
-    refresh: Callable[[nn.Module], None]
-    """Bring the sizes that the family's own modules cache in line with the tensors they now hold."""
-    embedding_scale: Callable[[Any, int], float]
-    """What the stock forward multiplies token embeddings of this hidden size by."""
-    logits: Callable[[nn.Module, Tensor], Tensor]
-    """Head of the model applied to final hidden states: [..., hidden] -> [..., vocabulary]."""
-
-    def uniform_config(self, config: Any, sizes: Mapping[str, int]) -> Any | None:
-        """A stock config with these axis sizes (absent axes as in ``config``), or None where there is none."""
-        full = {axis.name: axis.size for axis in self.axes(config)} | dict(sizes)
-        fields = self.stock_sizes(config, full)
-        return None if fields is None else with_fields(copy.deepcopy(config), fields)
-
-    def closing_norm(self, config: Any) -> str | None:
-        """The final normalization where it comes after the last layer, or None where it is a part of that layer."""
-        norm = self.final_norm(config)
-        return None if norm.startswith(f"{self.stacks[-1].layers}.") else norm
+    kv_axis: str = ""
+    """The axis that keys and values shrink with: the groups axis where query heads share them."""
 
 
 def with_fields(config: Any, fields: Mapping[str, Any]) -> Any:

@@ -175,7 +175,7 @@ class Inputs:
         if given is None:
             return None
         if isinstance(given, TrainBpe):
-            return train_bpe(self._corpus(), given.train_bpe, family_of(new_config(self._settings(name))).task)
+            return train_bpe(self._corpus(), given.train_bpe, family_of(new_config(self._settings(name))))
         tokenizer = load_tokenizer(self._existing("tokenizer", given))
         if tokenizer is None:
             raise ModelError(f"tokenizer: {given} holds no tokenizer.json")

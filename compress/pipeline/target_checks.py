@@ -10,6 +10,7 @@ from typing import Any
 from compress.data import Data, ModelInterface
 from compress.data.targets import prompts_of
 from compress.errors import DataError
+from compress.models import context_of
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.teacher_checks import difference
 from compress.recipe.references import GENERATED, Link
@@ -42,7 +43,7 @@ class _Answers:
         except DataError as error:
             yield str(error)
             return
-        limits = [(f"{model.name!r} takes", model.config.max_position_embeddings) for model in models]
+        limits = [(f"{model.name!r} takes", context_of(model.config)) for model in models]
         if cut and spec.block and not models[0].config.is_encoder_decoder:
             limits.append(("data.block allows", spec.block))
         after = f" after up to {self.before} of data.train" if self.before else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from compress.models import context_of
 from compress.pipeline.inputs import Inputs
 from compress.recipe.references import Link
 from compress.stages.stage import Shape
@@ -16,7 +17,7 @@ def teacher_problems(inputs: Inputs, item: Link, shapes: Mapping[str, Shape]) ->
     The vocabularies of tokenizers are compared wherever both models have one; ready rows of token ids need none.
     """
     teacher, student = shapes[item.teacher or item.source], shapes[item.source]
-    data, context = inputs.data(item.root), teacher.config.max_position_embeddings
+    data, context = inputs.data(item.root), context_of(teacher.config)
     if data and data.train and data.train.model.context > context and data.train.longest > context:
         yield (
             f"teacher {teacher.name!r} takes {context} tokens, but rows of {data.train.name} have "

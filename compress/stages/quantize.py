@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from compress.artifact import QUANTIZED, Artifact
 from compress.engine.term_checks import term_problems
+from compress.models.family import ModelFamily
 from compress.models.stock_files import copy_settings
-from compress.models.structure import ModelFamily, stock_tensors
+from compress.models.structure import stock_tensors
 from compress.schema import added
 from compress.stages.fitting import Terms, fit, require_ancestor, side
 from compress.stages.stage import Context, Result, Shape, Stage

@@ -8,20 +8,44 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import ModelError
+from compress.models.family import ModelFamily
 from compress.models.layout import refresh_sizes
-from compress.models.structure import MASKS, Axis, ModelFamily, sides, sized_axes, stock_tensors, with_fields
+from compress.models.structure import MASKS, Axis, sides, sized_axes, stock_tensors, with_fields
 from compress.surgery.coverage import Coverage
 
 Keep = Mapping[str, Tensor | Sequence[int]]
 """Ascending indices of the units to keep, by axis; an absent axis keeps all of its units."""
 
 
-def ranked(scores: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, Tensor]:
+def ranked(scores: Mapping[str, Tensor], sizes: Mapping[str, int], axes: Iterable[Axis] = ()) -> dict[str, Tensor]:
     """The ``sizes[axis]`` units with the largest |score| of each axis, in ascending order; of equals, the earlier one.
 
-    Raises ModelError for a size outside 1 ... number of units, and for an axis without scores.
+    Where ``axes`` has an axis of groups, groups are chosen first, then equally many of the units that each kept group
+    holds.
+
+    Raises ModelError for a size outside 1 ... number of units, for one that kept groups cannot share equally, and for
+    an axis without scores.
     """
-    return {axis: _top(axis, scores.get(axis), size) for axis, size in sizes.items()}
+    groups = {axis.holds: axis for axis in axes if axis.holds}
+    keep = {axis: _top(axis, scores.get(axis), size) for axis, size in sizes.items() if axis not in groups}
+    for axis in (axis for axis in sizes if axis in groups):
+        group = groups[axis]
+        whole = keep.get(group.name, torch.arange(group.size))
+        keep[axis] = _top_within(axis, scores.get(axis), sizes[axis], whole, group.size)
+    return keep
+
+
+def _top_within(axis: str, scores: Tensor | None, size: int, kept_groups: Tensor, groups: int) -> Tensor:
+    if scores is None:
+        raise ModelError(f"axis {axis!r} has no scores to choose {size} units by")
+    each, rest = divmod(size, len(kept_groups))
+    held = len(scores) // groups
+    if rest or not 1 <= each <= held:
+        allowed = ", ".join(str(len(kept_groups) * count) for count in range(1, held + 1))
+        raise ModelError(f"axis {axis!r} cannot keep {size} units in {len(kept_groups)} groups; allowed: {allowed}")
+    rows = scores.detach().cpu().view(groups, held)[kept_groups]
+    chosen = [_top(axis, row, each) + group * held for row, group in zip(rows, kept_groups.tolist(), strict=True)]
+    return torch.cat(chosen)
 
 
 def _top(axis: str, scores: Tensor | None, size: int) -> Tensor:
@@ -48,10 +72,10 @@ def cut(model: nn.Module, family: ModelFamily, keep: Keep) -> Coverage:
     Parameters are replaced by smaller ones, shared parameters stay shared, buffers stay as they are. The stock forward
     runs at any sizes. The config follows where the stock classes can express the sizes; elsewhere it stays that of the
     model before the cut. Where the stock forward scales token embeddings by their size, the change of scale is undone
-    in the weights.
+    in the weights. The query heads of a removed group go with it.
 
-    Raises ModelError for an unknown axis, for indices that are not ascending and in range, for an axis left empty, and
-    for a model with masks attached.
+    Raises ModelError for an unknown axis, for indices that are not ascending and in range, for an axis left empty, for
+    query heads that kept groups do not hold equally, and for a model with masks attached.
     """
     if hasattr(model, MASKS):
         raise ModelError("detach the masks of a model before it is cut")
@@ -91,6 +115,24 @@ def _checked(axes: Iterable[Axis], keep: Keep) -> dict[str, Tensor]:
             raise ModelError(f"keep of axis {axis!r} must be ascending indices, at least one, below {sizes[axis]}")
         if len(index) < sizes[axis]:
             indices[axis] = index
+    return _with_held(axes, indices)
+
+
+def _with_held(axes: Iterable[Axis], indices: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the units that removed groups hold, and require equally many in each kept group."""
+    named = {axis.name: axis for axis in axes}
+    for group in [axis for axis in named.values() if axis.holds]:
+        heads = named[group.holds]
+        if group.name not in indices and heads.name not in indices:
+            continue
+        held = heads.size // group.size
+        whole = indices.get(group.name, torch.arange(group.size))
+        chosen = indices.get(heads.name, (whole[:, None] * held + torch.arange(held)).flatten())
+        counts = torch.bincount(chosen // held, minlength=group.size)
+        outside = set(range(group.size)) - set(whole.tolist())
+        if counts[whole].unique().numel() != 1 or not counts[whole[0]] or any(counts[at] for at in outside):
+            raise ModelError(f"keep of axis {heads.name!r} must hold equally many units of each of {len(whole)} groups")
+        indices[heads.name] = chosen
     return indices
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from compress.errors import ModelError
+from compress.models.family import LayerStack, ModelFamily
 from compress.models.layout import weight_of
-from compress.models.structure import MASKS, LayerStack, ModelFamily, Projection, sized_axes, stock_tensors, with_fields
+from compress.models.structure import MASKS, Projection, sized_axes, stock_tensors, with_fields
 from compress.surgery.coverage import Coverage, owners
 
 Layers = Mapping[str, Sequence[int]]

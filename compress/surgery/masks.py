@@ -8,7 +8,8 @@ the network that is left will. So m = 1 is the model itself, and a binary m the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from compress.errors import ModelError, NothingDoneError
-from compress.models.layout import is_norm
-from compress.models.structure import MASKS, Axis, AxisKind, ModelFamily, Slot, sides, sized_axes
+from compress.models.family import ModelFamily
+from compress.models.layout import NormKind, norm_epsilon, norm_kind, slot_dims
+from compress.models.structure import MASKS, Axis, AxisKind, Slot, sized_axes
 
 
 class Masks(nn.Module):
@@ -74,7 +76,7 @@ def attach(
     masks = Masks(chosen, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     if values is not None:
         masks.load(values)
-    for axis, slot, module in _masked_slots(model, chosen):
+    for axis, slot, module in _masked_slots(model, sized_axes(model, family), chosen):
         masks.handles.append(_hook(module, masks, axis, slot))
     model.add_module(MASKS, masks)
     _ignore_on_save(model, add=True)
@@ -99,37 +101,52 @@ def fold(model: nn.Module, family: ModelFamily) -> None:
     embedding are tied the head's weight takes the hidden mask, and the normalization before it does not.
     """
     masks = _attached(model)
-    slots = {(slot.module, slot.side) for _, slot, _ in _masked_slots(model, masks.axes)}
     embeddings = {id(model.get_submodule(name).get_parameter("weight")) for name in family.embeddings}
-    if id(model.get_submodule(family.head).get_parameter("weight")) in embeddings:
-        slots.discard((family.final_norm(model.config), "out"))
+    tied = id(model.get_submodule(family.head).get_parameter("weight")) in embeddings
+    masked = [
+        (axis, slot, module)
+        for axis, slot, module in _masked_slots(model, sized_axes(model, family), masks.axes)
+        if not (tied and (slot.module, slot.side) == (family.final_norm(model.config), "out"))
+    ]
     factors = {
-        (side.parameter, side.dim): side.slot.spread(masks[side.axis.name])
-        for side in sides(model, masks.axes)
-        if (side.slot.module, side.slot.side) in slots
+        (module.get_parameter(name), dim, axis.name): slot.spread(masks[axis.name])
+        for axis, slot, module in masked
+        for name, dim in slot_dims(module, slot.side)
     }
-    for (parameter, dim), factor in factors.items():
+    for (parameter, dim, _), factor in factors.items():
         shape = [1] * parameter.dim()
         shape[dim] = -1
         parameter.mul_(factor.view(shape))
     detach(model)
 
 
-def _masked_slots(model: nn.Module, axes: Collection[Axis]) -> Iterator[tuple[Axis, Slot, nn.Module]]:
-    """Where a mask multiplies: what writes hidden units, and what reads heads and FFN units; each module once."""
-    seen: set[tuple[nn.Module, str]] = set()
-    for axis in axes:
-        for slot in axis.slots:
+def _masked_slots(
+    model: nn.Module, axes: Collection[Axis], masked: Collection[Axis]
+) -> Iterator[tuple[Axis, Slot, nn.Module]]:
+    """Where a mask multiplies: what writes hidden units, and what reads heads and FFN units; each module once.
+
+    A group of query heads is masked where its heads are read.
+    """
+    held = {axis.name: axis for axis in axes}
+    seen: set[tuple[nn.Module, str, str]] = set()
+    for axis in masked:
+        slots = axis.slots
+        if axis.holds:
+            heads = held[axis.holds]
+            slots = tuple(replace(slot, width=slot.width * heads.size // axis.size) for slot in heads.slots)
+        for slot in slots:
             module = model.get_submodule(slot.module)
-            if slot.side == ("out" if axis.kind == "hidden" else "in") and (module, slot.side) not in seen:
-                seen.add((module, slot.side))
+            key = module, slot.side, axis.kind
+            if slot.side == ("out" if axis.kind == "hidden" else "in") and key not in seen:
+                seen.add(key)
                 yield axis, slot, module
 
 
 def _hook(module: nn.Module, masks: Masks, axis: Axis, slot: Slot) -> RemovableHandle:
     if slot.side == "in":
         return module.register_forward_pre_hook(partial(_mask_input, masks, axis.name, slot))
-    hook = _mask_norm if is_norm(module) else _mask_output
+    kind = norm_kind(module)
+    hook = _mask_output if kind is None else partial(_mask_norm, _NORMS[kind])
     return module.register_forward_hook(partial(hook, masks, axis.name, slot))
 
 
@@ -142,12 +159,14 @@ def _mask_output(masks: Masks, axis: str, slot: Slot, module: nn.Module, args: A
     return output * slot.spread(masks[axis]).to(output.dtype)
 
 
-def _mask_norm(masks: Masks, axis: str, slot: Slot, module: Any, args: Any, output: Tensor) -> Tensor:
+def _mask_norm(
+    norm_over: NormOver, masks: Masks, axis: str, slot: Slot, module: Any, args: Any, output: Tensor
+) -> Tensor:
     mask = slot.spread(masks[axis])
-    return _norm_over(args[0], mask != 0, module).to(output.dtype) * mask.to(output.dtype)
+    return norm_over(args[0], mask != 0, module).to(output.dtype) * mask.to(output.dtype)
 
 
-def _norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
+def _layer_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
     """Layer normalization whose mean and variance run over the opened units [hidden], in float32 or wider.
 
     With closed units at the mean of the opened ones, the variance over all is that over the opened ones times their
@@ -161,6 +180,22 @@ def _norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
     mean = wide.where(opened, 0).sum(-1, keepdim=True) / count
     gain, bias = norm.weight.to(wide.dtype) * root, norm.bias.to(wide.dtype)
     return F.layer_norm(wide.where(opened, mean) / root, norm.normalized_shape, gain, bias, norm.eps)
+
+
+def _rms_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
+    """RMS normalization whose mean square runs over the opened units [hidden], in float32 or wider.
+
+    With all units open the result is the stock one bit for bit. With none open it is finite.
+    """
+    wide = states.to(torch.promote_types(states.dtype, torch.float32)).where(opened, 0)
+    count = opened.sum().clamp(min=1).to(wide.dtype)
+    mean = wide.pow(2).mean(-1, keepdim=True) * (len(opened) / count)
+    gain: Tensor = norm.weight.to(wide.dtype)
+    return gain * (wide * torch.rsqrt(mean + norm_epsilon(norm)))
+
+
+NormOver = Callable[[Tensor, Tensor, Any], Tensor]
+_NORMS: dict[NormKind, NormOver] = {"layer": _layer_norm_over, "rms": _rms_norm_over}
 
 
 def _ignore_on_save(model: Any, *, add: bool) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from compress.errors import ModelError
 from compress.functional.relation import attention_relation
 from compress.models import family_of
-from compress.models.structure import Attention, ModelFamily
+from compress.models.family import ModelFamily
+from compress.models.structure import Attention
 from compress.training.forward import View
 from compress.training.objective import Outline, StateTerm
 
@@ -39,12 +40,13 @@ class AttentionRelation(StateTerm):
             yield self._no_layer(len(layers))
             return
         ours, theirs = self.attentions(family_of(student.config), student.config)[-1], layers[self.layer]
-        widths = _width(student, ours), _width(teacher, theirs)
+        widths = list(dict.fromkeys([*_widths(student, ours), *_widths(teacher, theirs)]))
         if any(width % self.heads for width in widths):
             common = math.gcd(*widths)
             allowed = ", ".join(str(count) for count in range(1, common + 1) if common % count == 0)
+            named = " and ".join(map(str, widths if len(widths) > 1 else widths * 2))
             yield (
-                f"heads: {self.heads} does not divide {widths[0]} and {widths[1]}, the widths of all heads of student "
+                f"heads: {self.heads} does not divide {named}, the widths of all heads of student "
                 f"and teacher; allowed: {allowed}"
             )
 
@@ -61,10 +63,11 @@ class AttentionRelation(StateTerm):
         mask = student.mask_BT
         pairs = ((ours.query, theirs.query), (ours.key, theirs.key), (ours.value, theirs.value))
         for view, attention in ((student, ours), (teacher, theirs)):
-            if (width := view.projected(attention.query).shape[-1]) % self.heads:
-                raise ModelError(
-                    f"attention_relation.heads: {self.heads} does not divide {width}, the width of all heads"
-                )
+            for projection in (attention.query, attention.key):
+                if (width := view.projected(projection).shape[-1]) % self.heads:
+                    raise ModelError(
+                        f"attention_relation.heads: {self.heads} does not divide {width}, the width of all heads"
+                    )
         losses = [
             attention_relation(
                 student.projected(s).float(), teacher.projected(t).float(), heads=self.heads, causal=True, mask=mask
@@ -75,8 +78,11 @@ class AttentionRelation(StateTerm):
         return torch.stack(losses).sum() / tokens
 
 
-def _width(model: Outline, attention: Attention) -> int:
-    """Channels of the queries of all heads."""
-    axis = next(axis for axis in family_of(model.config).axes(model.config) if axis.name == attention.axis)
-    slot = next(slot for slot in axis.slots if slot.module == attention.query.module)
-    return model.sizes[axis.name] * slot.width
+def _widths(model: Outline, attention: Attention) -> list[int]:
+    """Channels of the queries of all heads, and of all keys."""
+    axes = {axis.name: axis for axis in family_of(model.config).axes(model.config)}
+    found = []
+    for name, projection in ((attention.axis, attention.query), (attention.kv_axis, attention.key)):
+        slot = next(slot for slot in axes[name].slots if slot.module == projection.module)
+        found.append(model.sizes[name] * slot.width)
+    return found

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.models.structure import Attention, ModelFamily, Projection
+from compress.models.family import ModelFamily
+from compress.models.structure import Attention, Projection
 from compress.terms.counterparts import counterparts, layer_problems
 from compress.training.forward import View
 from compress.training.objective import Outline, StateTerm
@@ -18,6 +19,8 @@ from compress.training.objective import Outline, StateTerm
 
 class CausalKV(StateTerm):
     """MSE(K_t, K_s) + MSE(V_t, V_s) over the heads the student kept, averaged over heads, layers and real tokens.
+
+    Where query heads share keys and values, heads are the key/value heads.
 
     A layer is compared with the one it came from, whatever number that has in a teacher with more layers.
     Keys and values of past tokens are all that later tokens see of them under a causal mask. Only causal attentions
@@ -44,7 +47,7 @@ class CausalKV(StateTerm):
             raise ModelError(f"causal_kv {error}") from None
         heads = {axis.name: axis.size for axis in teacher.side.family.axes(teacher.side.config)}
         losses = [
-            _mse(student, teacher, pair, attention.axis, heads[other.axis])
+            _mse(student, teacher, pair, attention.kv_axis, heads[other.kv_axis])
             for attention, other in zip(ours, others, strict=True)
             for pair in ((attention.key, other.key), (attention.value, other.value))
         ]

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.models.structure import IGNORE, ModelFamily, Projection
+from compress.models.family import ModelFamily
+from compress.models.structure import IGNORE, Projection
 
 Batch = Mapping[str, Tensor]
 """LongTensors ``input_ids``, ``attention_mask``, ``labels`` (and ``decoder_*`` for sequence-to-sequence models).

@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compress.functional.chunked import chunked_means
+from compress.models.family import ModelFamily
 from compress.models.layout import is_product
-from compress.models.structure import IGNORE, Attention, ModelFamily
+from compress.models.structure import IGNORE, Attention
 from compress.schema import Strict
 from compress.surgery.quantization import operands
 from compress.training.forward import Batch, Side, View, chunk_size, logits_of, run_body, watch

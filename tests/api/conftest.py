@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from compress.models.families.gpt2 import GPT2
 from compress.models.scratch import train_bpe
 
 LINES = [f"the {animal} sees {number} birds and the cat" for animal in ("dog", "cow", "hen") for number in range(12)]
@@ -13,7 +14,7 @@ LINES = [f"the {animal} sees {number} birds and the cat" for animal in ("dog", "
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    return train_bpe(LINES, 280, "causal")
+    return train_bpe(LINES, 280, GPT2)
 
 
 @pytest.fixture(scope="session")

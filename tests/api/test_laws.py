@@ -28,9 +28,9 @@ PAIRS = [row | {"labels": row["input_ids"]} for row in ROWS]
 QUIET: dict[str, Any] = {"progress": False, "batch": 4}
 
 
-@pytest.fixture(params=["gpt2", "bart"])
-def anything(request: Any, tiny_gpt2: Any, tiny_bart: Any) -> Any:
-    return (tiny_gpt2 if request.param == "gpt2" else tiny_bart)()
+@pytest.fixture
+def anything(tiny_model: Any) -> Any:
+    return tiny_model
 
 
 def rows_for(model: Any) -> list[dict[str, list[int]]]:

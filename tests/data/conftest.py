@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from compress.data import ModelInterface
+from compress.models.families.bart import BART
+from compress.models.families.gpt2 import GPT2
 from compress.models.scratch import train_bpe
 
 LINES = ["the cat sat on the mat", "a dog ran far", "", "the cats and the dogs ate the food on the mat"]
@@ -12,12 +14,12 @@ LINES = ["the cat sat on the mat", "a dog ran far", "", "the cats and the dogs a
 
 @pytest.fixture(scope="session")
 def causal_tokenizer() -> Any:
-    return train_bpe(LINES * 3, 270, "causal")
+    return train_bpe(LINES * 3, 270, GPT2)
 
 
 @pytest.fixture(scope="session")
 def seq2seq_tokenizer() -> Any:
-    return train_bpe(LINES * 3, 270, "seq2seq")
+    return train_bpe(LINES * 3, 270, BART)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from compress.data import tokenizing as module
 from compress.data.tokenizing import cuts_before_spaces, encode_each, encode_stream
+from compress.models.families.gpt2 import GPT2
 from compress.models.scratch import train_bpe
 
 ROOT = Path(__file__).parents[2]
@@ -41,13 +42,13 @@ texts = st.lists(
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """A tokenizer with merges across spaces of every kind."""
-    return train_bpe([*SPACED, "the cat sat\n\n  the end.\n"] * 9, 290, "causal")
+    return train_bpe([*SPACED, "the cat sat\n\n  the end.\n"] * 9, 290, GPT2)
 
 
 @pytest.fixture(scope="module", params=["plain", "prefix", "eager", "rewritten", "whole"])
 def any_tokenizer(request: pytest.FixtureRequest) -> Any:
     """Tokenizers that text may, and may not, be cut for."""
-    made = train_bpe([*SPACED, "the cat sat\n\n  the end.\n"] * 9, 290, "causal")
+    made = train_bpe([*SPACED, "the cat sat\n\n  the end.\n"] * 9, 290, GPT2)
     if request.param == "eager":
         made.add_tokens(AddedToken("the", lstrip=True, rstrip=True))
     backend, prefix = made.backend_tokenizer, request.param == "prefix"

@@ -9,6 +9,8 @@ from transformers import BartConfig, GPT2Config
 
 from compress.artifact import Artifact, adopt
 from compress.data import Data, DataSpec, ModelInterface, open_data
+from compress.models.families.bart import BART
+from compress.models.families.gpt2 import GPT2
 from compress.models.loading import build
 from compress.models.scratch import train_bpe
 from compress.onnx.export.exporter import export
@@ -33,7 +35,7 @@ def save(config: Any, tokenizer: Any, out: Path) -> Artifact:
 
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    tokenizer = train_bpe(LINES * 3, 270, "causal")
+    tokenizer = train_bpe(LINES * 3, 270, GPT2)
     config = GPT2Config(
         n_embd=32, n_head=4, n_layer=2, n_positions=32, vocab_size=270, bos_token_id=0, eos_token_id=0, pad_token_id=0
     )
@@ -42,7 +44,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="session")
 def bart(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    tokenizer = train_bpe(LINES * 3, 270, "seq2seq")
+    tokenizer = train_bpe(LINES * 3, 270, BART)
     sizes = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
     config = BartConfig(
         d_model=16, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=32, vocab_size=270,

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from compress.errors import DataError, ModelError
+from compress.models.families.bart import BART
+from compress.models.families.gpt2 import GPT2
 from compress.models.loading import build, load_stock, load_tokenizer
 from compress.models.scratch import new_config, train_bpe
 from compress.onnx.export.exporter import export
 
 TEXTS = ["the cat sat on the mat", "der Hund lief in den Park", "42 dogs; no cats!"] * 4
-CAUSAL = train_bpe(TEXTS, 280, "causal")
+CAUSAL = train_bpe(TEXTS, 280, GPT2)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
@@ -25,11 +27,11 @@ def test_any_text_survives_encoding(text: str) -> None:
 
 
 def test_training_is_deterministic() -> None:
-    assert train_bpe(TEXTS, 280, "causal").get_vocab() == CAUSAL.get_vocab()
+    assert train_bpe(TEXTS, 280, GPT2).get_vocab() == CAUSAL.get_vocab()
 
 
 def test_sequence_to_sequence_text_is_wrapped() -> None:
-    tokenizer = train_bpe(TEXTS, 280, "seq2seq")
+    tokenizer = train_bpe(TEXTS, 280, BART)
     ids = tokenizer("the cat")["input_ids"]
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the cat"
@@ -76,7 +78,7 @@ def test_what_a_tokenizer_returns_can_be_given_to_an_exported_model(tmp_path: Pa
 
 def test_too_little_text_is_told() -> None:
     with pytest.raises(DataError, match=r"train_bpe is 5000, but data.train only holds text for \d+ tokens"):
-        train_bpe(TEXTS, 5000, "causal")
+        train_bpe(TEXTS, 5000, GPT2)
 
 
 def test_a_config_takes_vocabulary_and_ids_from_the_tokenizer() -> None:
@@ -87,7 +89,7 @@ def test_a_config_takes_vocabulary_and_ids_from_the_tokenizer() -> None:
 
 
 def test_a_decoder_starts_with_the_end_token() -> None:
-    tokenizer = train_bpe(TEXTS, 280, "seq2seq")
+    tokenizer = train_bpe(TEXTS, 280, BART)
     config = new_config({"model_type": "bart", "d_model": 8, "encoder_layers": 1, "decoder_layers": 1}, tokenizer)
     assert config.decoder_start_token_id == config.eos_token_id == tokenizer.eos_token_id
     assert config.pad_token_id == tokenizer.pad_token_id
@@ -95,7 +97,7 @@ def test_a_decoder_starts_with_the_end_token() -> None:
 
 
 def test_answers_end_with_the_tokenizers_own_end() -> None:
-    tokenizer = train_bpe(TEXTS, 280, "seq2seq")
+    tokenizer = train_bpe(TEXTS, 280, BART)
     tokenizer.eos_token = "<unk>"
     sizes = {"model_type": "bart", "d_model": 8, "encoder_layers": 1, "decoder_layers": 1}
     config = new_config(sizes, tokenizer)
@@ -114,8 +116,8 @@ def test_what_may_be_0_in_a_config_is_left_alone() -> None:
     ("settings", "text"),
     [
         ({"n_layer": 1}, "config has no model_type"),
-        ({"model_type": "nothing"}, "model_type 'nothing' is not supported; supported: gpt2, bart"),
-        ({"model_type": "llama"}, "model_type 'llama' is not supported"),
+        ({"model_type": "nothing"}, "model_type 'nothing' is not supported; supported: gpt2, bart, mbart, llama"),
+        ({"model_type": "opt"}, "model_type 'opt' is not supported"),
         ({"model_type": "gpt2", "layers": 1}, "config.layers is no setting of gpt2"),
         ({"model_type": "gpt2", "n_layer": 0}, "config.n_layer is 0; allowed: whole numbers from 1"),
         ({"model_type": "gpt2", "n_embd": -4}, "config.n_embd is -4; allowed: whole numbers from 1"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BartConfig, GPT2Config, LlamaConfig
+from transformers import BartConfig, GPT2Config, OPTConfig
 
 from compress.errors import ModelError
 from compress.models import family_of
@@ -18,6 +18,30 @@ def tiny(name, tiny_gpt2, tiny_bart, **options):
     """Sizes chosen so that no two dimensions of the model are equal by chance."""
     sizes = {"hidden": 24, "heads": 3, "ffn": 40, "vocab": 67, "positions": 50}
     return tiny_gpt2(**sizes, **options) if name == "gpt2" else tiny_bart(**sizes, **options)
+
+
+def test_count_and_axes_of_every_family(tiny_model):
+    axes = family_of(tiny_model.config).axes(tiny_model.config)
+    assert count_parameters(tiny_model, axes, {}) == counted(tiny_model)
+    assert sized_axes(tiny_model, family_of(tiny_model.config)) == axes
+    reached = {id(side.parameter) for side in sides(tiny_model, axes)}
+    rest = {name for name, parameter in tiny_model.named_parameters() if id(parameter) not in reached}
+    assert rest == set()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_a_uniform_llama_opens_with_the_stock_class(tiny_llama, kv_heads):
+    model = tiny_llama(kv_heads=kv_heads, head_dim=6)
+    family = family_of(model.config)
+    axes = family.axes(model.config)
+    sizes = {
+        axis.name: axis.size // 2 if axis.size > 1 else 1 for axis in axes if axis.kind != "groups" or kv_heads > 1
+    }
+    sizes |= {axis.name: axis.size for axis in axes if axis.name not in sizes}
+    with torch.device("meta"):
+        small = build(family.uniform_config(model.config, sizes))
+    assert count_parameters(model, axes, sizes) == counted(small)
+    assert {axis.name: axis.size for axis in sized_axes(small, family)} == sizes
 
 
 @pytest.fixture(params=["gpt2", "bart"])
@@ -196,7 +220,7 @@ def test_channels_of_fused_parts():
 
 
 def test_other_models_are_refused_with_those_supported():
-    with pytest.raises(ModelError, match="'llama' is not supported; supported: gpt2, bart"):
-        family_of(LlamaConfig())
+    with pytest.raises(ModelError, match="'opt' is not supported; supported: gpt2, bart, mbart, llama"):
+        family_of(OPTConfig())
     with pytest.raises(ModelError, match="add_cross_attention"):
         family_of(GPT2Config()).axes(GPT2Config(add_cross_attention=True))

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from compress.artifact import QUANTIZED, Artifact, Step, adopt, save_model, seal
 from compress.errors import ParityError
+from compress.models.families.gpt2 import GPT2
 from compress.models.scratch import train_bpe
 from compress.models.stock_files import copy_settings
 from compress.onnx.runtime import Runtime
@@ -77,7 +78,7 @@ def test_a_float_model(base: Artifact, tmp_path: Path) -> None:
 
 
 def test_the_parts_of_an_older_tokenizer_become_one_file(base: Artifact, tmp_path: Path) -> None:
-    tokenizer = train_bpe(["the cat sat on the mat"] * 3, 262, "causal")
+    tokenizer = train_bpe(["the cat sat on the mat"] * 3, 262, GPT2)
     tokenizer.backend_tokenizer.model.save(str(base.path))
     run(ExportOnnx(), adopt(base.path), tmp_path / "out")
     text = "the cat, ünïcode"

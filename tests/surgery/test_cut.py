@@ -19,15 +19,25 @@ from compress.models.structure import MASKS, count_parameters, sized_axes, stock
 from compress.surgery.cut import compose, cut, ranked
 from compress.surgery.masks import attach
 
-KINDS = ("hidden", "heads", "ffn")
+KINDS = ("hidden", "heads", "ffn", "groups")
 
 
 def keep_of(model: Any, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[str, torch.Tensor]:
     """Random units of every axis of these kinds, at least one, sizes of their own per axis."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}
-    for axis in sized_axes(model, family_of(model.config)):
-        if axis.kind in kinds:
+    axes = sized_axes(model, family_of(model.config))
+    groups = {axis.holds: axis for axis in axes if axis.holds}
+    for axis in sorted(axes, key=lambda axis: axis.name in groups):
+        if axis.name in groups and (axis.kind in kinds or groups[axis.name].kind in kinds):
+            group = groups[axis.name]
+            held = axis.size // group.size
+            each = int(torch.randint(1, held + 1, (), generator=generator)) if axis.kind in kinds else held
+            kept = keep.get(group.name, torch.arange(group.size))
+            keep[axis.name] = torch.cat(
+                [torch.randperm(held, generator=generator)[:each].sort().values + held * int(g) for g in kept]
+            )
+        elif axis.kind in kinds:
             size = int(torch.randint(1, axis.size + 1, (), generator=generator))
             size = max(size, 2) if axis.kind == "hidden" else size
             keep[axis.name] = torch.randperm(axis.size, generator=generator)[:size].sort().values
@@ -96,6 +106,73 @@ def test_masked_is_cut_on_bart(tiny_bart, tiny_inputs, heads, layers, ffn, tie, 
     )
     masked, smaller, _ = masked_and_cut(model, keep_of(model, seed, kinds), tiny_inputs(model))
     assert_equal(masked, smaller)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    heads=st.sampled_from([(1, 1), (4, 1), (4, 2), (4, 4), (6, 3)]),
+    layers=st.sampled_from([1, 2]),
+    ffn=st.sampled_from([12, 13]),
+    head_dim=st.sampled_from([2, 6]),
+    tie=st.booleans(),
+    bias=st.booleans(),
+    kinds=st.sampled_from([KINDS, ("hidden",), ("heads",), ("ffn",), ("groups",), ("groups", "ffn")]),
+    seed=st.integers(0, 10**6),
+)
+def test_masked_is_cut_on_llama(tiny_llama, tiny_inputs, heads, layers, ffn, head_dim, tie, bias, kinds, seed):
+    model = tiny_llama(
+        heads=heads[0],
+        kv_heads=heads[1],
+        layers=layers,
+        ffn=ffn,
+        head_dim=head_dim,
+        tie=tie,
+        bias=bias,
+        hidden=16,
+        seed=seed,
+    )
+    masked, smaller, _ = masked_and_cut(model, keep_of(model, seed, kinds), tiny_inputs(model))
+    assert_equal(masked, smaller)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    heads=st.sampled_from([(1, 4), (4, 2), (4, 4)]),
+    tie=st.booleans(),
+    scale=st.booleans(),
+    kinds=st.sampled_from([KINDS, ("hidden",), ("heads", "ffn")]),
+    seed=st.integers(0, 10**6),
+)
+def test_masked_is_cut_on_mbart(tiny_mbart, tiny_inputs, heads, tie, scale, kinds, seed):
+    model = tiny_mbart(
+        heads=heads[0], decoder_heads=heads[1], tie=tie, scale_embedding=scale, hidden=16, ffn=12, seed=seed
+    )
+    masked, smaller, _ = masked_and_cut(model, keep_of(model, seed, kinds), tiny_inputs(model))
+    assert_equal(masked, smaller)
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        {"layer.0.heads": [0, 1, 2]},
+        {"layer.0.groups": [0], "layer.0.heads": [0, 2]},
+        {"layer.0.groups": [1], "layer.0.heads": [0, 1]},
+    ],
+)
+def test_kept_groups_hold_equally_many_heads(tiny_llama, keep):
+    model = tiny_llama()
+    with pytest.raises(ModelError, match=r"keep of axis 'layer.0.heads' must hold equally many units of each of"):
+        cut(model, family_of(model.config), keep)
+
+
+def test_query_heads_are_ranked_within_their_groups(tiny_llama):
+    axes = sized_axes(model := tiny_llama(heads=6, kv_heads=3), family_of(model.config))
+    scores = {"layer.0.heads": torch.tensor([6.0, 5, 1, 2, 4, 3]), "layer.0.groups": torch.tensor([1.0, 3, 2])}
+    assert ranked(scores, {"layer.0.heads": 3}, axes)["layer.0.heads"].tolist() == [0, 3, 4]
+    both = ranked(scores, {"layer.0.heads": 2, "layer.0.groups": 2}, axes)
+    assert (both["layer.0.groups"].tolist(), both["layer.0.heads"].tolist()) == ([1, 2], [3, 4])
+    with pytest.raises(ModelError, match="cannot keep 4 units in 3 groups; allowed: 3, 6"):
+        ranked(scores, {"layer.0.heads": 4}, axes)
 
 
 @settings(max_examples=20, deadline=None)

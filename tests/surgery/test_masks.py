@@ -16,11 +16,18 @@ from compress.models.structure import MASKS, count_parameters, sized_axes
 from compress.surgery.cut import cut
 from compress.surgery.masks import attach, detach, fold, masks_of
 
-KINDS = ("hidden", "heads", "ffn")
+KINDS = ("hidden", "heads", "ffn", "groups")
 
 
-@pytest.fixture(params=["gpt2", "gpt2-untied", "bart", "bart-scaled", "bart-untied"])
-def model(request, tiny_gpt2, tiny_bart):
+@pytest.fixture(
+    params=["gpt2", "gpt2-untied", "bart", "bart-scaled", "bart-untied", "mbart", "llama", "llama-tied", "llama-mha"]
+)
+def model(request, tiny_gpt2, tiny_bart, tiny_mbart, tiny_llama):
+    if request.param == "mbart":
+        return tiny_mbart(decoder_heads=2, scale_embedding=True).double()
+    if request.param.startswith("llama"):
+        mha = request.param == "llama-mha"
+        return tiny_llama(tie=request.param != "llama", kv_heads=4 if mha else 2, bias=mha, head_dim=6).double()
     if request.param.startswith("gpt2"):
         return tiny_gpt2(tie=request.param == "gpt2").double()
     options = {"tie": request.param != "bart-untied", "scale_embedding": request.param == "bart-scaled"}
@@ -33,7 +40,7 @@ def soft(model, seed=0, zeros=False):
     for axis in sized_axes(model, family_of(model.config)):
         values[axis.name] = torch.rand(axis.size, generator=generator, dtype=torch.float64) + 0.5
         values[axis.name] *= torch.randint(0, 2, (axis.size,), generator=generator) * 2 - 1
-        if zeros:
+        if zeros and axis.kind != "groups":  # every group is kept, with the heads that are left in it
             values[axis.name][::2] = 0
             values[axis.name][-1] = 0.7
     return values
@@ -82,7 +89,8 @@ def test_the_input_of_a_product_that_reads_units_is_multiplied_once(model, tiny_
     family, values = family_of(model.config), soft(model)
     axes = family.axes(model.config)
     readers = [(axis, slot) for axis in axes[1:] for slot in axis.slots if slot.side == "in"]
-    assert len(readers) == len(axes) - 1
+    groups = {axis.holds: axis for axis in axes if axis.holds}
+    assert len(readers) == len(axes) - 1 - len(groups)
     seen = {}
 
     def remember(when, name):
@@ -95,7 +103,10 @@ def test_the_input_of_a_product_that_reads_units_is_multiplied_once(model, tiny_
             attach(model, family, KINDS, values)
     model(**tiny_inputs(model))
     for axis, slot in readers:
-        mask = values[axis.name].repeat_interleave(slot.width)
+        mask = values[axis.name]
+        if axis.name in groups:  # a group is masked where its heads are read
+            mask = mask * values[groups[axis.name].name].repeat_interleave(axis.size // groups[axis.name].size)
+        mask = mask.repeat_interleave(slot.width)
         close(seen[slot.module, "after"], seen[slot.module, "before"] * mask)
 
 
@@ -169,7 +180,7 @@ def test_a_unit_closed_without_loading_is_out_of_the_statistics_too(model, tiny_
                 mask.grad = mask - values[axis]
     if written == "by a step":
         torch.optim.SGD(masks.parameters(), lr=1.0).step()
-        assert all((mask[::2] == 0).all() for mask in masks.named().values())
+        assert all((mask[::2] == 0).all() for axis, mask in masks.named().items() if "groups" not in axis)
     masked = model(**inputs).logits
     fold(model, family)
     cut(model, family, {axis: mask.nonzero().flatten() for axis, mask in values.items()})

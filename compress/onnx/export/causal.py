@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 
 from compress.models.description import AttentionBlock, Block, FeedForward, Stack
@@ -39,9 +41,16 @@ def decoding_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
     positions = graph.input("position_ids", INT64, [BATCH, NEW])
     for index, block in enumerate(attentions):
         for name in cache_names("past_key_values", index):
-            graph.input(name, FLOAT, [BATCH, block.heads, PAST, block.head_size])
-    start = weights.rows(graph, stack.positions, positions), tokens(graph, weights, stack, ids)
+            graph.input(name, FLOAT, [BATCH, block.kv_heads, PAST, block.head_size])
+    if stack.positions:
+        start = weights.rows(graph, stack.positions, positions), tokens(graph, weights, stack, ids)
+    else:
+        start = tokens(graph, weights, stack, ids), ""
     at = lengths(graph, ids, mask)
+    if stack.rotary:
+        tables = tuple(weights.vector(graph, f"{stack.rotary}.{part}") for part in ("cos", "sin"))
+        new, total = (graph.node("Shape", [each], start=1, end=2) for each in (ids, mask))
+        at = replace(at, rotary=tables, start=graph.node("Sub", [total, new]))
     layer = {block: index for index, block in enumerate(attentions)}
 
     def block_output(block: Block, x: str) -> str:
@@ -56,5 +65,5 @@ def decoding_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
     graph.output("logits", FLOAT, [BATCH, SCORED, weights.matrices[stack.head].outputs])
     for index, block in enumerate(attentions):
         for name in cache_names("present", index):
-            graph.output(name, FLOAT, [BATCH, block.heads, TOTAL, block.head_size])
+            graph.output(name, FLOAT, [BATCH, block.kv_heads, TOTAL, block.head_size])
     return graph.model()

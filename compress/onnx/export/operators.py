@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from compress.errors import ModelError
 from compress.models.description import AttentionBlock, Block, CrossAttention, FeedForward, Stack
 from compress.onnx.export.activations import activation
 from compress.onnx.export.graph import BOOL, CONTRIB, INT32, Graph
@@ -16,6 +17,8 @@ MASKED = -1e9
 TO_THE_END = 2**63 - 1
 HEAD_SIZE_MULTIPLE = 8
 """GroupQueryAttention refuses a head size that this does not divide."""
+ROTARY_MULTIPLE = 16
+"""GroupQueryAttention rotates heads whose size this divides; others are rotated by nodes of their own."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,16 @@ class Lengths:
     """What self-attention needs besides queries, keys and values.
 
     ``padding`` [B, 1, S, T] is added to the scores, ``last`` [B] is the index of the last position, ``total`` the
-    number T of positions.
+    number T of positions. ``rotary`` names the tables [positions, head size / 2] of cosines and sines (empty where
+    positions are learned). A token is rotated by its place in the cache, padding included: scores depend on distances
+    alone, and these are the same. ``start`` [1] is the place of the first new token; only rotary positions need it.
     """
 
     padding: str
     last: str
     total: str
+    rotary: tuple[str, ...] = ()
+    start: str = ""
 
 
 def tokens(graph: Graph, weights: Weights, stack: Stack, ids: str) -> str:
@@ -73,16 +80,20 @@ def _lengths(graph: Graph, ids: str, length: str, padding: str) -> Lengths:
 
 
 def skip_norm(graph: Graph, weights: Weights, norm: str, x: str, residual: str) -> tuple[str, str]:
-    """Layer normalization of x + residual; returns it and the sum."""
-    gamma, beta = (weights.vector(graph, f"{norm}.{part}") for part in ("weight", "bias"))
-    outputs = [f"{norm}.output", "", "", f"{norm}.sum"]
+    """Normalization of x + residual (of x alone where the residual is empty); returns it and the sum."""
+    kind, outputs = weights.norms[norm], [f"{norm}.output", "", "", f"{norm}.sum"]
+    parts = ("weight", "bias") if kind.kind == "layer" else ("weight",)
+    gains = [weights.vector(graph, f"{norm}.{part}") for part in parts]
+    if not residual:
+        alone = "LayerNormalization" if kind.kind == "layer" else "SimplifiedLayerNormalization"
+        return graph.node(alone, [x, *gains], outputs[0], name=norm, axis=-1, epsilon=kind.epsilon), x
     graph.nodes(
-        "SkipLayerNormalization",
-        [x, residual, gamma, beta],
+        "SkipLayerNormalization" if kind.kind == "layer" else "SkipSimplifiedLayerNormalization",
+        [x, residual, *gains],
         outputs,
         name=norm,
         domain=CONTRIB,
-        epsilon=weights.epsilons[norm],
+        epsilon=kind.epsilon,
     )
     return outputs[0], outputs[3]
 
@@ -92,10 +103,12 @@ def chain(
 ) -> str:
     """The blocks and the last normalization, [B, S, D].
 
-    ``start`` is what is added to the residual stream first, and the stream; ``output`` adds a block that reads the
-    named value and returns what is added next.
+    ``start`` is what is added to the residual stream first, and the stream (empty: the former alone); ``output`` adds a
+    block that reads the named value and returns what is added next.
     """
     added, residual = start
+    if stack.embedding_norm:
+        added, residual = skip_norm(graph, weights, stack.embedding_norm, added, residual)[0], ""
     for block in stack.blocks:
         normed, total = skip_norm(graph, weights, block.norm, added, residual)
         residual = total if stack.pre_norm else normed
@@ -113,30 +126,55 @@ def self_attention(
     """
     past, present = cache
     projected = weights.product(graph, block.qkv, x)
-    if block.head_size % HEAD_SIZE_MULTIPLE == 0:
-        inputs = [projected, "", "", *past, at.last, at.total, *(["", "", "", at.padding] if at.padding else [])]
-        attended = f"{block.out}.input"
-        graph.nodes(
-            "GroupQueryAttention",
-            inputs,
-            [attended, *present],
-            name=attended,
-            domain=CONTRIB,
-            num_heads=block.heads,
-            kv_num_heads=block.heads,
-            scale=block.scale,
-        )
+    attended = f"{block.out}.input"
+    if block.head_size % HEAD_SIZE_MULTIPLE:
+        attended = _copying_attention(graph, block, projected, past, present, at)
         return weights.product(graph, block.out, attended)
-    return weights.product(graph, block.out, _copying_attention(graph, block, projected, past, present, at))
+    inside = bool(at.rotary) and block.head_size % ROTARY_MULTIPLE == 0
+    tables = [*at.rotary] if inside else ["", ""]
+    qkv = _rotated(graph, block, projected, at) if at.rotary and not inside else [projected, "", ""]
+    inputs = [*qkv, *past, at.last, at.total]
+    inputs += [*tables, "", at.padding] if at.padding or inside else []
+    graph.nodes(
+        "GroupQueryAttention",
+        inputs,
+        [attended, *present],
+        name=attended,
+        domain=CONTRIB,
+        num_heads=block.heads,
+        kv_num_heads=block.kv_heads,
+        scale=block.scale,
+        **({"do_rotary": 1} if inside else {}),
+    )
+    return weights.product(graph, block.out, attended)
+
+
+def _rotated(graph: Graph, block: AttentionBlock, projected: str, at: Lengths) -> list[str]:
+    """Query, key and value [B, S, heads x size]; the first two rotated by nodes of their own."""
+    parts = [f"{block.out}.{part}" for part in ("query", "key", "value")]
+    widths = (block.heads, block.kv_heads, block.kv_heads)
+    sizes = graph.integers(*(heads * block.head_size for heads in widths))
+    query, key, value = graph.nodes("Split", [projected, sizes], parts, name=f"{block.out}.split", axis=-1)
+    turned = [
+        graph.node("RotaryEmbedding", [part, at.start, *at.rotary], f"{part}.rotated", domain=CONTRIB, num_heads=heads)
+        for part, heads in ((query, block.heads), (key, block.kv_heads))
+    ]
+    return [*turned, value]
 
 
 def _copying_attention(
     graph: Graph, block: AttentionBlock, projected: str, past: list[str], present: list[str], at: Lengths
 ) -> str:
+    if block.kv_heads != block.heads:
+        raise ModelError(
+            f"{block.out}: query heads that share keys and values have no kernel with a head size of "
+            f"{block.head_size}; allowed: multiples of {HEAD_SIZE_MULTIPLE}"
+        )
     attended = f"{block.out}.input"
+    qkv = _rotated(graph, block, projected, at) if at.rotary else _parts(graph, block, projected)
     graph.nodes(
         "MultiHeadAttention",
-        [*_parts(graph, block, projected), "", "", at.padding, *past],
+        [*qkv, "", "", at.padding, *past],
         [attended, *present],
         name=attended,
         domain=CONTRIB,
@@ -213,5 +251,11 @@ def _masked(block: AttentionBlock | CrossAttention) -> dict[str, Any]:
 
 
 def feed_forward(graph: Graph, weights: Weights, block: FeedForward, x: str) -> str:
-    """Product, activation function, product."""
-    return weights.product(graph, block.down, activation(graph, block.activation, weights.product(graph, block.up, x)))
+    """Product, activation function, product; a gate takes the activation function and multiplies what goes up."""
+    if not block.gate:
+        up = weights.product(graph, block.up, x)
+        return weights.product(graph, block.down, activation(graph, block.activation, up))
+    both = weights.product(graph, (block.gate, block.up), x)
+    gate, up = graph.nodes("Split", [both], [block.gate, block.up], name=f"{block.down}.split", axis=-1, num_outputs=2)
+    gated = graph.node("Mul", [activation(graph, block.activation, gate), up])
+    return weights.product(graph, block.down, gated)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from compress.functional.packing import storage_bits
-from compress.models.layout import is_embedding, is_norm, is_product, weight_of
-from compress.onnx.export.weights import FloatMatrix, Matrix, PackedMatrix, Weights
+from compress.models import context_of
+from compress.models.layout import is_embedding, is_product, norm_epsilon, norm_kind, weight_of
+from compress.onnx.export.weights import FloatMatrix, Matrix, Norm, PackedMatrix, Weights
 from compress.surgery.quantization import MatrixSpec, QuantizationSpec, Table
 
 
@@ -27,24 +29,37 @@ def read_weights(
     """
     names: dict[int, str] = {}
     matrices: dict[str, Matrix] = {}
-    epsilons: dict[str, float] = {}
+    norms: dict[str, Norm] = {}
     vectors: dict[str, Any] = {}
     for name, module in model.named_modules():
         if is_product(module) or is_embedding(module):
             stored = names.setdefault(id(module.get_parameter("weight")), f"{name}.weight")
             values = module.weight if is_embedding(module) else weight_of(module)
             matrices[name] = FloatMatrix(stored, values.detach().cpu().numpy())
-        elif is_norm(module):
-            epsilons[name] = module.eps
+        elif (kind := norm_kind(module)) is not None:
+            norms[name] = Norm(kind, norm_epsilon(module))
         for part, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 1:
                 vectors[f"{name}.{part}"] = parameter.detach().cpu().numpy()
+    vectors |= _rotary_tables(model)
     for name, buffer in model.named_buffers():
         if buffer.ndim == 2 and len(buffer) == 1:  # a bias of logits, stored as a row
             vectors[name] = buffer.detach().cpu().numpy()[0]
     if spec is not None and tensors is not None:
         matrices |= _quantized(model, spec, tensors, split=split)
-    return Weights(matrices, vectors, epsilons)
+    return Weights(matrices, vectors, norms)
+
+
+def _rotary_tables(model: nn.Module) -> dict[str, Any]:
+    """Cosines and sines [positions, head size / 2], in float32, of every module that holds rotary frequencies."""
+    tables: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(frequencies := getattr(module, "inv_freq", None), Tensor):
+            places = np.arange(context_of(model.config), dtype=np.float32)
+            angles = np.outer(places, frequencies.detach().cpu().numpy())
+            scaling = np.float32(module.attention_scaling)
+            tables |= {f"{name}.cos": np.cos(angles) * scaling, f"{name}.sin": np.sin(angles) * scaling}
+    return tables
 
 
 def _quantized(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from onnx import helper
@@ -196,12 +196,20 @@ def _alike(matrices: Sequence[Matrix]) -> bool:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """The kind of a normalization, and what it adds to the variance."""
+
+    kind: Literal["layer", "rms"]
+    epsilon: float
+
+
+@dataclass(frozen=True)
 class Weights:
-    """Matrices by module, vectors (biases, normalizations) by parameter, epsilons of normalizations by module."""
+    """Matrices and normalizations by module; vectors (biases, gains) and tables of rotary positions by parameter."""
 
     matrices: Mapping[str, Matrix]
     vectors: Mapping[str, Array]
-    epsilons: Mapping[str, float]
+    norms: Mapping[str, Norm]
 
     def product(self, graph: Graph, module: str | Sequence[str], x: str, output: str = "") -> str:
         """Multiply by a module's weight and add its bias, if any; several modules give their outputs in order."""

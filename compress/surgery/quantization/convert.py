@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import nn
 
 from compress.errors import ModelError
+from compress.models.family import ModelFamily
 from compress.models.layout import is_embedding, is_product, weight_of
-from compress.models.structure import ModelFamily, stock_tensors
+from compress.models.structure import stock_tensors
 from compress.surgery.coverage import Coverage, owners
 from compress.surgery.quantization.modules import FakeQuantWeight, Product, StoredWeight, Table
 from compress.surgery.quantization.spec import (
@@ -116,8 +117,8 @@ def _activations(model: nn.Module, family: ModelFamily, name: str, config: Quant
         return "none"
     if config.activations.scheme == "block":
         return "block"
-    ffn = (slot for axis in family.axes(model.config) if axis.kind == "ffn" for slot in axis.slots)
-    return "asymmetric" if any(slot.module == name and slot.side == "in" for slot in ffn) else "symmetric"
+    downs = {f".{stack.feed_forward.down}" for stack in family.stacks if not stack.feed_forward.gate}
+    return "asymmetric" if name.endswith(tuple(downs)) else "symmetric"  # a gate leaves as many negative values
 
 
 def _coverage(model: nn.Module, spec: QuantizationSpec) -> Coverage:

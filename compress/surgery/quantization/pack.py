@@ -11,8 +11,8 @@ from compress.errors import ModelError
 from compress.functional.blocks import dequantize_blocks
 from compress.functional.fake_quant import dequantize as dequantized
 from compress.functional.packing import from_unsigned, pack_blocks, storage_bits, to_unsigned, unpack_blocks
+from compress.models.family import ModelFamily
 from compress.models.layout import weight_of
-from compress.models.structure import ModelFamily
 from compress.surgery.quantization.convert import swap
 from compress.surgery.quantization.modules import FakeQuantWeight, Product, StoredWeight, Table
 from compress.surgery.quantization.spec import MatrixSpec, QuantizationSpec, Storage

@@ -1,0 +1,350 @@
+"""A model family as data: where its sizes stand in the stock config, and which modules hold what.
+
+Everything else is derived from these tables: the axes that shrink together, attentions, the stock config of a cut
+model, the sizes that modules cache, and the description that graphs are built from. A family is one file in
+:mod:`compress.models.families`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.errors import ModelError
+from compress.models.layout import weight_of
+from compress.models.structure import Attention, Axis, Projection, Slot, Task, common, with_fields
+
+
+@dataclass(frozen=True)
+class AttentionTable:
+    """One attention of a layer. Names are those of modules below the layer; ``axis`` is the name of its heads axis.
+
+    One fused product for query, key and value is named three times.
+    """
+
+    module: str
+    query: str
+    key: str
+    value: str
+    out: str
+    norm: str
+    axis: str = "heads"
+    causal: bool = True
+    cross: bool = False
+
+    @property
+    def fused(self) -> bool:
+        """Whether query, key and value are parts of one product, in this order."""
+        return self.query == self.key
+
+
+@dataclass(frozen=True)
+class FeedForwardTable:
+    """The FFN of a layer: its normalization and products, below the layer; no ``gate`` where it has none."""
+
+    norm: str
+    up: str
+    down: str
+    gate: str = ""
+
+
+@dataclass(frozen=True)
+class LayerStack:
+    """A chain of layers of one kind: its modules, and the config fields with its sizes."""
+
+    name: str
+    layers: str
+    """Path of the list of modules."""
+    axes: str
+    """What the axes of layer N start with, before ``.N.``."""
+    fields: tuple[str, ...]
+    """Config fields that hold the number of layers."""
+    heads: str
+    """Config field with the number of query heads."""
+    ffn: str
+    """Config field with the number of FFN neurons; where it is None they are four times the hidden size."""
+    tokens: str
+    """Path of the token embedding."""
+    attentions: tuple[AttentionTable, ...]
+    feed_forward: FeedForwardTable
+    kv_heads: str = ""
+    """Config field with the number of key/value heads; empty where there are as many as query heads."""
+    positions: str = ""
+    """Path of the table of learned positions; empty where there is none."""
+    position_offset: int = 0
+    """Row of that table for position 0."""
+    rotary: str = ""
+    """Path of the module with the frequencies of rotary positions; empty where there is none."""
+    embedding_norm: str = ""
+    """Path of the normalization of the embeddings; empty where there is none."""
+    final_norm: str = ""
+    """Path of the normalization after the last layer; empty where that layer ends with one."""
+
+    def depth(self, config: Any) -> int:
+        """How many layers a stock config has in this stack."""
+        return int(getattr(config, self.fields[0]))
+
+    def layer_of(self, axis: str) -> int | None:
+        """The layer that an axis belongs to, or None for an axis of another stack or of none."""
+        if not axis.startswith(f"{self.axes}."):
+            return None
+        return int(axis.removeprefix(f"{self.axes}.").partition(".")[0])
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """A model family as a table; paths are dotted module names of the stock model, fields those of the stock config."""
+
+    name: str
+    model_types: tuple[str, ...]
+    task: Task
+    body: str
+    head: str
+    embeddings: tuple[str, ...]
+    """Token embeddings by call site; they may share one parameter with each other and with the head."""
+    final_states: str
+    """Attribute of the body's output with the hidden states of every layer that a hidden loss compares."""
+    stacks: tuple[LayerStack, ...]
+    """Stacks of layers in the order in which they run; the last one ends in the final states."""
+    pre_norm: bool
+    """Whether a block normalizes its input (and the residual stream carries sums) or the sum that it leaves."""
+    hidden: str
+    """Field with the hidden size."""
+    context: str
+    """Field with the number of positions."""
+    activation: str
+    """Field with the name of the activation function of the FFN."""
+    special_tokens: Mapping[str, str]
+    """Tokens of a tokenizer trained from scratch; their ids count up from 0 in this order."""
+    head_size: str = ""
+    """Field with the channels of a head; empty where they are the hidden size divided by the query heads."""
+    scales_scores: str = ""
+    """Field that is false where attention scores are not divided by the root of the head size."""
+    scales_by_layer: str = ""
+    """Field that is true where attention scores are also divided by the number of the layer, from 1."""
+    scales_embedding: str = ""
+    """Field that is true where token embeddings are multiplied by the root of the hidden size."""
+    logits_bias: str = ""
+    """Buffer that is added to the logits."""
+    refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Fields whose value must be one of these where a config has them; other values compute something else."""
+
+    def axes(self, config: Any) -> tuple[Axis, ...]:
+        """Axes of a stock model; ``sized_axes`` gives those of a model that may have been cut.
+
+        Raises ModelError for a setting that this table does not describe.
+        """
+        self._require_described(config)
+        inner = [
+            axis for stack in self.stacks for n in range(stack.depth(config)) for axis in self._inner(config, stack, n)
+        ]
+        hidden = Axis("hidden", "hidden", int(getattr(config, self.hidden)), tuple(self._hidden_slots(config)))
+        return (hidden, *inner)
+
+    def attentions(self, config: Any) -> tuple[Attention, ...]:
+        """Every attention, in the order in which they run."""
+        return tuple(
+            _attention(stack, n, table, grouped=self.grouped(config, stack))
+            for stack in self.stacks
+            for n in range(stack.depth(config))
+            for table in stack.attentions
+        )
+
+    def stock_sizes(self, config: Any, sizes: Mapping[str, int]) -> dict[str, Any] | None:
+        """Config fields that say these axis sizes, or None where the stock classes cannot express them."""
+        hidden, before = sizes["hidden"], int(getattr(config, self.hidden))
+        fields: dict[str, Any] = {self.hidden: hidden}
+        for stack in self.stacks:
+            own = {axis: size for axis, size in sizes.items() if stack.layer_of(axis) is not None}
+            now = int(getattr(config, stack.heads))
+            heads = common((size for axis, size in own.items() if axis.endswith("heads")), now)
+            ffn = common(
+                (size for axis, size in own.items() if axis.endswith(".ffn")), self.ffn_size(config, stack, hidden)
+            )
+            if heads is None or ffn is None:
+                return None
+            if self.head_size:
+                fields[self.head_size] = self.channels(config, stack)
+            elif hidden * now != heads * before:
+                return None
+            implied = getattr(config, stack.ffn) is None and ffn == 4 * hidden
+            fields |= {stack.heads: heads, stack.ffn: None if implied else ffn}
+            if stack.kv_heads:
+                shared = heads if not self.grouped(config, stack) else int(getattr(config, stack.kv_heads))
+                groups = common((size for axis, size in own.items() if axis.endswith(".groups")), shared)
+                if groups is None or heads % groups:
+                    return None
+                fields[stack.kv_heads] = groups
+        return fields
+
+    def refresh(self, model: nn.Module) -> None:
+        """Bring the sizes that the family's own modules cache in line with the tensors they now hold."""
+        config: Any = model.config
+        hidden = int(model.get_submodule(self.stacks[0].tokens).get_parameter("weight").shape[1])
+        _set(model.get_submodule(self.body), embed_dim=hidden)
+        for name in self.embeddings:
+            _set(model.get_submodule(name), embed_scale=self.embedding_scale(config, hidden))
+        for stack in self.stacks:
+            size = self.channels(config, stack)
+            layers: Any = model.get_submodule(stack.layers)
+            for n, layer in enumerate(layers):
+                _set(layer, embed_dim=hidden)
+                for table in stack.attentions:
+                    module = layer.get_submodule(table.module)
+                    heads = _outputs(layer, table.query) // (size * (3 if table.fused else 1))
+                    groups = _outputs(layer, table.key) // (size * (3 if table.fused else 1))
+                    _set(
+                        module,
+                        layer_idx=n,
+                        embed_dim=hidden,
+                        split_size=heads * size,
+                        num_heads=heads,
+                        num_key_value_groups=heads // groups,
+                    )
+                    if self.scales_by_layer:  # version 5 of the stock library computes it once
+                        _set(module, scaling=self.score_factor(config, stack) * self.score_scale(config, n))
+
+    def score_factor(self, config: Any, stack: LayerStack) -> float:
+        """What attention scores are multiplied by in every layer."""
+        scaled = not self.scales_scores or getattr(config, self.scales_scores)
+        return float(self.channels(config, stack) ** -0.5) if scaled else 1.0
+
+    def score_divisor(self, config: Any, layer: int) -> int:
+        """What the stock forward divides the attention scores of layer N by because of its place."""
+        return layer + 1 if self.scales_by_layer and getattr(config, self.scales_by_layer) else 1
+
+    def score_scale(self, config: Any, layer: int) -> float:
+        """What the stock forward multiplies the attention scores of layer N by because of its place."""
+        return 1 / self.score_divisor(config, layer)
+
+    def usual_scores(self, config: Any) -> bool:
+        """Whether scores are scaled as every attention kernel does it."""
+        return self.score_divisor(config, 1) == 1 and (
+            not self.scales_scores or bool(getattr(config, self.scales_scores))
+        )
+
+    def embedding_scale(self, config: Any, hidden: int) -> float:
+        """What the stock forward multiplies token embeddings of this hidden size by."""
+        return math.sqrt(hidden) if self.scales_embedding and getattr(config, self.scales_embedding) else 1.0
+
+    def logits(self, model: nn.Module, states: Tensor) -> Tensor:
+        """Head of the model applied to final hidden states: [..., hidden] -> [..., vocabulary]."""
+        logits: Tensor = model.get_submodule(self.head)(states)
+        return logits + model.get_buffer(self.logits_bias) if self.logits_bias else logits
+
+    def channels(self, config: Any, stack: LayerStack) -> int:
+        """Channels of a head; cutting never changes them."""
+        own = getattr(config, self.head_size, None) if self.head_size else None
+        return int(own or getattr(config, self.hidden) // getattr(config, stack.heads))
+
+    def ffn_size(self, config: Any, stack: LayerStack, hidden: int | None = None) -> int:
+        """FFN neurons of a layer."""
+        return int(getattr(config, stack.ffn) or 4 * (hidden or getattr(config, self.hidden)))
+
+    def grouped(self, config: Any, stack: LayerStack) -> bool:
+        """Whether several query heads share a key/value head."""
+        return bool(stack.kv_heads) and getattr(config, stack.kv_heads) != getattr(config, stack.heads)
+
+    def positions(self, config: Any) -> int:
+        """The most tokens that a row may have."""
+        return int(getattr(config, self.context))
+
+    def final_norm(self, config: Any) -> str:
+        """The normalization whose output only the head reads."""
+        stack = self.stacks[-1]
+        return stack.final_norm or f"{stack.layers}.{stack.depth(config) - 1}.{stack.feed_forward.norm}"
+
+    def closing_norm(self, config: Any) -> str | None:
+        """The final normalization where it comes after the last layer, or None where it is a part of that layer."""
+        return self.stacks[-1].final_norm or None
+
+    def uniform_config(self, config: Any, sizes: Mapping[str, int]) -> Any | None:
+        """A stock config with these axis sizes (absent axes as in ``config``), or None where there is none."""
+        full = {axis.name: axis.size for axis in self.axes(config)} | dict(sizes)
+        fields = self.stock_sizes(config, full)
+        return None if fields is None else with_fields(copy.deepcopy(config), fields)
+
+    def _require_described(self, config: Any) -> None:
+        for name, allowed in self.refused.items():
+            value = getattr(config, name, allowed[0])
+            if value not in allowed:
+                text = " or ".join(str(each).lower() if isinstance(each, bool) else repr(each) for each in allowed)
+                shown = str(value).lower() if isinstance(value, bool) else repr(value)
+                raise ModelError(f"config.{name} is {shown}; only {self.name} models with {name} {text} are supported")
+
+    def _hidden_slots(self, config: Any) -> Iterator[Slot]:
+        """Every module side that is as wide as the residual stream."""
+        yield from (Slot(name, "out") for name in self.embeddings)
+        for stack in self.stacks:
+            yield from (Slot(name, "out") for name in (stack.positions, stack.embedding_norm) if name)
+        for stack in self.stacks:
+            for n in range(stack.depth(config)):
+                yield from self._layer_slots(stack, f"{stack.layers}.{n}")
+        yield from (Slot(stack.final_norm, "out") for stack in self.stacks if stack.final_norm)
+        yield Slot(self.head, "in")
+
+    def _layer_slots(self, stack: LayerStack, layer: str) -> Iterator[Slot]:
+        """In the order in which scores of units have always been summed: it decides their last bits."""
+        tables: list[AttentionTable | FeedForwardTable] = [*stack.attentions, stack.feed_forward]
+        blocks = [_inputs_and_outputs(table) for table in tables]
+        if self.pre_norm:
+            for _, out, norm in blocks:
+                yield from (Slot(f"{layer}.{norm}", "out"), Slot(f"{layer}.{out}", "out"))
+            for inputs, _, _ in blocks:
+                yield from (Slot(f"{layer}.{name}", "in") for name in inputs)
+            return
+        for inputs, out, norm in blocks:
+            yield from (Slot(f"{layer}.{name}", "in") for name in inputs)
+            yield from (Slot(f"{layer}.{out}", "out"), Slot(f"{layer}.{norm}", "out"))
+
+    def _inner(self, config: Any, stack: LayerStack, n: int) -> Iterator[Axis]:
+        layer, prefix, width = f"{stack.layers}.{n}", f"{stack.axes}.{n}", self.channels(config, stack)
+        heads = int(getattr(config, stack.heads))
+        for table in stack.attentions:
+            name = f"{prefix}.{table.axis}"
+            query, key, value, out = (f"{layer}.{part}" for part in (table.query, table.key, table.value, table.out))
+            read = Slot(out, "in", width)
+            if table.fused:
+                yield Axis(name, "heads", heads, (Slot(query, "out", width, 3), read))
+            elif self.grouped(config, stack):
+                groups = int(getattr(config, stack.kv_heads))
+                shared = tuple(Slot(part, "out", width) for part in (key, value))
+                yield Axis(name, "heads", heads, (Slot(query, "out", width), read))
+                yield Axis(f"{prefix}.groups", "groups", groups, shared, holds=name)
+            else:
+                yield Axis(name, "heads", heads, (*(Slot(part, "out", width) for part in (query, key, value)), read))
+        ffn = stack.feed_forward
+        ups = [Slot(f"{layer}.{part}", "out") for part in (ffn.gate, ffn.up) if part]
+        yield Axis(f"{prefix}.ffn", "ffn", self.ffn_size(config, stack), (*ups, Slot(f"{layer}.{ffn.down}", "in")))
+
+
+def _inputs_and_outputs(table: AttentionTable | FeedForwardTable) -> tuple[list[str], str, str]:
+    """The modules of a block that read the residual stream, the one that writes it, and its normalization."""
+    if isinstance(table, AttentionTable):
+        return list(dict.fromkeys((table.query, table.key, table.value))), table.out, table.norm
+    return [part for part in (table.gate, table.up) if part], table.down, table.norm
+
+
+def _attention(stack: LayerStack, n: int, table: AttentionTable, *, grouped: bool) -> Attention:
+    names = [f"{stack.layers}.{n}.{part}" for part in (table.query, table.key, table.value)]
+    query, key, value = (Projection(name, at, 3) if table.fused else Projection(name) for at, name in enumerate(names))
+    axis = f"{stack.axes}.{n}.{table.axis}"
+    kv_axis = f"{stack.axes}.{n}.groups" if grouped else axis
+    return Attention(axis, query, key, value, causal=table.causal, cross=table.cross, kv_axis=kv_axis)
+
+
+def _outputs(layer: nn.Module, name: str) -> int:
+    """Output channels of a product below a layer, as its tensors have them."""
+    return int(weight_of(layer.get_submodule(name)).shape[0])
+
+
+def _set(module: Any, **values: Any) -> None:
+    """Set the attributes that a module has; versions of the stock library differ in what they cache."""
+    for name, value in values.items():
+        if hasattr(module, name):
+            setattr(module, name, value)

@@ -10,7 +10,14 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
 """Pages of the site that stand elsewhere in the repository; README.md is its home."""
-OTHERS = ("LICENSE", "CITATION.cff", "recipes/**/*.yaml", "recipes/**/*.md", "compress/models/families/*.py", "tests/plugin/**/*")
+OTHERS = (
+    "LICENSE",
+    "CITATION.cff",
+    "recipes/**/*.yaml",
+    "recipes/**/*.md",
+    "compress/models/families/*.py",
+    "tests/plugin/**/*",
+)
 """Files that pages link to; the site serves them as they are."""
 LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr):<code>~?([\w.]+)</code>")

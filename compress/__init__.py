@@ -47,7 +47,7 @@ __all__ = [
     "save",
     "score",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = dict.fromkeys(__all__, "compress.api") | {
     "Artifact": "compress.artifact",

@@ -44,6 +44,12 @@ class Registry:
                 return point.load()
         raise RecipeError(f"unknown {self.kind} {name!r}. {suggest(name, self.names())}")
 
+    def known(self, name: str) -> str:
+        """Return ``name`` if it is known; for pydantic fields that hold a name alone. Raises ValueError otherwise."""
+        if name not in self.names():
+            raise ValueError(f"unknown {self.kind} {name!r}. {suggest(name, self.names())}")
+        return name
+
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         """As metadata of a field: a name, or a mapping with the fields of the class that its type names."""
         known = [handler(self.get(name).__pydantic_core_schema__) for name in self.names()]
@@ -116,5 +122,18 @@ MEASUREMENTS = Registry(
         "size": "compress.measure.size:Size",
         "quality": "compress.measure.quality:Quality",
         "speed": "compress.measure.speed:Speed",
+    },
+)
+
+QUANTIZERS = Registry(
+    kind="quantizer",
+    group="compress.quantizers",
+    builtin={
+        "dynamic_scaling": "compress.surgery.quantization.methods:DYNAMIC_SCALING",
+        "pact": "compress.surgery.quantization.methods:PACT",
+        "lsq": "compress.surgery.quantization.methods:LSQ",
+        "laq": "compress.surgery.quantization.methods:LAQ",
+        "twn": "compress.surgery.quantization.methods:TWN",
+        "round_to_nearest": "compress.surgery.quantization.methods:ROUND_TO_NEAREST",
     },
 )

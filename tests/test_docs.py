@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from compress.registry import MEASUREMENTS, STAGES, TERMS
+import compress
+from compress.models import GROUP
+from compress.registry import MEASUREMENTS, QUANTIZERS, STAGES, TERMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
 CARDS = sorted(ROOT.glob("docs/methods/*.md"))
+PLUGIN = "\n".join(text.read_text(encoding="utf-8") for text in sorted((ROOT / "tests/plugin").rglob("*.py")))
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -26,7 +29,7 @@ def test_links_lead_somewhere(page):
 
 @each_page
 def test_names_in_code_exist(page):
-    groups = {registry.group for registry in (STAGES, TERMS, MEASUREMENTS)}
+    groups = {registry.group for registry in (STAGES, TERMS, MEASUREMENTS, QUANTIZERS)} | {GROUP}
     for name in set(re.findall(r"`(compress(?:\.\w+)+)(?:\([^`]*\))?`", text(page))) - groups:
         parts = name.split(".")
         for at in range(len(parts), 0, -1):
@@ -49,7 +52,8 @@ def test_make_targets_exist(page):
 @each_page
 def test_types_in_recipes_are_known(page):
     known = {*STAGES.names(), *TERMS.names(), *MEASUREMENTS.names()}
-    assert set(re.findall(r"\btype: (\w+)", text(page))) <= known
+    known |= set(re.findall(r'type: Literal\["(\w+)"\]', PLUGIN))
+    assert set(re.findall(r"\btype: (?!Literal)(\w+)", text(page))) <= known
 
 
 @pytest.mark.parametrize("name", [*STAGES.names(), *TERMS.names()])
@@ -63,3 +67,26 @@ def test_every_stage_and_term_is_documented(name):
 def test_every_card_is_linked(card):
     others = [page for page in PAGES if page != card]
     assert any(card.name in text(page) for page in others), f"nothing links to {card.name}"
+
+
+@pytest.mark.parametrize("name", [name for name in compress.__all__ if name != "__version__"])
+def test_every_public_name_has_an_entry_in_the_api_page(name):
+    assert f"::: compress.{name}\n" in text(ROOT / "docs/api.md") + "\n"
+
+
+def test_every_page_is_in_the_navigation():
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")]
+    navigation = text(ROOT / "mkdocs.yml")
+    assert [page for page in pages if f": {page}\n" not in navigation] == []
+
+
+def test_the_examples_of_the_extending_page_are_the_plug_in():
+    def plain(source):
+        return re.sub(r"\s+", " ", source)
+
+    blocks = re.findall(r"```toml\n(.*?)```", text(ROOT / "docs/extending.md"), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        assert plain(block).strip() in plain(text(ROOT / "tests/plugin/pyproject.toml"))
+    for name in re.findall(r"^(?:class|def) (\w+)", text(ROOT / "docs/extending.md"), flags=re.MULTILINE):
+        assert re.search(rf"^(?:class|def) {name}\b", PLUGIN, flags=re.MULTILINE), name

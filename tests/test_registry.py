@@ -7,8 +7,10 @@ from pydantic import ValidationError
 
 from compress import registry
 from compress.errors import RecipeError
-from compress.registry import MEASUREMENTS, STAGES, TERMS, Registry, suggest
+from compress.registry import MEASUREMENTS, QUANTIZERS, STAGES, TERMS, Registry, suggest
 from compress.schema import Strict
+from compress.surgery.quantization.methods import Method
+from compress.surgery.quantization.spec import WeightQuantization
 
 ALL = [(kind, name) for kind in (STAGES, TERMS, MEASUREMENTS) for name in kind.names()]
 
@@ -25,6 +27,18 @@ def test_every_builtin_name_is_a_documented_strict_class(kind: Registry, name: s
     assert issubclass(found, Strict)
     assert (found.__doc__ or "").strip()
     assert found.model_fields["type"].default in (name, None) or found.model_fields["type"].is_required()
+
+
+@pytest.mark.parametrize("name", QUANTIZERS.names())
+def test_every_builtin_quantizer_is_a_method(name: str) -> None:
+    assert isinstance(QUANTIZERS.get(name), Method)
+
+
+def test_an_unknown_quantizer_is_reported_with_the_known_ones() -> None:
+    with pytest.raises(
+        ValidationError, match=r"unknown quantizer 'lsqq'\. Did you mean 'lsq'\? Known: dynamic_scaling"
+    ):
+        WeightQuantization(bits=4, method="lsqq")
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def learn_masks(
     Raises:
         UserError: an argument that cannot be used.
 
-    Example:
+    Examples:
         >>> masks = compress.learn_masks(model, train, tokenizer=tokenizer, steps=2, batch=2, progress=False)
         >>> masks.values["layer.0.heads"].shape
         torch.Size([4])
@@ -144,7 +144,7 @@ def score(
     Raises:
         UserError: an argument that cannot be used, or that the method does not read.
 
-    Example:
+    Examples:
         >>> compress.score(model, method="magnitude").values["hidden"].shape
         torch.Size([32])
     """
@@ -194,7 +194,7 @@ def prune(
         UserError: an argument that cannot be used.
         NothingDoneError: every unit would stay.
 
-    Example:
+    Examples:
         >>> small = compress.prune(model, compress.score(model), keep="2/4")
         >>> type(small).__name__, small.config.n_embd, small.config.n_head
         ('GPT2LMHeadModel', 16, 2)
@@ -236,7 +236,7 @@ def drop_layers(model: nn.Module, keep: int | Sequence[int] | Mapping[str, int |
         UserError: layers that the model does not have.
         NothingDoneError: every layer would stay.
 
-    Example:
+    Examples:
         >>> compress.drop_layers(model, 1).config.n_layer
         1
     """

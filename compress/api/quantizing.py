@@ -54,7 +54,7 @@ def quantize_(
         UserError: an argument that cannot be used; the model stays as it was.
         NothingDoneError: a filter that matches nothing.
 
-    Example:
+    Examples:
         >>> coverage = compress.quantize_(model, weights=4, group_size=32, filter=lambda name, module: "mlp" in name)
         >>> coverage.modules_touched
         4

@@ -75,7 +75,7 @@ def evaluate(
     Raises:
         UserError: an argument that cannot be used, or data that does not fit the metrics.
 
-    Example:
+    Examples:
         >>> found = compress.evaluate(model, test, tokenizer=tokenizer, progress=False)
         >>> 1 < found["perplexity"] < 1000
         True
@@ -129,7 +129,7 @@ def benchmark(
     Raises:
         UserError: an argument that cannot be used.
 
-    Example:
+    Examples:
         >>> records = compress.benchmark([model], prompt=4, new_tokens=2, rounds=1)
         >>> records[0]["speed"]["faster"]["per_token"]
         1.0

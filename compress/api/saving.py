@@ -32,7 +32,7 @@ def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None) -> Path:
     Raises:
         UserError: an argument that cannot be used, or a directory that is there already.
 
-    Example:
+    Examples:
         >>> path = compress.save(model, directory / "saved", tokenizer=tokenizer)
         >>> compress.load(path).config.n_embd
         32
@@ -72,7 +72,7 @@ def export_onnx(
         ParityError: the graph does not compute what torch computes; nothing is left behind.
         UserError: an argument that cannot be used, a part without an ONNX form, or a directory that is there already.
 
-    Example:
+    Examples:
         >>> figures = compress.export_onnx(model, directory / "onnx", tokenizer=tokenizer)
         >>> figures["max_logit_error"] <= figures["limit"]
         True

@@ -59,7 +59,7 @@ def finetune(
         UserError: an argument that cannot be used; the message names it, and the model stays as it was.
         DivergedError: a loss that became infinite or NaN; the model then holds the weights of that step.
 
-    Example:
+    Examples:
         >>> compress.finetune(model, train, tokenizer=tokenizer, steps=2, batch=2, progress=False).steps
         2
     """
@@ -113,7 +113,7 @@ def distill(
         UserError: an argument that cannot be used; the message names it, and the student stays as it was.
         DivergedError: a loss that became infinite or NaN.
 
-    Example:
+    Examples:
         >>> terms = ["adaptive_kl", {"type": "causal_kv", "weight": 0.1}]
         >>> small = compress.prune(model, compress.score(model), keep="2/4")
         >>> done = compress.distill(

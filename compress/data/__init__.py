@@ -1,4 +1,4 @@
-"""Rows a recipe names -> token rows -> batches that are a pure function of (data, seed, step)."""
+"""Read rows, encode them as tokens, and batch them. A batch depends on data, seed and step only."""
 
 from compress.data.dataset import Data, open_data
 from compress.data.interface import ModelInterface

@@ -1,4 +1,4 @@
-"""The running text of a source, whatever its layout: what a tokenizer is trained on."""
+"""The text of a source of any layout, to train a tokenizer on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compress.errors import DataError
 
 
 def read_corpus(source: Source, base: Path, where: str) -> list[str]:
-    """Return every text of ``source``, prompts and answers included; raises DataError for rows of ready tokens."""
+    """Return every text of ``source``, including prompts and responses. Raises DataError for rows of token ids."""
     if source.layout == "tokens":
         raise DataError(f"{where}: holds token ids, and a tokenizer is trained on text")
     if source.layout == "text":

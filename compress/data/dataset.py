@@ -1,10 +1,10 @@
-"""A recipe's ``data`` -> splits, all of them read and checked before any work."""
+"""Read and check all splits of a recipe's ``data`` before any work."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ _PLACES = {"text", "json", "csv", "parquet", "hub", "config", "split"}
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The splits of a run, and a digest of what made them: rows as read, spec (but no paths), tokenizer, interface."""
+    """The splits of a run. ``digest`` covers rows, settings (without paths), tokenizer and model interface."""
 
     train: Split | None
     eval: Split | None
@@ -31,15 +31,15 @@ def open_data(spec: DataSpec, *, tokenizer: Any | None, model: ModelInterface, b
     """Read, tokenize and check every split.
 
     Args:
-        spec: what the recipe says.
-        tokenizer: a transformers tokenizer, or None where all rows are ready tokens.
-        model: what the rows must fit.
-        base: the directory that relative paths start from (the recipe's).
+        spec: the ``data`` section of the recipe.
+        tokenizer: a transformers tokenizer, or None if all rows are token ids.
+        model: the interface that the rows must fit.
+        base: the directory of the recipe, where relative paths start.
 
     Raises:
-        DataError: a file, column or row that is missing, empty or does not fit, in one line that names it.
+        DataError: a file, column or row that is missing, empty or does not fit.
     """
-    # imports `datasets`, which takes a second; a recipe can be read without it
+    # imports `datasets`, which takes a second; reading a recipe does not need it
     from compress.data.encoding import Encoder
 
     if spec.block is not None and spec.block > model.context:
@@ -59,8 +59,27 @@ def open_data(spec: DataSpec, *, tokenizer: Any | None, model: ModelInterface, b
     return Data(**splits, spec=spec, digest=digest)
 
 
+def with_targets(data: Data, file: Path, name: str) -> Data:
+    """Return ``data`` with generated rows in place of ``data.train``. The digest stays that of the data as read.
+
+    Args:
+        data: data with training rows.
+        file: JSON lines with ``source`` and ``target``, lists of token ids.
+        name: what messages call the rows.
+
+    Raises:
+        DataError: a row that does not fit the model.
+    """
+    from compress.data.encoding import Encoder  # imports `datasets`, which takes a second
+
+    assert data.train is not None
+    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
+    train = Encoder(data.spec, data.train.model, None, f"targets {name}").with_responses(rows)
+    return replace(data, train=train)
+
+
 def tokenizer_digest(tokenizer: Any | None) -> str:
-    """Hash what a tokenizer does to text: its whole definition, but not how it was last asked to pad or truncate."""
+    """Hash the definition of a tokenizer, without its current padding and truncation."""
     if tokenizer is None:
         return ""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -1,4 +1,4 @@
-"""Plain rows + tokenizer -> token rows that fit the model."""
+"""Turn plain rows into token rows that fit the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from compress.data.interface import ModelInterface
 from compress.data.readers import TextPair, TokenRow, read_pairs, read_text, read_tokens
 from compress.data.sources import DataSpec, Source
 from compress.data.split import Example, Split
-from compress.data.targets import answered
+from compress.data.targets import response_row
 from compress.data.tokenizing import Ids, encode_each, encode_stream
 from compress.errors import DataError
 from compress.models.structure import IGNORE
@@ -29,7 +29,7 @@ _SPELLED = {"text": "running text", "prompt": "prompt and response", "pair": "so
 
 @dataclass(frozen=True)
 class Encoder:
-    """Makes a split of rows for one model; ``where`` names the source in messages."""
+    """Makes splits for one model. ``where`` names the source in messages."""
 
     spec: DataSpec
     model: ModelInterface
@@ -64,7 +64,7 @@ class Encoder:
         return split, _digest(rows)
 
     def text(self, text: str) -> Split:
-        """One stream of tokens in blocks; every token but the first is scored once."""
+        """One stream of tokens in blocks. Every token except the first is scored once."""
         ids = encode_stream(self.tokenizer, text)
         if len(ids) < 2:
             raise DataError(f"{self.where}: the text has {len(ids)} tokens; nothing is left to predict")
@@ -74,22 +74,24 @@ class Encoder:
         return replace(split, text=text, lines=text.count("\n") + 1)
 
     def prompts(self, pairs: Sequence[TextPair]) -> Split:
-        """A prompt, its first response and the end token a row; the prompt is not scored."""
+        """Rows of a prompt, its first response and the end token. The prompt is not scored."""
         prompts = [self._without_end(row) for row in self._encode([pair.text for pair in pairs], special=True)]
-        answers = self._ended(self._encode([pair.references[0] for pair in pairs], special=False))
+        responses = self._ended(self._encode([pair.references[0] for pair in pairs], special=False))
         kept = [row[-self.spec.max_source :] for row in prompts] if self.spec.max_source else prompts
-        cut = self._cut(answers, self.spec.max_target)
-        longest = self.block + 1  # the last token is predicted, never read
-        whole = [self._joined(at, prompt, answer) for at, (prompt, answer) in enumerate(zip(kept, cut, strict=True))]
+        cut = self._cut(responses, self.spec.max_target)
+        longest = self.block + 1  # the last token is only predicted
+        whole = [
+            self._joined(at, prompt, response) for at, (prompt, response) in enumerate(zip(kept, cut, strict=True))
+        ]
         rows = [TokenRow(row.input_ids[:longest], (row.labels or [])[:longest]) for row in whole]
-        before = zip(prompts, answers, strict=True)
+        before = zip(prompts, responses, strict=True)
         truncated = sum(
             len(row.input_ids) < len(one) + len(other) for row, (one, other) in zip(rows, before, strict=True)
         )
         return replace(self._causal(rows), examples=_examples(kept, pairs), truncated=truncated, blank=_blank(pairs))
 
-    def _joined(self, at: int, prompt: list[int], answer: list[int]) -> TokenRow:
-        length = len(prompt) + len(answer)
+    def _joined(self, at: int, prompt: list[int], response: list[int]) -> TokenRow:
+        length = len(prompt) + len(response)
         if len(prompt) >= self.block:
             raise DataError(
                 f"{self.where}: row {at}: the prompt's {len(prompt)} tokens leave no room for a "
@@ -100,10 +102,10 @@ class Encoder:
                 f"{self.where}: row {at}: prompt and response have {length} tokens; the model takes {self.block + 1} "
                 "(cut responses with block or max_target)"
             )
-        return TokenRow(prompt + answer, [IGNORE] * len(prompt) + answer)
+        return TokenRow(prompt + response, [IGNORE] * len(prompt) + response)
 
     def pairs(self, pairs: Sequence[TextPair]) -> Split:
-        """A source and its first target, which ends with the end token, a row."""
+        """Rows of a source and its first target with the end token."""
         sources = self._encode([pair.text for pair in pairs], special=True)
         targets = self._ended(self._encode([pair.references[0] for pair in pairs], special=True))
         kept, cut = self._cut(sources, self.spec.max_source, keep_end=True), self._cut(targets, self.spec.max_target)
@@ -115,7 +117,7 @@ class Encoder:
     def _require_tokens(
         self, sources: Sequence[list[int]], targets: Sequence[list[int]], pairs: Sequence[TextPair]
     ) -> None:
-        """An empty text is its special tokens; without any there is nothing to read, or nothing to predict."""
+        """Refuse rows that are empty because the tokenizer adds no special tokens."""
         for name, rows in (("source", sources), ("target", targets)):
             for at, row in enumerate(rows):
                 if not row:
@@ -127,15 +129,15 @@ class Encoder:
             raise DataError(f"{self.where}: every target is empty; name the column or the file that holds them")
 
     def _without_padding(self, rows: list[TokenRow]) -> list[TokenRow]:
-        """Rows whose targets end with their last scored token; a causal row reads its tokens, scored or not."""
+        """Cut the targets of a seq2seq model after their last scored token. Causal rows stay as they are."""
         if self.model.task == "causal":
             return rows
         return [TokenRow(ids, labels if labels is None else _until_scored(labels)) for ids, labels in rows]
 
     def tokens(self, rows: Sequence[TokenRow]) -> Split:
-        """Ready rows; a causal row without labels is scored on its own tokens."""
+        """Rows of token ids. A causal row without labels is scored on its own tokens."""
         causal = self.model.task == "causal"
-        longest = self.model.context + causal  # the last token of a causal row is predicted, never read
+        longest = self.model.context + causal  # the last token of a causal row is only predicted
         for at, row in enumerate(rows):
             for name, ids in row._asdict().items():
                 if ids is not None and len(ids) > longest:
@@ -155,13 +157,13 @@ class Encoder:
         self._refuse_padding(rows)
         return self._split([row.input_ids for row in rows], [row.labels or [] for row in rows])
 
-    def answered(self, rows: Sequence[Mapping[str, list[int]]]) -> Split:
+    def with_responses(self, rows: Sequence[Mapping[str, list[int]]]) -> Split:
         """Rows of a ``source`` (or prompt), which is not scored, and a ``target``."""
-        made = [answered(row["source"], row["target"], self.model.task) for row in rows]
+        made = [response_row(row["source"], row["target"], self.model.task) for row in rows]
         return self._split([row["input_ids"] for row in made], [row["labels"] for row in made])
 
     def _refuse_padding(self, rows: Sequence[TokenRow]) -> None:
-        """Padding that is part of a row would be read and scored."""
+        """Refuse padding inside rows: the model would read and score it."""
         pad = self.model.pad
         for at, row in enumerate(rows):
             for name, ids in row._asdict().items():
@@ -186,11 +188,11 @@ class Encoder:
         columns = {name: self._column(found, name) for name, found in named.items()}
         lengths = [len(one) + len(other) for one, other in zip(inputs, labels, strict=True)]
         table = InMemoryTable(pa.table({**columns, "length": pa.array(lengths, pa.int64())}))
-        rows = Dataset(table, fingerprint=self.where)  # or all of it is copied to make one up
+        rows = Dataset(table, fingerprint=self.where)  # without a fingerprint, datasets copies all rows to compute one
         return Split(self.where, rows, self.model, tokens=sum(scored), blank=scored.count(0))
 
     def _column(self, rows: Sequence[Sequence[int] | Ids], column: str) -> pa.LargeListArray:
-        """The rows in four bytes a token; raises DataError for one that does not fit the model."""
+        """The rows with four bytes per token. Raises DataError for a row that does not fit the model."""
         fitting = []
         for at, row in enumerate(rows):
             if len(row) > self.model.context:
@@ -230,7 +232,7 @@ class Encoder:
 
 
 def _shortened(row: list[int], longest: int, end: Sequence[int]) -> list[int]:
-    """Cut a row that is too long, and keep its closing ``end`` where it has one."""
+    """Cut a row that is too long. If the row ends with ``end``, the result does as well."""
     if len(row) <= longest:
         return row
     end = list(end) if row[-len(end) :] == end else []

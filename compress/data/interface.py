@@ -1,4 +1,4 @@
-"""What data must know about a model: how long its rows may be, and which ids mean what."""
+"""The facts about a model that data preparation needs: context length, vocabulary size and special tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ModelInterface:
 
     @classmethod
     def of(cls, config: Any, tokenizer: Any = None) -> Self:
-        """Read a stock config; a tokenizer's ``pad`` and ``eos`` win over it, and ``eos`` stands in for ``pad``."""
+        """Read a stock config. A tokenizer's ``pad`` and ``eos`` take precedence; without ``pad``, ``eos`` is used."""
         eos = _first(getattr(tokenizer, "eos_token_id", None), getattr(config, "eos_token_id", None))
         pad = _first(getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None), eos, 0)
         start = getattr(config, "decoder_start_token_id", None)

@@ -1,4 +1,4 @@
-"""Source -> plain rows, read with the ``datasets`` library: in memory, without its cache, no network for files."""
+"""Read plain rows from a source with the ``datasets`` library. Files need no network, and its cache is not used."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from compress.data.sources import ParallelText, Source
 from compress.errors import DataError
 
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "at least one example")
-"""What the ``datasets`` library says of tables without a row, in JSON, Parquet and text."""
+"""Messages of the ``datasets`` library about JSON, Parquet and text files without rows."""
 
 
 class TextPair(NamedTuple):
-    """A prompt or source, and the texts that answer it (the first is trained on)."""
+    """A prompt or source, and its reference responses. Training uses the first."""
 
     text: str
     references: tuple[str, ...]
 
 
 class TokenRow(NamedTuple):
-    """Ready tokens; ``labels`` is None where the ids are their own labels."""
+    """Token ids of one row. ``labels`` is None where the ids are also the labels."""
 
     input_ids: list[int]
     labels: list[int] | None
 
 
 def read_text(source: Source, base: Path, where: str) -> list[str]:
-    """Return running text, a piece per line of a file or per row of a table, without the newline that ends it."""
+    """Return running text: one piece per line of a file or row of a table, without its final newline."""
     column = "text" if source.text is not None else source.column or "text"
     pieces = [piece.removesuffix("\n") for piece in _texts(_table(source, base, where), column, where)]
     if not source.strip:
@@ -50,15 +50,15 @@ def read_pairs(source: Source, base: Path, where: str) -> list[TextPair]:
         return _parallel(source, source.text, base, where)
     table = _table(source, base, where)
     if source.prompt:
-        inputs, answers = _filled(table, source.prompt, "\n", where), source.response
+        inputs, responses = _filled(table, source.prompt, "\n", where), source.response
     else:
-        inputs, answers = _filled(table, source.source or "", "", where), source.target
-    references = _references(table, answers or (), where)
+        inputs, responses = _filled(table, source.source or "", "", where), source.target
+    references = _references(table, responses or (), where)
     return [TextPair(*pair) for pair in zip(inputs, references, strict=True)]
 
 
 def read_tokens(source: Source, base: Path, where: str) -> list[TokenRow]:
-    """Return ready token rows."""
+    """Return rows of token ids. Raises DataError for an empty row."""
     table = _table(source, base, where)
     ids = _ids(table, source.input_ids or "", where)
     labels = _ids(table, source.labels, where) if source.labels else [None] * len(ids)
@@ -71,7 +71,7 @@ def read_tokens(source: Source, base: Path, where: str) -> list[TokenRow]:
 
 
 def _table(source: Source, base: Path, where: str) -> datasets.Dataset:
-    """Read the rows that ``skip`` and ``limit`` leave."""
+    """Read the rows that remain after ``skip`` and ``limit``."""
     with _quiet():
         if source.hub is not None:
             table = _from_hub(source, where)
@@ -98,7 +98,7 @@ def _is_empty(path: Path) -> bool:
     try:
         with gzip.open(path) as file:
             return not file.read(1)
-    except (OSError, EOFError):  # told where it is read
+    except (OSError, EOFError):  # reported when the file is read
         return False
 
 
@@ -107,7 +107,7 @@ def _from_files(kind: str, paths: list[Path], where: str) -> datasets.Dataset:
     try:
         if kind == "csv":
             return datasets.Dataset.from_list([row for path in paths for row in _csv_rows(path)])
-        options = {"encoding": "utf-8-sig"} if kind == "text" else {}  # a byte order mark is no text
+        options = {"encoding": "utf-8-sig"} if kind == "text" else {}  # a byte order mark is not text
         with TemporaryDirectory() as cache:
             return datasets.load_dataset(
                 kind, data_files=files, split="train", cache_dir=cache, keep_in_memory=True, **options
@@ -120,9 +120,9 @@ def _from_files(kind: str, paths: list[Path], where: str) -> datasets.Dataset:
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
-    """Cells as written: nothing is guessed to be a number, and NA is a word."""
+    """Return every cell as text. Numbers are not converted, and NA is an ordinary word."""
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig") as file:  # a byte order mark is no part of the first column's name
+    with opened(path, "rt", encoding="utf-8-sig") as file:  # a byte order mark does not belong to the first column name
         table = csv.reader(file, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
         header = next(table, [])
         rows = [row for row in table if row]
@@ -153,7 +153,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the progress bars and log lines of ``datasets``, and put back what the user had."""
+    """Hide the progress bars and log lines of ``datasets``, and restore the user's settings afterwards."""
     shown, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
@@ -185,7 +185,7 @@ def _text(cell: Any, row: int, name: str, where: str) -> str:
 
 
 def _references(table: datasets.Dataset, names: Sequence[str], where: str) -> list[tuple[str, ...]]:
-    """Return each row's texts: those of several columns, and of cells that hold a list; a null is none."""
+    """Return the references of each row, from several columns and from cells with lists. Nulls are skipped."""
     found = []
     for row, cells in enumerate(zip(*(_column(table, name, where) for name in names), strict=True)):
         lists = [cell if isinstance(cell, list) else [cell] for cell in cells]
@@ -197,16 +197,16 @@ def _references(table: datasets.Dataset, names: Sequence[str], where: str) -> li
 
 
 def _meant(texts: Sequence[str]) -> tuple[str, ...]:
-    """The references of a row: beside another one, an empty text is a place that was left free."""
+    """Drop empty references, unless all are empty: then one empty reference remains."""
     return tuple(text for text in texts if text.strip()) or (texts[0],)
 
 
 def _filled(table: datasets.Dataset, template: str, ending: str, where: str) -> list[str]:
-    """Fill ``{column}`` fields row by row; a template without a field is a column's name."""
+    """Fill the ``{column}`` fields of a template in each row. A template without fields is a column name."""
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise DataError(f"{where}: {template!r} is no template: {error}") from error
+        raise DataError(f"{where}: {template!r} is not a template: {error}") from error
     if not fields:
         return [text + ending for text in _texts(table, template, where)]
     columns = {name: ["" if cell is None else cell for cell in _column(table, name, where)] for name in set(fields)}
@@ -220,7 +220,7 @@ def _filled(table: datasets.Dataset, template: str, ending: str, where: str) -> 
 
 
 class _Whole(string.Formatter):
-    """Fields are names of columns as they are, dots included."""
+    """Reads a field as a whole column name, dots included."""
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
         return kwargs[field_name], field_name
@@ -234,7 +234,7 @@ def _parallel(source: Source, files: ParallelText, base: Path, where: str) -> li
         if len(lines) != len(columns[0]):
             raise DataError(f"{where}: {names[0]} has {len(columns[0])} lines and {name} has {len(lines)}")
     stop = None if source.limit is None else source.skip + source.limit
-    pairs = [TextPair(text, _meant(answers)) for text, *answers in zip(*columns, strict=True)][source.skip : stop]
+    pairs = [TextPair(text, _meant(responses)) for text, *responses in zip(*columns, strict=True)][source.skip : stop]
     if not pairs:
         raise DataError(f"{where}: no rows are left of {len(columns[0])} with skip: {source.skip}")
     return pairs
@@ -246,9 +246,9 @@ def _ids(table: datasets.Dataset, name: str, where: str) -> list[list[int]]:
         if not isinstance(cell, list):
             raise DataError(f"{where}: row {row}: column {name!r} holds {type(cell).__name__}, not a list of token ids")
     if wrong := [(row, token) for row, cell in enumerate(rows) for token in cell if type(token) is not int]:
-        # one broken number makes floats of a whole column: that one is told, if there is one
+        # one fraction turns a whole column into floats: report the fraction itself where there is one
         row, token = next((found for found in wrong if not _is_whole(found[1])), wrong[0])
-        raise DataError(f"{where}: row {row}: column {name!r} holds {token!r}, which is no token id")
+        raise DataError(f"{where}: row {row}: column {name!r} holds {token!r}, which is not a token id")
     return rows
 
 

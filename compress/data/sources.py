@@ -1,4 +1,4 @@
-"""What a recipe may say about data. Nothing here reads a file."""
+"""The ``data`` section of a recipe. This module reads no files."""
 
 from __future__ import annotations
 
@@ -21,28 +21,27 @@ _LAYOUTS = {
 
 
 class ParallelText(Strict):
-    """Text files whose lines belong together; several targets are several references for one source line."""
+    """Text files with parallel lines. Several targets are several references for each source line."""
 
     source: str
     target: Several[str]
 
 
 class Source(Strict):
-    """One place rows come from, and which columns hold what.
+    """Where rows come from, and what their columns contain.
 
     The place is exactly one of ``text``, ``json``, ``csv``, ``parquet`` (one file or several, plain or ``.gz``,
-    relative to the recipe) and ``hub`` (with ``split`` and perhaps ``config``).
+    relative to the recipe) and ``hub`` (with ``split`` and optionally ``config``).
 
-    The columns are one of: ``column`` (running text; called ``text`` when nothing is said), ``prompt`` and ``response``
-    (loss on the response), ``source`` and ``target``, or ``input_ids`` and perhaps ``labels`` (ready tokens). A bare
-    prompt column gets a newline after it. Of several references the first is trained on, and measurements compare
-    with all of them.
+    The columns are one of: ``column`` (running text, by default the column ``text``), ``prompt`` and ``response`` (loss
+    on the response), ``source`` and ``target``, or ``input_ids`` with optional ``labels``. A newline follows a prompt
+    that is a bare column name. With several references, training uses the first and measurements compare with all.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     text: Several[str] | ParallelText | None = None
-    """Text files, or ``{source, target}``: files whose lines belong together."""
+    """Text files, or ``{source, target}``: files with parallel lines."""
     json_files: Several[str] | None = Field(default=None, alias="json")
     """JSON lines, or one JSON array."""
     csv: Several[str] | None = None
@@ -66,31 +65,31 @@ class Source(Strict):
     target: Several[str] | None = None
     """Column of targets; several columns, or a cell with a list, are several references."""
     input_ids: str | None = None
-    """Column of ready token ids."""
+    """Column of token ids."""
     labels: str | None = None
-    """Column of ready labels, not shifted, -100 where nothing is scored; without it, a causal row's own ids."""
+    """Column of labels, not shifted, -100 for tokens without loss; by default the ids of a causal row."""
     strip: bool = False
-    """Take the spaces off both ends of every line of running text; otherwise the text is scored as it is written."""
+    """Remove spaces at both ends of every line of running text. By default the text is scored as written."""
     skip: int = Field(default=0, ge=0)
-    """Rows to leave out at the start."""
+    """Rows to skip at the start."""
     limit: int | None = Field(default=None, ge=1)
-    """Rows to take at most."""
+    """Largest number of rows to use."""
 
     @property
     def kind(self) -> str:
-        """Which of text, json, csv, parquet and hub the rows come from."""
+        """The kind of source: text, json, csv, parquet or hub."""
         return self._given(_KINDS)[0]
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Every file named, in order; none for the hub."""
+        """All files in order; empty for the hub."""
         if isinstance(self.text, ParallelText):
             return (self.text.source, *self.text.target)
         return self.text or self.json_files or self.csv or self.parquet or ()
 
     @property
     def layout(self) -> Layout:
-        """What a row is: running text, a prompt with a response, a source with a target, or tokens."""
+        """The kind of row: running text, prompt and response, source and target, or tokens."""
         if isinstance(self.text, ParallelText) or self.source:
             return "pair"
         if self.prompt:
@@ -99,7 +98,7 @@ class Source(Strict):
 
     @property
     def prompted(self) -> bool:
-        """Whether rows say what is given and what is to be answered: all but running text and tokens without labels."""
+        """Whether rows separate an input from a response. False for running text and for tokens without labels."""
         return self.layout in ("prompt", "pair") or self.labels is not None
 
     @model_validator(mode="after")
@@ -133,31 +132,31 @@ class Source(Strict):
 
 
 class DataSpec(Strict):
-    """Data to train on, to choose checkpoints on (``eval``) and to measure on (``test``), and how long rows may be.
+    """Data for training, for choosing checkpoints (``eval``) and for measurements (``test``), and the length of rows.
 
-    Nothing is cut that ``block``, ``max_source`` or ``max_target`` does not cut: a row that is too long is an error.
-    They cut text alone; rows of ready tokens stay as they are.
+    Only ``block``, ``max_source`` and ``max_target`` cut rows. Without them, a row that is too long is an error. Rows
+    of token ids are never cut.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     folder: str = Field(default="", alias="dir")
-    """Directory that file names start from; itself relative to the recipe's."""
+    """Directory of the files, relative to the recipe."""
     train: Source | None = None
-    """What stages train on."""
+    """Rows that stages train on."""
     eval: Source | None = None
-    """What checkpoints are chosen on."""
+    """Rows that choose the best checkpoint."""
     test: Source | None = None
-    """What measurements use."""
+    """Rows that measurements use."""
     block: int | None = Field(default=None, ge=2)
-    """Tokens in a block of running text, and in a prompt with its response at most; the model's context by default."""
+    """Tokens per block of running text, and the limit of prompt and response; by default the model's context."""
     max_source: int | None = Field(default=None, ge=2)
-    """Tokens of a source (cut at its end) or of a prompt (cut at its start)."""
+    """Most tokens of a source (cut at its end) or of a prompt (cut at its start)."""
     max_target: int | None = Field(default=None, ge=2)
-    """Tokens of a target or response (cut at its end)."""
+    """Most tokens of a target or response (cut at its end)."""
 
     def start(self, base: Path) -> Path:
-        """Where file names start from, for a recipe in ``base``."""
+        """The directory of the files, for a recipe in ``base``."""
         return base / Path(self.folder).expanduser()
 
     @model_validator(mode="after")
@@ -166,5 +165,5 @@ class DataSpec(Strict):
             raise ValueError("data needs train, eval or test")
         idle = next((name for name in ("block", "max_source", "max_target") if getattr(self, name) is not None), None)
         if idle and {each.layout for each in (self.train, self.eval, self.test) if each} == {"tokens"}:
-            raise ValueError(f"{idle} cuts text, and all rows are ready input_ids, which nothing cuts; leave it out")
+            raise ValueError(f"{idle} cuts text, and all rows are input_ids, which are not cut; leave it out")
         return self

@@ -28,12 +28,12 @@ Batch = dict[str, Tensor]
 token that position t must predict (already aligned); -100 is not scored. Padding is on the right."""
 
 
-_WINDOW = 32  # batches whose rows are sorted by length together: little padding, and still many different batches
+_WINDOW = 32  # batches that are sorted by length together: little padding, and batches still vary
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a generation starts from, as tokens and as text, and the texts it is compared with."""
+    """The input of a generation, as tokens and as text, and its reference texts."""
 
     input_ids: list[int]
     text: str
@@ -49,14 +49,14 @@ class Split:
     rows: Dataset
     model: ModelInterface
     examples: tuple[Example, ...] = ()
-    """A row's prompt or source with its references; empty for running text and ready tokens."""
+    """Prompt or source of each row with its references; empty for running text and token rows."""
     text: str | None = None
-    """The running text, where the rows are blocks of one."""
+    """The running text, if the rows are blocks of it."""
     lines: int = 0
     truncated: int = 0
     """Rows that ``block``, ``max_source`` or ``max_target`` cut."""
     blank: int = 0
-    """Rows with a source or prompt, or a target or response, without a word; of ready tokens, without a scored one."""
+    """Rows with an empty input or response. Of token rows: rows without a scored token."""
     tokens: int = 0
     """Scored positions."""
 
@@ -68,22 +68,22 @@ class Split:
 
     @property
     def cutting(self) -> str:
-        """The setting that makes rows shorter."""
+        """The settings that shorten rows."""
         return "data.max_source and data.max_target" if self.model.task == "seq2seq" else "data.block"
 
     @property
     def longest(self) -> int:
-        """Most positions of a row that are read or predicted."""
+        """The largest number of positions of a row."""
         return max(len(row) for column in ("input_ids", "labels") for row in self.rows[column])
 
     @property
     def longest_target(self) -> int:
-        """Most positions of a row that predict: those of a decoder, or of a causal model all."""
+        """The largest number of predicted positions of a row: decoder positions, or all of a causal model."""
         return max(map(len, self.rows["labels"]))
 
     @property
     def words(self) -> int | None:
-        """Words and line ends of running text (what a per-word perplexity is over), or None."""
+        """Words and line ends of running text, the unit of per-word perplexity; None for other rows."""
         return None if self.text is None else len(self.text.split()) + self.lines
 
     def loader(
@@ -96,12 +96,11 @@ class Split:
         shuffle: bool = False,
         numbered: bool = False,
     ) -> DataLoader[int]:
-        """Return batches ``start`` to ``steps`` of an endless chain of epochs; without ``steps``, those of the first.
+        """Return batches ``start`` to ``steps`` of an endless sequence of epochs. Without ``steps``, one epoch.
 
-        Which rows a batch holds is a pure function of (seed, number of the batch), so that a run resumed at ``start``
-        sees what it would have seen. ``shuffle`` draws rows of like length together and drops the last short batch of
-        an epoch (unless it is the only one); without it rows keep the file's order and all are seen. ``numbered`` adds
-        ``rows`` [B], the number of each row in the split.
+        The rows of a batch depend only on the seed and the number of the batch, so a run resumed at ``start`` sees the
+        same batches. ``shuffle`` groups rows of similar length and drops the last short batch of an epoch, unless it is
+        the only one. Without it, all rows come in file order. ``numbered`` adds ``rows`` [B], the number of each row.
         """
         lengths = np.asarray(self.rows.with_format("numpy")["length"])
         order = Order(lengths, batch_size, seed, shuffle)
@@ -109,7 +108,7 @@ class Split:
             range(len(self)),  # type: ignore[arg-type]
             batch_sampler=BatchRange(order, start, order.per_epoch if steps is None else steps),
             collate_fn=partial(self._batch, numbered=numbered),
-            generator=torch.Generator().manual_seed(seed),  # or a loader draws from the random state of training
+            generator=torch.Generator().manual_seed(seed),  # a loader without one draws from the global random state
         )
 
     def _batch(self, numbers: list[int], *, numbered: bool) -> Batch:
@@ -122,7 +121,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """Which rows make up batch n of an epoch."""
+    """Assigns rows to the batches of an epoch."""
 
     lengths: np.ndarray[Any, np.dtype[np.int64]]
     batch_size: int
@@ -136,7 +135,7 @@ class Order:
         return max(full, 1) if self.shuffle else full + bool(rest)
 
     def epoch(self, number: int) -> list[list[int]]:
-        """Return the rows of each batch of an epoch; the shuffle depends on the seed and the number alone."""
+        """Return the rows of each batch of an epoch. The shuffle depends only on the seed and the epoch number."""
         if not self.shuffle:
             return self._chunks(np.arange(len(self.lengths)))
         random = np.random.default_rng([self.seed, number])
@@ -151,7 +150,7 @@ class Order:
 
 
 class BatchRange(Sampler[list[int]]):
-    """Batches ``start`` to ``stop`` of the endless chain of epochs."""
+    """Batches ``start`` to ``stop`` of the endless sequence of epochs."""
 
     def __init__(self, order: Order, start: int, stop: int) -> None:
         self.order, self.start, self.stop = order, start, stop
@@ -170,10 +169,10 @@ class BatchRange(Sampler[list[int]]):
 
 
 def collate(rows: Sequence[dict[str, list[int]]], model: ModelInterface) -> Batch:
-    """Pad rows on the right to the longest: tokens with ``pad``, labels with -100, masks with 0.
+    """Pad rows on the right to the longest row: tokens with ``pad``, labels with -100, masks with 0.
 
-    A decoder's inputs are the labels shifted right behind ``decoder_start``, with ``pad`` where a label is -100.
-    Raises :class:`DataError` where no position is scored.
+    Decoder inputs are ``decoder_start`` and the labels shifted right, with ``pad`` in place of -100.
+    Raises :class:`DataError` if no position is scored.
     """
     inputs, labels = [row["input_ids"] for row in rows], [row["labels"] for row in rows]
     if all(label == IGNORE for row in labels for label in row):

@@ -1,37 +1,30 @@
-"""Prompts or sources with answers that a model generated, as rows and batches to train on.
+"""Prompts or sources with responses that a model generated, as rows and batches to train on.
 
-A prompt is what a causal model reads before the first token that is scored; a source is all that an encoder reads.
+A prompt is what a causal model reads before the first scored token. A source is everything that an encoder reads.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from compress.data.interface import ModelInterface
 from compress.data.split import Batch, Split, collate
 from compress.errors import DataError
 from compress.models.structure import IGNORE, Task
 
-if TYPE_CHECKING:
-    from compress.data.dataset import Data
-
 
 def prompt_of(input_ids: list[int], labels: list[int], task: Task) -> list[int]:
-    """The prompt (or source) of a row with aligned labels; raises DataError where a causal row has no scored token."""
+    """The prompt (or source) of a row with aligned labels. Raises DataError for a causal row without a scored token."""
     if task == "seq2seq":
         return input_ids
     first = next((at for at, label in enumerate(labels) if label != IGNORE), None)
     if first is None:
-        raise DataError("no token is scored, so nothing says where its prompt ends; leave the row out")
+        raise DataError("no token is scored, so the end of the prompt is unknown; leave the row out")
     return input_ids[: first + 1]
 
 
 def prompts_of(split: Split) -> list[list[int]]:
-    """The prompt (or source) of each row; raises DataError, with its number, for one that has none."""
+    """The prompt (or source) of each row. Raises DataError with the row number for a row that has none."""
     prompts = []
     for row, (ids, labels) in enumerate(zip(split.rows["input_ids"], split.rows["labels"], strict=True)):
         try:
@@ -41,11 +34,11 @@ def prompts_of(split: Split) -> list[list[int]]:
     return prompts
 
 
-def answered(prompt: list[int], answer: list[int], task: Task) -> dict[str, list[int]]:
-    """A row with aligned labels, in which the answer alone is scored."""
+def response_row(prompt: list[int], response: list[int], task: Task) -> dict[str, list[int]]:
+    """A row with aligned labels that scores the response only."""
     if task == "seq2seq":
-        return {"input_ids": prompt, "labels": answer}
-    return {"input_ids": (prompt + answer)[:-1], "labels": ([IGNORE] * len(prompt) + answer)[1:]}
+        return {"input_ids": prompt, "labels": response}
+    return {"input_ids": (prompt + response)[:-1], "labels": ([IGNORE] * len(prompt) + response)[1:]}
 
 
 def prompts_in(batch: Batch, task: Task) -> list[list[int]]:
@@ -56,21 +49,7 @@ def prompts_in(batch: Batch, task: Task) -> list[list[int]]:
     return [prompt_of(ids[:length], labels, task) for ids, length, labels in rows]
 
 
-def answered_batch(prompts: Sequence[list[int]], answers: Sequence[list[int]], model: ModelInterface) -> Batch:
-    """A batch of these prompts with these answers; nothing behind an answer is scored."""
-    rows = zip(prompts, answers, strict=True)
-    return collate([answered(prompt, answer, model.task) for prompt, answer in rows], model)
-
-
-def with_targets(data: Data, file: Path, name: str) -> Data:
-    """The data with the rows of ``file`` (JSON lines with ``source`` and ``target``, token ids) as ``data.train``.
-
-    The digest stays that of the data as read. Raises DataError for a row that does not fit the model; ``name`` is what
-    messages call the rows.
-    """
-    from compress.data.encoding import Encoder  # imports `datasets`, which takes a second
-
-    assert data.train is not None
-    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
-    train = Encoder(data.spec, data.train.model, None, f"targets {name}").answered(rows)
-    return replace(data, train=train)
+def response_batch(prompts: Sequence[list[int]], responses: Sequence[list[int]], model: ModelInterface) -> Batch:
+    """A batch of these prompts with these responses. Positions after the end of a response are not scored."""
+    rows = zip(prompts, responses, strict=True)
+    return collate([response_row(prompt, response, model.task) for prompt, response in rows], model)

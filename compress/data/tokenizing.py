@@ -1,4 +1,4 @@
-"""Texts -> token ids, a part at a time, so that what a tokenizer notes of each token never exists for all of them."""
+"""Encode texts in parts, because a tokenizer keeps much more per token than its id while it works."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
 
-_PIECE = 1 << 13  # characters of running text that are one part at least
-_TOGETHER = 16  # parts of running text that a tokenizer sees at a time, so that it can use every core
-_TEXTS = 1024  # texts of their own that it sees at a time
+_PIECE = 1 << 13  # least number of characters in a part of running text
+_TOGETHER = 16  # parts of running text per call, so that the tokenizer uses every core
+_TEXTS = 1024  # separate texts per call
 _CUT = re.compile(r"(?<=[\w!-~])(?=[ \n])")
 
 
 def encode_stream(tokenizer: Any, text: str) -> Ids:
-    """The tokens of one text, without special tokens: what one call would give, at a fraction of its memory."""
+    """The tokens of one text without special tokens: equal to one call of the tokenizer, with less memory."""
     pieces = list(_pieces(text)) if cuts_before_spaces(tokenizer) else [text]
     parts = [
         np.array(ids, np.int32)
@@ -30,17 +30,17 @@ def encode_stream(tokenizer: Any, text: str) -> Ids:
 
 
 def encode_each(tokenizer: Any, texts: list[str], *, special: bool) -> list[list[int]]:
-    """The tokens of each text, with the tokenizer's special tokens around them if ``special``."""
+    """The tokens of each text, with the tokenizer's special tokens if ``special``."""
     starts = range(0, len(texts), _TEXTS)
     return [ids for at in starts for ids in _encode(tokenizer, texts[at : at + _TEXTS], special=special)]
 
 
 def cuts_before_spaces(tokenizer: Any) -> bool:
-    """True where text may be cut between a word and a space or newline without changing a token.
+    """True if cutting text between a word and a space or newline changes no token.
 
-    The pattern of byte-level BPE (GPT-2's) ends a word before any space and never looks back, and merges stay inside a
-    word. So it holds where this pattern alone splits the text, nothing is put before it or rewritten in it, and no
-    added token takes spaces in.
+    The pattern of byte-level BPE (GPT-2) ends a word before each space without looking back, and merges stay inside a
+    word. So cutting is safe if only this pattern splits the text, if nothing is prepended or normalized, and if no
+    added token contains spaces.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

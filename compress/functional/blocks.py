@@ -1,8 +1,8 @@
-"""Weight quantizers with one scale a row and block of inputs: a weight [O, I] as rows of blocks of `block` neighbours.
+"""Weight quantizers with one scale per row and block: rows of a weight [O, I] are split into blocks of inputs.
 
-Every quantizer of `fake_quant` knows a scale a row (`dim=0`); here each block is a row of its own. Where I is no
-multiple of the block, the last block of each row is short and is quantized as what it is: its means and sums are over
-its own weights, and no padding takes part. Scales have the shape [O, ceil(I / block)].
+Every quantizer of `fake_quant` supports one scale per row (`dim=0`). Here each block is treated as a row. If I is not a
+multiple of the block, the last block of each row is shorter: its means and sums cover its own weights only, without
+padding. Scales have the shape [O, ceil(I / block)].
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +12,10 @@ from torch import Tensor, cat
 
 
 def by_block(quantizer: Callable[..., Tensor], weight: Tensor, *state: Tensor, block: int, **options: Any) -> Tensor:
-    """`quantizer(weight, *state, dim=0)` of every block: [O, I], or [O, ceil(I / block)] if it gives one number a row.
+    """Apply `quantizer(weight, *state, dim=0)` to every block.
 
-    Each of `state` has the shape of the weight or that of the scales. Raises ValueError for any other, and where
-    block < 1.
+    Returns [O, I], or [O, ceil(I / block)] if the quantizer returns one number per row. Each tensor of `state` has the
+    shape of the weight or of the scales. Raises ValueError for another shape, and for block < 1.
     """
     return _joined([quantizer(*part, **options | {"dim": 0}) for part in _parts((weight, *state), block)], len(weight))
 
@@ -36,7 +36,7 @@ def dequantize_blocks(codes: Tensor, scale: Tensor, *, block: int) -> Tensor:
 
 
 def _parts(operands: Sequence[Tensor], block: int) -> Iterator[list[Tensor]]:
-    """The whole blocks, then the short ones: each operand as [blocks, its numbers in a block]."""
+    """The full blocks, then the short ones: each operand as [blocks, numbers per block]."""
     weight, *state = operands
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")

@@ -1,4 +1,4 @@
-"""Losses over the vocabulary in chunks of tokens, so that no tensor of all tokens times the vocabulary exists.
+"""Losses over the vocabulary in chunks of tokens, so that no [tokens, vocabulary] tensor is ever allocated.
 
 Shapes: N tokens, D hidden size, K losses.
 """
@@ -12,26 +12,26 @@ import torch
 from torch import Tensor
 
 Sums = Callable[[slice, Tensor], Tensor]
-"""The losses summed over a chunk of tokens, [K], from the tokens' place and their states."""
+"""Maps the slice of a chunk and its states to the losses summed over the chunk, [K]."""
 
 
 def chunked_means(
     sums: Sums, size: int, weights_K: Tensor, states_ND: Tensor, head: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sum of K mean losses over N tokens, and the means themselves [K], which carry no gradient.
+    """Return the weighted sum of K mean losses over N tokens, and the means [K], which carry no gradient.
 
-    ``sums(rows, states)`` sees ``size`` tokens at a time; gradient flows to ``states_ND`` and to ``head``, the tensors
-    that ``sums`` multiplies states by. No tokens give zeros.
+    ``sums(rows, states)`` sees ``size`` tokens at a time. Gradient flows to ``states_ND`` and to ``head``, the tensors
+    that ``sums`` multiplies the states by. Without tokens the result is zero.
     """
     result: tuple[Tensor, Tensor] = _ChunkedMeans.apply(sums, size, weights_K, states_ND, *head)  # type: ignore[no-untyped-call]
     return result
 
 
 class _ChunkedMeans(torch.autograd.Function):
-    """Means of per-token losses over chunks of tokens, with the gradient formed while a chunk's logits are at hand.
+    """Means of per-token losses over chunks of tokens. The forward pass computes the gradient of each chunk at once.
 
-    Beside the chunk only the gradients of the states and of the head's own tensors are kept (the latter in float32 or
-    wider, rounded once at the end, so that the number of chunks does not matter), and no logits are computed twice.
+    It keeps only the gradients of the states and of the head tensors, and computes no logits twice. Head gradients are
+    accumulated in float32 or wider and rounded once, so the result does not depend on the number of chunks.
     ``sums(rows, states)`` returns the summed losses [K] of a chunk.
     """
 
@@ -74,7 +74,7 @@ class _ChunkedMeans(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.slopes is None:
-            raise RuntimeError("chunked_means cannot go backward a second time: its gradients were scaled in place")
+            raise RuntimeError("chunked_means cannot run backward a second time: its gradients were scaled in place")
         slopes, ctx.slopes = ctx.slopes, None
         scaled = zip(slopes, ctx.dtypes, strict=True)
         return (None, None, None, *(None if slope is None else slope.mul_(grad).to(dtype) for slope, dtype in scaled))

@@ -28,28 +28,28 @@ def token_contrastive(
 ) -> Tensor:
     """-log [ exp(s(q_i, t_i) / tau) / sum_{j in S_i} exp(s(q_i, t_j) / tau) ] for each token i; s is the cosine.
 
-    q is the student smoothed with the bank (see `smoothed`), t the teacher; each token's negatives are the other real
-    tokens of its own sequence. QuantGPT (arXiv 2203.10705, equations 1 and 2), here unreduced.
+    q is the student smoothed with the bank (see `smoothed`) and t the teacher. The negatives of a token are the other
+    real tokens of its sequence. QuantGPT (arXiv 2203.10705, equations 1 and 2), here unreduced.
 
     Args:
         student: projected hidden states [..., T, D]; gradient flows to them, and to the teacher's (its projection).
         teacher: projected hidden states [..., T, D].
-        mask: [..., T], True = a real token. The others are neither anchors, positives nor negatives.
+        mask: [..., T], True = a real token. Masked tokens are not used as anchors, positives or negatives.
         temperature: tau > 0.
         bank: the bank's rows gathered for these tokens [..., T, D]; no gradient flows to it.
-        momentum: m in [0, 1); above 0 it needs a bank.
-        positive_in_denominator: whether S_i holds i (InfoNCE, at least 0) or the negatives alone (may be negative).
+        momentum: m in [0, 1); values above 0 need a bank.
+        positive_in_denominator: whether S_i contains i (InfoNCE, at least 0) or only the negatives (can be below 0).
         num_negatives: how many negatives each token draws from its sequence; None = all.
-        exclude_duplicates_of: token ids [..., T]; tokens with the anchor's own id are then no negatives.
+        exclude_duplicates_of: token ids [..., T]; tokens with the id of the anchor are then not used as negatives.
         generator: for the draw, on the device of `student`.
         negatives: whether t_j, j != i, are the teacher's states or the student's (unsmoothed) own.
 
     Returns:
-        [..., T] in float32 or wider; 0, without gradient, where masked and where a token has no negative. A state
-        that is all zero has cosine 0 with everything and gets no gradient.
+        [..., T] in float32 or wider. Masked tokens and tokens without negatives are 0 and have no gradient. A state of
+        zeros has cosine 0 with every state and receives no gradient.
 
     Raises:
-        ValueError: shapes that do not fit, or an option outside its range.
+        ValueError: shapes that do not match, or an option outside its range.
     """
     _check_options(temperature, num_negatives, negatives)
     _check_shapes(student, teacher, mask)
@@ -88,12 +88,12 @@ def vocabulary_contrastive(
 ) -> Tensor:
     """-log [ exp(s(q_i, t_i) / tau) / sum_{j in S_i} exp(s(q_i, b_j) / tau) ]: negatives from the whole vocabulary.
 
-    As `token_contrastive` (QuantGPT, arXiv 2203.10705, the random negatives it compares its own with), but a token's
-    negatives are `num_negatives` rows b of the bank [V, D], drawn uniformly and without replacement (all, where there
-    are fewer). Rows that are zero (ids never seen) and the row of the token's own id are not drawn. `tokens` [..., T]
-    are the ids, which also choose the row that smooths q. No gradient flows to the bank.
+    Like `token_contrastive`, with the random negatives that QuantGPT compares (arXiv 2203.10705): `num_negatives` rows
+    b of the bank [V, D] per token, drawn uniformly without replacement, or all rows if there are fewer. Rows of zeros
+    (ids not seen yet) and the row of the token's own id are not drawn. `tokens` [..., T] are the token ids; they also
+    select the row that smooths q. No gradient flows to the bank.
 
-    Memory: `num_negatives` x D numbers a token. Returns [..., T] and raises ValueError as `token_contrastive` does.
+    Memory: `num_negatives` x D numbers per token. Returns [..., T] and raises ValueError as `token_contrastive` does.
     """
     _check_options(temperature, num_negatives)
     _check_shapes(student, teacher, mask)
@@ -114,10 +114,10 @@ def vocabulary_contrastive(
 
 
 def smoothed(student: Tensor, bank: Tensor | None, *, momentum: float) -> Tensor:
-    """q = m stopgrad(bank) + (1 - m) student [..., T, D]: what is contrasted and, detached, written to the bank.
+    """q = m stopgrad(bank) + (1 - m) student [..., T, D]: the anchors, which are also written to the bank (detached).
 
-    QuantGPT (arXiv 2203.10705, section 3.1). m = 0 is the student itself. Raises ValueError where m lies outside
-    [0, 1), or is above 0 without a bank of the student's shape.
+    QuantGPT (arXiv 2203.10705, section 3.1). m = 0 returns the student. Raises ValueError if m is outside
+    [0, 1), or above 0 without a bank of the student's shape.
     """
     if not 0.0 <= momentum < 1.0:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
@@ -130,15 +130,15 @@ def smoothed(student: Tensor, bank: Tensor | None, *, momentum: float) -> Tensor
 
 
 def update_bank(bank: Tensor, ids: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """A new bank [V, D] in which each token id seen holds the mean of its values; the other rows are unchanged.
+    """Return a new bank [V, D]. The row of each token id in `ids` is the mean of its values; other rows are unchanged.
 
     Args:
-        bank: [V, D], one row a token id; zero where a token was never seen.
+        bank: [V, D], one row per token id; zero for ids not seen yet.
         ids: token ids [...].
-        values: [..., D], one vector a token; written without gradient.
-        mask: [...], True = a real token; the others are not written.
+        values: [..., D], one vector per token; written without gradient.
+        mask: [...], True = a real token; masked tokens are not written.
 
-    The mean is a product with a 0/1 matrix, not an atomic sum: the same bits in every run, on every device.
+    The mean is a product with a 0/1 matrix instead of an atomic sum, so every run gives the same bits.
     """
     mask = mask.bool()
     seen, member = torch.unique(ids[mask], return_inverse=True)
@@ -163,17 +163,17 @@ def _check_shapes(student: Tensor, teacher: Tensor, mask: Tensor) -> None:
 
 
 def _unit(states: Tensor, mask: Tensor) -> Tensor:
-    """Rows of length 1 in float32 or wider; rows that are masked (whatever they hold) or zero stay zero."""
+    """Normalize rows to length 1, in float32 or wider. Masked rows and rows of zeros become zero."""
     states = states.to(torch.promote_types(states.dtype, torch.float32)).where(mask.unsqueeze(-1), 0.0)
     length: Tensor = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
     return states / length.masked_fill(length == 0, math.inf)
 
 
 def _draw(bank: Tensor, tokens: Tensor, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Rows [..., T, K] of the bank, and which of them are negatives: at most `count`, seen, and not the token's own.
+    """Row numbers [..., T, K] of the bank, and which are negatives: at most `count`, seen, and not the token's own.
 
-    Every token looks through a window of its own at one shuffled list of the seen rows, one row wider than `count` in
-    case its own is among them: no number a token and a row is drawn.
+    All tokens share one shuffled list of the seen rows, and each takes a window of it with a random start. The window
+    has `count` + 1 rows in case it contains the token's own row. This avoids one random number per token and row.
     """
     seen = bank.any(-1).nonzero().squeeze(-1)
     seen = seen[torch.randperm(len(seen), generator=generator, device=bank.device)]
@@ -186,7 +186,7 @@ def _draw(bank: Tensor, tokens: Tensor, count: int, generator: torch.Generator |
 
 
 def _sample(allowed: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """At most `count` of the allowed columns of each row [..., T, T], uniformly and without replacement."""
+    """Choose at most `count` allowed columns of each row [..., T, T], uniformly and without replacement."""
     if count >= allowed.shape[-1]:
         return allowed
     priority = torch.rand(allowed.shape, generator=generator, device=allowed.device).masked_fill(~allowed, -1.0)

@@ -1,12 +1,12 @@
-"""Divergences between next-token distributions: logits [..., V] in, one number per token [...] out.
+"""Divergences between next-token distributions: functions of logits [..., V] that return one number per token [...].
 
 P = softmax(teacher logits) and Q = softmax(student logits), at temperature 1. Every function computes in float32 or
-wider (half precision is promoted), returns an unreduced tensor that is nonnegative up to rounding and 0 at P = Q, and
-treats the teacher as a constant: gradient flows to the student's logits alone. Log-probabilities are floored at -1e4,
-where the probability is 0 in every dtype: a token that both sides rule out with a logit of -inf costs nothing, and one
-that a single side rules out costs a large but finite amount. A row of nothing but -inf has no distribution: NaN.
+wider (half precision is promoted) and returns an unreduced tensor that is nonnegative up to rounding and 0 at P = Q.
+Gradient flows to the student's logits only. Log-probabilities are clamped at -1e4, where the probability is 0 in every
+dtype. A token with a logit of -inf on both sides therefore adds nothing, and one with -inf on a single side adds a
+large but finite amount. A row that contains only -inf has no distribution and gives NaN.
 
-Raises ValueError where the two shapes differ (nothing broadcasts: vocabularies of different sizes are a mistake).
+Raises ValueError if the two shapes differ. Nothing is broadcast, because a different vocabulary size is a mistake.
 """
 
 import math
@@ -66,7 +66,7 @@ def skew_forward_kl(student_logits: Tensor, teacher_logits: Tensor, *, alpha: fl
     """KL(P || alpha P + (1 - alpha) Q) [..., V] -> [...], at most -log(alpha).
 
     Ko et al., DistiLLM (arXiv 2402.03898, equation 3). alpha = 0 is the forward KL. Raises ValueError where alpha lies
-    outside [0, 1); at 1 it would be 0 whatever the student says.
+    outside [0, 1); at 1 it would be 0 for every student.
     """
     _check_alpha(alpha)
     log_q, log_p = _log_probabilities(student_logits, teacher_logits)
@@ -102,9 +102,9 @@ def adaptive_kl(
     The head is `exclusive`: the longest run of top tokens whose mass does not exceed `head_mass`, at least one (the
     authors' code), or `inclusive`: the shortest run whose mass reaches `head_mass` (the paper's text).
 
-    The result is that of a full sort, but no row is sorted as a whole: most heads end among the 64 largest tokens, and
-    for the others a histogram of the mass leaves few tokens to sort.
-    Loss and gradient are worked out together, block by block, so that beside the logits one tensor [..., V] is kept.
+    The result equals that of a full sort, without sorting whole rows: most heads end within the 64 largest tokens, and
+    for longer heads a histogram of the mass limits the tokens to sort. Loss and gradient are computed together, block
+    by block, so that only one [..., V] tensor is kept besides the logits.
 
     Raises ValueError where head_mass lies outside (0, 1) or head_rule is neither of the two.
     """
@@ -151,7 +151,7 @@ def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
 
 
 class _AdaptiveKL(torch.autograd.Function):
-    """adaptive_kl with its gradient formed in the forward pass, while a block of rows is still at hand."""
+    """adaptive_kl whose forward pass computes the gradient as well, block by block."""
 
     @staticmethod
     def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, head_mass: float, head_rule: str) -> Tensor:
@@ -193,13 +193,13 @@ def _adaptive_block(
 
 
 def _head_share(p: Tensor, gap: Tensor, head_mass: float, head_rule: str) -> Tensor:
-    """The head's share [N] of each row's sum of `gap` [N, V]; 1/2 where there is no gap."""
+    """The head's share [N] of each row's sum of `gap` [N, V]; 1/2 if the sum is 0."""
     width = min(_TOP, p.shape[-1])
     mass, index = _largest(p, width)
     in_head = _in_head(mass, mass.new_zeros(len(p), 1), head_mass, head_rule)
     head = (gap.gather(-1, index) * in_head).sum(-1)
     if width < p.shape[-1]:
-        # An equal token not seen might come first in the vocabulary: the head has to end above the last one seen.
+        # A tie outside the top tokens may come earlier in the vocabulary: the head must end above the last top token.
         last = mass.gather(-1, in_head.sum(-1, keepdim=True) - 1)
         rows = (last <= mass[:, -1:]).squeeze(-1).nonzero().squeeze(-1)
         if len(rows):
@@ -210,7 +210,7 @@ def _head_share(p: Tensor, gap: Tensor, head_mass: float, head_rule: str) -> Ten
 
 def _long_head_gap(p: Tensor, gap: Tensor, head_mass: float, head_rule: str) -> Tensor:
     """The head's sum of `gap` [N]: a histogram of the mass finds the bin where it ends, and only that bin is sorted."""
-    # Division and square roots round correctly, so a larger p never falls into a lower bin and equal ones share theirs.
+    # Division and square root are monotonic when rounded: a larger p never gets a lower bin, and ties share a bin.
     bins = (p / p.amax(-1, keepdim=True)).sqrt_().sqrt_().mul_(_BINS - 1).long()
     histogram = p.new_zeros(len(p), _BINS).scatter_add_(-1, bins, p)
     reached = histogram.flip(-1).cumsum(-1)
@@ -222,14 +222,14 @@ def _long_head_gap(p: Tensor, gap: Tensor, head_mass: float, head_rule: str) -> 
 
 
 def _largest(p: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The `width` largest of each row, in falling order and equal ones in the vocabulary's, and their indices."""
+    """The `width` largest values of each row in descending order, and their indices. Ties keep vocabulary order."""
     index = p.topk(width, sorted=False).indices.sort(-1).values
     mass, order = p.gather(-1, index).sort(dim=-1, descending=True, stable=True)
     return mass, index.gather(-1, order)
 
 
 def _in_head(mass: Tensor, above: Tensor, head_mass: float, head_rule: str) -> Tensor:
-    """Which of the sorted tokens [N, K] belong to the head, when larger ones hold a mass of `above` [N, 1]."""
+    """Which of the sorted tokens [N, K] belong to the head, if larger tokens have a total mass of `above` [N, 1]."""
     reached = above + mass.cumsum(-1)
     if head_rule == "exclusive":
         in_head = reached <= head_mass

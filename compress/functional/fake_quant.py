@@ -1,13 +1,13 @@
-"""Fake quantization of weights and activations: the value a low-bit kernel would see, with a gradient to train through.
+"""Fake quantization of weights and activations: the values that a low-bit kernel uses, with gradients for training.
 
 Weights of b bits are symmetric: w_q = codes * scale, integer codes in {-n, ..., n}, n = 2^(b-1) - 1 (1, 3, 7, 127 for
-2, 3, 4, 8 bits), one scale a tensor (`dim=None`) or one an index of the dimension kept (`dim=0`: one a row). Each
-method is a clip value alpha = n * scale found in its own way (`twn` has its own threshold) and comes twice: `method`
-gives w_q with the gradient of its paper, and `method_codes` gives (codes, scale), int8 and [] or [size of dim], from
-which `dequantize` makes the same w_q bit for bit. Values have the dtype of the weight. Ties round to even. A group of
-zeros, or one whose clip value is not positive, quantizes to zero, with finite gradients.
+2, 3, 4, 8 bits), one scale per tensor (`dim=None`) or per index of the kept dimension (`dim=0`: per row). Methods
+differ in how they find the clip value alpha = n * scale (`twn` has a threshold instead). Each has two functions:
+`method` returns w_q with the gradient of its paper; `method_codes` returns (codes, scale), int8 and [] or [size of
+dim], from which `dequantize` makes the same w_q bit for bit. Values have the dtype of the weight. Ties round to even. A
+group of zeros, or one whose clip value is not positive, quantizes to zero, with finite gradients.
 
-Raises ValueError for bits outside 2..8 and for a parameter that has not one value a group.
+Raises ValueError for bits outside 2..8 and for a parameter without exactly one value per group.
 """
 
 import math
@@ -30,7 +30,7 @@ from compress.functional.rounding import dequantize as dequantize
 from compress.functional.rounding import levels as levels
 
 SCALE_MIN = 1e-6
-"""What a learned scale is held at if it falls lower."""
+"""Lower bound of a learned scale."""
 _BLOCK_ELEMENTS = 1 << 20  # weights that search_gamma works on at a time
 _GRID_POINTS, _GRID_LEVELS = 21, 3
 _BEYOND = 6  # codes past max |w| that search_gamma tries
@@ -43,7 +43,7 @@ def dynamic_scaling(
 
         alpha = gamma ||w||_1 / N,   w_q = alpha round(n clip(w, -alpha, alpha) / alpha) / n
 
-    over the N weights of a group. gamma ([], or [size of dim]) is held at 1e-6 or more. Gradients, with u = w / alpha:
+    over the N weights of a group. gamma ([], or [size of dim]) is clamped to 1e-6 or more. With u = w / alpha:
 
         dL/dgamma = ||w||_1/N sum_i g_i d_i,   d = sign(w) where |w| >= alpha, else Q(u) - u
         dL/dw_i   = g_i where |w_i| < alpha, else 0        (||w||_1 counts as a constant)
@@ -62,12 +62,11 @@ def dynamic_scaling_codes(weight: Tensor, gamma: Tensor, *, bits: int, dim: int 
 
 @torch.no_grad()
 def search_gamma(weight: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
-    """The gamma of `dynamic_scaling` that minimises |w - w_q|^2, one a group: [] or [size of dim].
+    """The gamma of `dynamic_scaling` that minimises |w - w_q|^2, one per group: [] or [size of dim].
 
-    Ours: the paper starts at 1, which clips nearly half of the weights. The minimum lies between gamma = 1 (clipping
-    below the mean loses more than it resolves) and a few codes past the clip value max |w| (where a small group at 8
-    bits may happen to fall on its levels); a grid of clip values, even in their logarithm, is laid over that range and
-    twice more, finer, around its best point. A group of zeros gets 1.
+    Not in the paper, which starts at 1 and so clips nearly half of the weights. The search covers gamma = 1 (smaller
+    clip values lose more than they gain) up to a few codes past max |w| (a small group at 8 bits can match those
+    levels). It tries a logarithmic grid, and then two finer grids around the best point. A group of zeros gets 1.
     """
     n = levels(bits)
     groups = weight.reshape(1, -1) if dim is None else weight.movedim(dim, 0).flatten(1)
@@ -92,8 +91,8 @@ def pact_codes(weight: Tensor, alpha: Tensor, *, bits: int, dim: int | None = No
 def lsq(weight: Tensor, step: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
     """Learned step size (Esser et al., LSQ, arXiv 1902.08153, equations 1-3): w_q = round(clip(w / s, -n, n)) s.
 
-    dL/ds = sum_i g_i {-n; round(w_i/s) - w_i/s; n} / sqrt(N n), N weights a step;  dL/dw_i = g_i inside, 0 outside.
-    The paper's lowest code, -n - 1, is left out so that all methods share one set of levels.
+    dL/ds = sum_i g_i {-n; round(w_i/s) - w_i/s; n} / sqrt(N n), N weights per step;  dL/dw_i = g_i inside, 0 outside.
+    The paper's lowest code, -n - 1, is not used, so that all methods share one set of levels.
     """
     n = levels(bits)
     gradient_scale = (weight.numel() // step.numel() * n) ** -0.5
@@ -113,7 +112,7 @@ def lsq_init(weight: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
 def laq(weight: Tensor, curvature: Tensor, *, bits: int, iterations: int = 10, dim: int | None = None) -> Tensor:
     """Loss-aware quantization (Hou & Kwok, LAQ, arXiv 1802.08635, section 3): argmin of sum_i d_i (w_i - w_q,i)^2.
 
-    d is a diagonal curvature like the weight's shape, such as Adam's sqrt(v). Alternates the nearest levels b of
+    d is a diagonal curvature in the shape of the weight, such as Adam's sqrt(v). Alternates the nearest levels b of
     w / alpha with alpha = ||b d w||_1 / ||b d b||_1 from a clip value of (1 + b/2) mean|w| (ours), at most max|w|.
     The gradient passes straight through to the weight.
     """
@@ -156,7 +155,7 @@ def twn_codes(weight: Tensor, *, dim: int | None = None) -> tuple[Tensor, Tensor
 
 
 def round_to_nearest(weight: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
-    """Rounding to the nearest level with alpha = max|w|, nothing to train; straight-through gradient."""
+    """Rounding to the nearest level with alpha = max|w|. Has no learned parameter; straight-through gradient."""
     codes, scale = round_to_nearest_codes(weight, bits=bits, dim=dim)
     return straight_through(weight, dequantize(codes, scale, dim=dim))
 
@@ -168,10 +167,10 @@ def round_to_nearest_codes(weight: Tensor, *, bits: int, dim: int | None = None)
 
 
 def noise(weight: Tensor, quantized: Tensor, *, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Quant-Noise (Fan et al., arXiv 2004.07320, section 4.2): each weight is quantized with probability p, else exact.
+    """Quant-Noise (Fan et al., arXiv 2004.07320, section 4.2): quantize each weight with probability p.
 
-    The gradient goes through `quantized` where it was chosen and to the weight elsewhere. p = 1 is `quantized`, p = 0
-    the weight, exactly. `generator` lives on the weight's device. Raises ValueError where p lies outside [0, 1].
+    The gradient goes through `quantized` for the chosen weights and directly to the others. p = 1 returns `quantized`
+    and p = 0 the weight, exactly. `generator` is on the device of the weight. Raises ValueError if p is outside [0, 1].
     """
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"p must lie in [0, 1], got {p}")
@@ -183,8 +182,8 @@ def activation_block(x: Tensor, *, block: int) -> Tensor:
     """8-bit activations as ONNX Runtime's MatMulNBits computes them at accuracy level 4: [..., K] -> [..., K].
 
     Each run of `block` neighbours of the last dimension has its own scale max|x| / 127; codes round(x 127 / max|x|).
-    The last block may be short: zeros change nothing. In float32 or wider; the result has the dtype of x. A block of
-    zeros stays zero. Straight-through gradient. Raises ValueError where block < 1.
+    The last block can be shorter, as padding with zeros changes nothing. Computes in float32 or wider; the result has
+    the dtype of x. A block of zeros stays zero. Straight-through gradient. Raises ValueError if block < 1.
     """
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")

@@ -1,6 +1,6 @@
-"""Importance scores of prunable units: how much a model would miss a head, an FFN neuron or a hidden dimension.
+"""Importance scores of prunable units: attention heads, FFN neurons and hidden dimensions.
 
-Every function maps tensors to one score a unit, higher = keep; sums over batches are the caller's.
+Every function returns one score per unit; units with higher scores are kept. The caller sums over batches.
 """
 
 import torch
@@ -19,8 +19,9 @@ def magnitude(units: Tensor) -> Tensor:
 def loss_aware(mask: Tensor, grad: Tensor) -> Tensor:
     """|m_u dL/dm_u| of each unit: mask [U] and its gradient [U] -> [U]; at m = 1 the |dL/dm| of Michel et al.
 
-    The first-order (Taylor) estimate of what removing the unit does to the loss: Molchanov et al. (arXiv 1611.06440,
-    equation 6), Michel et al. (arXiv 1905.10650, equation 2). Sum it over batches: absolute values first, then the sum.
+    The first-order (Taylor) estimate of the change of the loss when the unit is removed: Molchanov et al. (arXiv
+    1611.06440, equation 6), Michel et al. (arXiv 1905.10650, equation 2). Sum it over batches: absolute values first,
+    then the sum.
     """
     return (mask * grad).abs()
 

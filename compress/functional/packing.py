@@ -1,7 +1,7 @@
-"""Integer codes <-> bytes, in the layout of ONNX Runtime's MatMulNBits: the first code in a byte's lowest bits.
+"""Convert integer codes to bytes and back, in the layout of ONNX Runtime's MatMulNBits: lowest bits first.
 
 Codes of b bits are stored unsigned, with a zero point of 2^(b-1): 2, 8, 128 for 2, 4, 8 bits. 3-bit codes take 4 bits.
-Shapes: N rows (outputs of the product), K codes a row (its inputs).
+Shapes: N rows (outputs of the product), K codes per row (its inputs).
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def storage_bits(bits: int) -> int:
-    """The bits that a code of `bits` bits takes in storage: 2, 4 (also for 3) or 8. Raises ValueError for any other."""
+    """Bits per stored code: 2, 4 (also for 3-bit codes) or 8. Raises ValueError for other `bits`."""
     stored = {2: 2, 3: 4, 4: 4, 8: 8}.get(bits)
     if stored is None:
         raise ValueError(f"bits must be 2, 3, 4 or 8, got {bits}")
@@ -17,7 +17,7 @@ def storage_bits(bits: int) -> int:
 
 
 def zero_point(bits: int) -> int:
-    """The unsigned code that stands for 0: 2, 8 (also for 3 bits), 128."""
+    """The unsigned code that represents 0: 2, 8 (also for 3 bits) or 128."""
     return 1 << (storage_bits(bits) - 1)
 
 
@@ -38,7 +38,7 @@ def from_unsigned(codes: Tensor, bits: int) -> Tensor:
 def pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes [..., K] -> bytes [..., K * bits / 8], for 2, 4 or 8 bits.
 
-    Raises ValueError where K does not fill whole bytes, where a code needs more bits, or where the dtype is not uint8.
+    Raises ValueError if K codes do not fill whole bytes, if a code needs more bits, or if the dtype is not uint8.
     """
     per_byte = _codes_per_byte(bits)
     _check_uint8("codes", codes)
@@ -62,8 +62,8 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 def pack_blocks(codes: Tensor, bits: int, block: int) -> Tensor:
     """uint8 codes [N, K] -> [N, ceil(K / block), block * bits / 8] bytes: exactly the B input of MatMulNBits.
 
-    The last block is filled with the zero point, that is with weights of 0. Raises ValueError as `pack` does, and
-    where a block does not fill whole bytes.
+    The last block is padded with the zero point, which represents a weight of 0. Raises ValueError as `pack` does, and
+    if a block does not fill whole bytes.
     """
     if block < 1 or block % _codes_per_byte(bits):
         raise ValueError(f"block {block} does not fill whole bytes with codes of {bits} bits")

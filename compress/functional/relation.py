@@ -13,21 +13,22 @@ def attention_relation(
 ) -> Tensor:
     """KL(R^T_i || R^S_i) for each relation head and query row i, with R = softmax(X X^T / sqrt(d_r)).
 
-    MiniLMv2 (arXiv 2012.15828, section 3.1). X is the queries, the keys or the values of all attention heads side by
-    side, split anew into `heads` relation heads of size d_r = D / heads; the two may differ in hidden size and heads.
+    MiniLMv2 (arXiv 2012.15828, section 3.1). X holds the queries, keys or values of all attention
+    heads, concatenated and split into `heads` relation heads of size d_r = D / heads. Student and teacher may differ in
+    hidden size and number of heads.
 
     Args:
         student: X of the student [B, T, Ds].
-        teacher: X of the teacher [B, T, Dt]; a constant.
+        teacher: X of the teacher [B, T, Dt]; receives no gradient.
         heads: number of relation heads; divides Ds and Dt.
-        causal: whether row i sees columns up to i only (before the softmax), as in a decoder.
-        mask: [B, T], True = a real token; the others are no columns. None = all are real.
+        causal: whether row i sees only columns up to i (before the softmax), as in a decoder.
+        mask: [B, T], True = a real token; others are masked out as columns. None = all are real.
 
     Returns:
-        [B, heads, T] in float32 or wider, unreduced; 0, without gradient, in rows that are masked.
+        [B, heads, T] in float32 or wider, unreduced. Masked rows are 0 and have no gradient.
 
     Raises:
-        ValueError: heads does not divide a hidden size, or the shapes do not fit.
+        ValueError: heads does not divide a hidden size, or shapes do not match.
     """
     if student.shape[:-1] != teacher.shape[:-1]:
         raise ValueError(
@@ -41,14 +42,14 @@ def attention_relation(
     visible = mask.unsqueeze(-2).expand(*mask.shape, mask.shape[-1])
     if causal:
         visible = visible.tril()
-    visible = visible | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)  # no row is empty
+    visible = visible | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)  # so that no row is empty
     hidden = ~visible.unsqueeze(-3)
     relations = [_scores(x, heads, mask).masked_fill(hidden, -math.inf) for x in (student, teacher.detach())]
     return forward_kl(*relations)  # the rows of masked tokens are uniform on both sides
 
 
 def _scores(x: Tensor, heads: int, mask: Tensor) -> Tensor:
-    """X X^T / sqrt(d_r) of [B, T, D] -> [B, heads, T, T], whatever the masked rows hold."""
+    """X X^T / sqrt(d_r) of [B, T, D] -> [B, heads, T, T], independent of the content of masked rows."""
     size, rest = divmod(x.shape[-1], heads)
     if rest:
         raise ValueError(f"heads {heads} does not divide the hidden size {x.shape[-1]}")

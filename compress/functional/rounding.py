@@ -1,7 +1,7 @@
-"""What every weight quantizer shares: groups of weights with one scale, one rounding rule, straight-through gradients.
+"""Parts shared by all weight quantizers: groups with one scale, the rounding rule, and straight-through gradients.
 
-A group is the whole tensor (`dim=None`) or one index of the dimension kept (`dim=0`: a row). Per-group values are [] or
-[size of dim] outside, and of a shape that broadcasts against the weight inside.
+A group is the whole tensor (`dim=None`) or one index of the kept dimension (`dim=0`: a row). Public functions take and
+return per-group values as [] or [size of dim]; internal functions use a shape that broadcasts against the weight.
 """
 
 from typing import Any
@@ -23,23 +23,23 @@ def dequantize(codes: Tensor, scale: Tensor, *, dim: int | None = None) -> Tenso
 
 
 def reduced_dims(weight: Tensor, dim: int | None) -> list[int]:
-    """The dimensions that share one scale: all but the one kept."""
+    """The dimensions that share one scale: all except the kept one."""
     kept = None if dim is None else dim % weight.ndim
     return [d for d in range(weight.ndim) if d != kept]
 
 
 def group_sum(values: Tensor, dim: int | None) -> Tensor:
-    """The sum of each group, to broadcast against the values."""
+    """The sum of each group, in a shape that broadcasts against the values."""
     return values.sum(reduced_dims(values, dim), keepdim=True)
 
 
 def group_mean(values: Tensor, dim: int | None) -> Tensor:
-    """The mean of each group, to broadcast against the values."""
+    """The mean of each group, in a shape that broadcasts against the values."""
     return values.mean(reduced_dims(values, dim), keepdim=True)
 
 
 def grouped(values: Tensor, weight: Tensor, dim: int | None) -> Tensor:
-    """One value a group, in the shape that broadcasts against the weight."""
+    """Reshape one value per group so that it broadcasts against the weight. Raises ValueError for another count."""
     shape = [1] * weight.ndim
     if dim is not None:
         shape[dim] = weight.shape[dim]
@@ -57,20 +57,20 @@ def flat(values: Tensor, dim: int | None) -> Tensor:
 
 
 def round_clipped(weight: Tensor, clip: Tensor, n: int) -> Tensor:
-    """round(n clip(w, -alpha, alpha) / alpha), 0 where alpha <= 0: the one rounding rule of all clip values."""
+    """round(n clip(w, -alpha, alpha) / alpha), and 0 if alpha <= 0: the rounding rule of all methods."""
     clip = clip.clamp(min=0)
     unit = weight.clamp(-clip, clip) / clip.masked_fill(clip == 0, 1.0)
-    return unit.mul_(n).round_().add_(0.0)  # adding 0 makes -0 a 0, as it is in int8
+    return unit.mul_(n).round_().add_(0.0)  # adding 0 turns -0 into 0, as in int8
 
 
 def clip_scale(clip: Tensor, n: int) -> Tensor:
-    """What one code is worth: alpha / n, 0 where alpha <= 0."""
+    """The scale of one code: alpha / n, and 0 if alpha <= 0."""
     return clip.clamp(min=0) / n
 
 
 @torch.no_grad()
 def clip_codes(weight: Tensor, clip: Tensor, bits: int, dim: int | None) -> tuple[Tensor, Tensor]:
-    """(codes, scale) of a clip value that broadcasts against the weight."""
+    """Return (codes, scale) for a clip value that broadcasts against the weight."""
     n = levels(bits)
     return round_clipped(weight, clip, n).to(torch.int8), flat(clip_scale(clip, n), dim)
 
@@ -78,7 +78,7 @@ def clip_codes(weight: Tensor, clip: Tensor, bits: int, dim: int | None) -> tupl
 def clipped_rounding(
     weight: Tensor, clip: Tensor, n: int, *, inside_votes: bool = True, gradient_scale: float = 1.0
 ) -> Tensor:
-    """codes * scale of a clip value that broadcasts against the weight, with the gradients of `_ClippedRounding`."""
+    """Return codes * scale for a clip value that broadcasts against the weight, with the gradients below."""
     value: Tensor = _ClippedRounding.apply(weight, clip, n, inside_votes, gradient_scale)  # type: ignore[no-untyped-call]
     return value
 
@@ -87,7 +87,7 @@ class _ClippedRounding(torch.autograd.Function):
     """Quantize to the levels up to a clip value alpha (broadcast against the weight), with a gradient for both.
 
     dL/dw_i = g_i 1[|w_i| < alpha];  dL/dalpha = gradient_scale sum_i g_i d_i, d = sign(w) where |w| >= alpha, else
-    Q(u) - u if the weights inside vote, 0 if not (QuantGPT and LSQ: yes; PACT: no).
+    Q(u) - u if `inside_votes`, otherwise 0 (QuantGPT and LSQ: true; PACT: false).
     """
 
     @staticmethod
@@ -113,7 +113,7 @@ class _ClippedRounding(torch.autograd.Function):
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """`value`, exactly, in the dtype of x (and in its own memory where it has it); its gradient goes to x unchanged."""
+    """Return `value` in the dtype of x, without a copy if it has that dtype; x gets the gradient unchanged."""
     result: Tensor = _StraightThrough.apply(x, value)  # type: ignore[no-untyped-call]
     return result
 

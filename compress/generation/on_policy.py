@@ -12,7 +12,7 @@ from torch import nn
 
 from compress.artifact import Artifact
 from compress.data import Batch, ModelInterface, Split
-from compress.data.targets import answered_batch, prompts_in
+from compress.data.targets import prompts_in, response_batch
 from compress.distributed import processes
 from compress.generation.settings import Generation, seed_of
 from compress.generation.subject import TorchSubject
@@ -87,4 +87,4 @@ class StudentAnswers:
                 answers = self.student.complete(prompts, decoding, seed)
         finally:
             model.train(training)
-        return answered_batch(prompts, answers, self.interface)
+        return response_batch(prompts, answers, self.interface)

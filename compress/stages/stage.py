@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from compress.artifact import TARGETS, Artifact
 from compress.data import Data, Split
-from compress.data.targets import with_targets
+from compress.data.dataset import with_targets
 from compress.errors import DataError
 from compress.models import family_of
 from compress.models.structure import AxisKind

@@ -41,7 +41,7 @@ def test_the_example_runs(name: str, model: Any, tokenizer: Any, texts: list[str
 def test_the_docstring_names_every_argument(name: str) -> None:
     function = getattr(compress, name)
     text = inspect.getdoc(function) or ""
-    for section in ("Args:", "Returns:", "Raises:", "Example:"):
+    for section in ("Args:", "Returns:", "Raises:", "Examples:"):
         assert section in text, f"{name} has no {section}"
     for parameter in inspect.signature(function).parameters.values():
         stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""

@@ -240,7 +240,7 @@ def test_ready_rows_of_which_nothing_is_scored_are_counted(
     assert train(written, None, causal, folder).blank == 2  # a first token is read and not predicted
 
 
-def test_an_empty_source_of_a_tokenizer_without_special_tokens_is_told(
+def test_an_empty_source_of_a_tokenizer_without_special_tokens_is_reported(
     folder: Path, causal_tokenizer: Any, seq2seq: ModelInterface
 ) -> None:
     rows = [{"s": "the cat", "t": "sat"}, {"s": "", "t": "ran"}]
@@ -277,7 +277,7 @@ def test_ready_rows_that_are_too_long_are_not_said_to_be_cut(folder: Path, task:
         opened(written, None, model, folder)
 
 
-def test_ready_targets_that_are_too_long_are_told(folder: Path) -> None:
+def test_ready_targets_that_are_too_long_are_reported(folder: Path) -> None:
     (folder / "long.jsonl").write_text(json.dumps({"ids": [1], "labels": [1] * 5}))
     written = {"train": {"json": "long.jsonl", "input_ids": "ids", "labels": "labels"}}
     with pytest.raises(DataError, match="row 0 has 5 labels; the model takes 4"):

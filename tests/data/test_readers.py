@@ -98,7 +98,7 @@ def test_a_byte_order_mark_and_windows_lines_are_no_text(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("template", ["{question:d}", "{question!z}", "{question"])
-def test_a_template_that_fits_no_text_is_told(folder: Path, template: str) -> None:
+def test_a_template_that_fits_no_text_is_reported(folder: Path, template: str) -> None:
     with pytest.raises(DataError, match="d: '{question"):
         read_pairs(source(csv="rows.csv", prompt=template, response="answer"), folder, "d")
 
@@ -119,11 +119,11 @@ def test_token_rows(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ([[1, 2], [5, 6.5, 7]], "d: row 1: column 'ids' holds 6.5, which is no token id"),
-        ([[1, 2], [5, None]], "d: row 1: column 'ids' holds None, which is no token id"),
-        ([[1.0, 2.0]], "d: row 0: column 'ids' holds 1.0, which is no token id"),
-        ([[True, False]], "d: row 0: column 'ids' holds True, which is no token id"),
-        ([["5"]], "d: row 0: column 'ids' holds '5', which is no token id"),
+        ([[1, 2], [5, 6.5, 7]], "d: row 1: column 'ids' holds 6.5, which is not a token id"),
+        ([[1, 2], [5, None]], "d: row 1: column 'ids' holds None, which is not a token id"),
+        ([[1.0, 2.0]], "d: row 0: column 'ids' holds 1.0, which is not a token id"),
+        ([[True, False]], "d: row 0: column 'ids' holds True, which is not a token id"),
+        ([["5"]], "d: row 0: column 'ids' holds '5', which is not a token id"),
         ([3], "d: row 0: column 'ids' holds int, not a list of token ids"),
     ],
 )
@@ -153,7 +153,7 @@ def test_what_is_no_token_id_is_named(folder: Path, cells: list[Any], message: s
         ({"hub": "nobody/nothing", "split": "train"}, "cannot load 'nobody/nothing' from the hub: .*use a local copy"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, written: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -178,7 +178,7 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("name", EMPTY)
-def test_files_without_a_row_are_told(folder: Path, name: str) -> None:
+def test_files_without_a_row_are_reported(folder: Path, name: str) -> None:
     (folder / name).write_bytes(EMPTY[name])
     kind = {".json": "json", ".csv": "csv", ".txt": "text", ".jsonl": "json"}[Path(name.removesuffix(".gz")).suffix]
     with pytest.raises(DataError, match=r"^data\.eval: .*(is empty|holds no rows|no rows are left of 0)") as caught:
@@ -186,14 +186,14 @@ def test_files_without_a_row_are_told(folder: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_without_a_row_is_told(folder: Path) -> None:
+def test_a_table_without_a_row_is_reported(folder: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "rows.parquet")
     with pytest.raises(DataError, match=r"data\.eval: .*rows\.parquet holds no rows"):
         read_text(Source.model_validate({"parquet": "rows.parquet"}), folder, "data.eval")
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "lines.txt.gz", "rows.csv.gz"])
-def test_a_file_that_was_cut_off_is_told(folder: Path, name: str) -> None:
+def test_a_file_that_was_cut_off_is_reported(folder: Path, name: str) -> None:
     whole = gzip.compress(b"text\nthe cat\n" * 50)
     (folder / name).write_bytes(whole[: len(whole) // 2])
     kind = {"rows.jsonl.gz": "json", "lines.txt.gz": "text", "rows.csv.gz": "csv"}[name]

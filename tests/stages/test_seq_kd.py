@@ -12,7 +12,8 @@ import torch
 
 from compress.artifact import TARGETS, Artifact, adopt, load
 from compress.data import Data
-from compress.data.targets import prompts_of, with_targets
+from compress.data.dataset import with_targets
+from compress.data.targets import prompts_of
 from compress.errors import DataError, ModelError, NothingDoneError
 from compress.generation.settings import Generation
 from compress.generation.subject import TorchSubject

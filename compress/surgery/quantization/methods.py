@@ -1,4 +1,4 @@
-"""The weight quantizers that a recipe can name, brought to one form: start a scale, quantize, give codes."""
+"""The built-in weight quantizers in a common form: first value of the scale, quantized weight, and codes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 
 from compress.functional import fake_quant as fq
 from compress.functional.blocks import by_block, codes_by_block
-from compress.surgery.quantization.spec import MethodName
+from compress.registry import QUANTIZERS
 
 
 @dataclass(frozen=True)
 class Method:
-    """A quantizer: ``value`` and ``codes`` take the weight, what ``state`` names (if anything), ``bits`` and ``dim``.
-
-    ``scale`` is a learned parameter, [], one a row or one a block, whose first value ``start`` gives; ``curvature`` is
-    a diagonal curvature shaped like the weight.
-    """
+    """A weight quantizer. Weights are [O, I]; ``dim=0`` asks for one scale per row, ``dim=None`` for one in all."""
 
     value: Callable[..., Tensor]
+    """``value(weight, [state], bits=, dim=)``: the quantized weight, with a gradient for training."""
     codes: Callable[..., tuple[Tensor, Tensor]]
+    """Same arguments: int8 codes [O, I] and scales ([] or [O]) whose product is ``value``, bit for bit."""
     state: Literal["scale", "curvature"] | None = None
+    """A further tensor that ``value`` takes: a learned ``scale`` ([] or [O]), or a ``curvature`` like the weight."""
     start: Callable[..., Tensor] | None = None
+    """``start(weight, bits=, dim=, search=)``: the first value of a learned scale."""
 
 
 def positive(scale: Tensor) -> Tensor:
-    """Hold a learned scale at 1e-6 or more; the gradient passes, so that one which fell below can come back."""
+    """Clamp a learned scale to 1e-6 or more. The gradient still passes, so a scale below can grow again."""
     return torch.where(scale > fq.SCALE_MIN, scale, fq.SCALE_MIN + (scale - scale.detach()))
 
 
@@ -60,22 +60,21 @@ def _twn_codes(weight: Tensor, *, bits: int, dim: int | None) -> tuple[Tensor, T
     return fq.twn_codes(weight, dim=dim)
 
 
-METHODS: dict[MethodName, Method] = {
-    "dynamic_scaling": Method(fq.dynamic_scaling, fq.dynamic_scaling_codes, "scale", _start_gamma),
-    "pact": Method(fq.pact, fq.pact_codes, "scale", _start_alpha),
-    "lsq": Method(fq.lsq, fq.lsq_codes, "scale", _start_step),
-    "laq": Method(fq.laq, fq.laq_codes, "curvature"),
-    "twn": Method(_twn, _twn_codes),
-    "round_to_nearest": Method(fq.round_to_nearest, fq.round_to_nearest_codes),
-}
+DYNAMIC_SCALING = Method(fq.dynamic_scaling, fq.dynamic_scaling_codes, "scale", _start_gamma)
+PACT = Method(fq.pact, fq.pact_codes, "scale", _start_alpha)
+LSQ = Method(fq.lsq, fq.lsq_codes, "scale", _start_step)
+LAQ = Method(fq.laq, fq.laq_codes, "curvature")
+TWN = Method(_twn, _twn_codes)
+ROUND_TO_NEAREST = Method(fq.round_to_nearest, fq.round_to_nearest_codes)
 
 
-def method_of(name: MethodName, *, norm_gradient: bool = False, block: int | None = None) -> Method:
-    """A method by its name, with one scale a row and ``block`` of inputs if that is given.
+def method_of(name: str, *, norm_gradient: bool = False, block: int | None = None) -> Method:
+    """The method with this name; with ``block``, it has one scale per row and block of inputs.
 
-    ``norm_gradient`` (of dynamic scaling alone) lets the weights' norm carry gradient.
+    ``norm_gradient`` (dynamic scaling only) lets the norm of the weights carry gradient. Raises RecipeError for a name
+    that is not registered, with the registered ones.
     """
-    method = METHODS[name]
+    method: Method = QUANTIZERS.get(name)
     if norm_gradient:
         method = replace(method, value=partial(method.value, norm_gradient=True))
     if block is None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from compress.functional.packing import storage_bits
+from compress.registry import QUANTIZERS
 from compress.schema import Strict, added
 
 Bits = Literal[2, 3, 4, 8]
 Granularity = Literal["tensor", "row", "group"]
 GroupSize = Literal[32, 64, 128]
-MethodName = Literal["dynamic_scaling", "pact", "lsq", "laq", "twn", "round_to_nearest"]
+MethodName = Annotated[str, AfterValidator(QUANTIZERS.known)]
 Float = Literal["float32", "float16"]
 ActivationName = Literal["none", "block", "symmetric", "asymmetric"]
 Scheme = Literal["none", "block", "paper"]
@@ -47,6 +48,7 @@ class WeightQuantization(Strict):
     """Inputs that share a scale; implies ``granularity: group``. Without it, groups have the largest of 128, 64 and 32
     that divides the inputs, else 32 with padding."""
     method: MethodName = "dynamic_scaling"
+    """``dynamic_scaling``, ``pact``, ``lsq``, ``laq``, ``twn``, ``round_to_nearest``, or a plug-in."""
     init: Literal["search", "one"] = "search"
     norm_gradient: bool = added(False)
     """Dynamic scaling only: the mean |w| of its clip value carries gradient to the weights; off, it is a constant."""

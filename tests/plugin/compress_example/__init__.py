@@ -1,0 +1,1 @@
+"""An example distribution: one plug-in of each kind for compress-lm."""

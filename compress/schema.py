@@ -1,7 +1,7 @@
 """The base of everything a user can write in a recipe or find in ``artifact.json``."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -19,12 +19,15 @@ Several = Annotated[tuple[Name, ...], BeforeValidator(_listed), Field(min_length
 
 
 def added(default: Any) -> Any:
-    """A field that came after results were made: at its default nothing is written, and they keep their keys."""
+    """A field added in a later version. It is omitted from dumps at its default, so old cache keys stay valid."""
     return Field(default, exclude_if=lambda value: value == default)
 
 
 class Strict(BaseModel):
     """A frozen pydantic model that rejects unknown keys, NaN and infinity; a field's docstring is its description."""
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old spellings of fields, and the new ones, which errors name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -35,6 +38,9 @@ class Strict(BaseModel):
             return value
         known = {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
         for key, given in value.items():
+            if key not in known and key in cls.renamed:
+                text = f"{key} is now called {cls.renamed[key]}"
+                raise PydanticCustomError("unknown_key", "{text}", {"text": text, "key": key})
             if key not in known:
                 text = f"unknown key {key!r}. {suggest(key, known)}"
                 raise PydanticCustomError("unknown_key", "{text}", {"text": text, "key": key})

@@ -237,7 +237,7 @@ def test_generate_continues_a_prompt(cli: Command, finished: Path, name: str) ->
     assert len({told(*sampled, "--seed", seed) for seed in range(4)}) > 1
 
 
-@pytest.mark.parametrize("options", [(), ("--beams", 4)])
+@pytest.mark.parametrize("options", [(), ("--num-beams", 4)])
 def test_torch_and_onnx_generate_the_same_text(cli: Command, finished: Path, options: tuple[Any, ...]) -> None:
     first, second = (
         cli("generate", artifact(finished, name), "--prompt", "the dog sat", "--max-new-tokens", 8, *options)
@@ -247,7 +247,7 @@ def test_torch_and_onnx_generate_the_same_text(cli: Command, finished: Path, opt
     assert first.out == second.out
 
 
-@pytest.mark.parametrize("options", [(), ("--beams", 4)])
+@pytest.mark.parametrize("options", [(), ("--num-beams", 4)])
 def test_what_ends_a_text_is_the_same_in_both_runtimes(
     cli: Command, finished: Path, tmp_path: Path, options: tuple[Any, ...]
 ) -> None:
@@ -297,8 +297,10 @@ def test_generate_refuses_what_does_not_fit(cli: Command, finished: Path, name: 
     refused(cli("generate", artifact(finished, name), "--prompt", "\udcff"), "--prompt is no UTF-8 text")
     cold = ("--temperature", "1e-320")
     refused(cli("generate", artifact(finished, name), "--prompt", "the", *cold), "--temperature is 9.99989e-321; give")
-    both = ("--beams", 4, "--temperature", 0.5)
-    refused(cli("generate", artifact(finished, name), "--prompt", "the cat", *both), "--beams 4 searches and --temp")
+    both = ("--num-beams", 4, "--temperature", 0.5)
+    refused(
+        cli("generate", artifact(finished, name), "--prompt", "the cat", *both), "--num-beams 4 searches and --temp"
+    )
 
 
 def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> None:

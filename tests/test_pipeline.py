@@ -478,7 +478,7 @@ def test_what_counts_is_the_split_that_was_measured(split: str, settings: dict[s
 
 def test_a_later_measurement_stands_beside_the_first() -> None:
     first = Quality()
-    later = Quality.model_validate({"metric": ["perplexity", "bleu"], "split": "eval", "decoding": {"beams": 4}})
+    later = Quality.model_validate({"metric": ["perplexity", "bleu"], "split": "eval", "decoding": {"num_beams": 4}})
     record: dict[str, Any] = {"name": "one"}
     plain: Plain = {}
     measured = {"quality": {"perplexity": 9.0}, "conditions": {"quality": {"split": "data.test"}}}
@@ -532,12 +532,12 @@ def test_what_differs_in_the_metric_alone_has_the_same_conditions() -> None:
 def test_what_two_measurements_do_otherwise() -> None:
     assert difference(Quality(), Quality(of=("one",))) == ""
     assert difference(Quality(), Quality.model_validate({"metric": "bleu"})) == ""
-    searched = {"metric": "bleu", "decoding": {"beams": 4}}
-    ruled = {"metric": "bleu", "decoding": {"beams": 4, "no_repeat_ngram": 3}}
+    searched = {"metric": "bleu", "decoding": {"num_beams": 4}}
+    ruled = {"metric": "bleu", "decoding": {"num_beams": 4, "no_repeat_ngram_size": 3}}
     pair = [Quality.model_validate(each) for each in (ruled, searched)]
     assert difference(*pair) == "no_repeat_ngram 0"  # a dump leaves it out at its default
     assert difference(*reversed(pair)) == "no_repeat_ngram 3"
-    slow, fast = Speed(prompt=8, threads=2), Speed(prompt=8, new_tokens=4)
+    slow, fast = Speed(prompt_tokens=8, threads=2), Speed(prompt_tokens=8, new_tokens=4)
     assert difference(slow, fast) == "new_tokens 4, threads default"
 
 

@@ -34,7 +34,7 @@ stages:
 measure:
   - size
   - {type: quality, of: [base, recovered, small, small-onnx], metric: perplexity}
-  - {type: speed, of: [base-onnx, small-onnx], prompt: 16, new_tokens: 8, batch: 1, threads: 2}
+  - {type: speed, of: [base-onnx, small-onnx], prompt_tokens: 16, new_tokens: 8, batch: 1, threads: 2}
 """
 
 

@@ -57,8 +57,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "measure": [
             {"type": "size"},
             {"type": "quality", "of": ["tuned", "cut", "student", "small", "tuned-onnx", "small-onnx"],
-             "metric": ["perplexity", "bleu", "rouge"], "decoding": {"max_new_tokens": 12, "beams": 2}},
-            {"type": "speed", "of": ["tuned", "tuned-onnx", "small-onnx"], "prompt": 6, "new_tokens": 4, "threads": 1},
+             "metric": ["perplexity", "bleu", "rouge"], "decoding": {"max_new_tokens": 12, "num_beams": 2}},
+            {"type": "speed", "of": ["tuned", "tuned-onnx", "small-onnx"], "prompt_tokens": 6, "new_tokens": 4},
         ],
     }  # fmt: skip
     (folder / "bart.yaml").write_text(yaml.safe_dump(recipe))
@@ -118,9 +118,9 @@ def test_what_was_made_is_what_was_asked_for(finished: Path) -> None:
 @pytest.mark.parametrize("name", ["tuned", "tuned-onnx"])
 def test_text_is_generated(told: Callable[..., tuple[int, str]], name: str) -> None:
     options = ("--prompt", "cat and dog", "--max-new-tokens", 8)
-    for beams in (1, 4):
-        found = told(name, *options, "--beams", beams)
-        assert found[0] == 0 and found == told("tuned", *options, "--beams", beams)
+    for num_beams in (1, 4):
+        found = told(name, *options, "--num-beams", num_beams)
+        assert found[0] == 0 and found == told("tuned", *options, "--num-beams", num_beams)
         assert "</s>" not in found[1] and found[1].strip()
     assert told(name, "--prompt", "cat", "--max-new-tokens", 40)[0] == 0
 

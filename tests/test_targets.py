@@ -31,7 +31,7 @@ name: tiny
 model: {{config: {config}, tokenizer: {{train_bpe: 270}}}}
 data: {{train: {{json: rows.jsonl, {columns}}}, eval: {{json: rows.jsonl, {columns}, limit: 4}}}}
 stages:
-  - {{type: seq_kd, name: kd, decoding: {{beams: 2, max_new_tokens: 6}}, batch: 4}}
+  - {{type: seq_kd, name: kd, decoding: {{num_beams: 2, max_new_tokens: 6}}, batch: 4}}
   - {{type: distill, name: taught, teacher: base, targets: kd, train: {{steps: 2, batch: 4}}}}
   - {{type: finetune, name: plain, source: base, train: {{steps: 2, batch: 4}}}}
 measure: [size]

@@ -104,7 +104,7 @@ def evaluate(
 def benchmark(
     models: Sequence[nn.Module | str | Path] | Mapping[str, nn.Module | str | Path],
     *,
-    prompt: int = 64,
+    prompt_tokens: int = 64,
     new_tokens: int = 64,
     batch: int = 1,
     threads: int | None = None,
@@ -115,7 +115,7 @@ def benchmark(
     Args:
         models: models in memory and directories, in a list or by name. A quantized model in memory emulates its
             arithmetic in float32, so its times say nothing about the deployed model: export it.
-        prompt: tokens of the prompt (of the source, for an encoder-decoder).
+        prompt_tokens: tokens of the prompt (of the source, for an encoder-decoder).
         new_tokens: tokens timed one by one after the first.
         batch: rows at once.
         threads: of both runtimes; by default every core.
@@ -130,11 +130,13 @@ def benchmark(
         UserError: an argument that cannot be used.
 
     Examples:
-        >>> records = compress.benchmark([model], prompt=4, new_tokens=2, rounds=1)
+        >>> records = compress.benchmark([model], prompt_tokens=4, new_tokens=2, rounds=1)
         >>> records[0]["speed"]["faster"]["per_token"]
         1.0
     """
-    speed: Speed = configured(Speed, prompt=prompt, new_tokens=new_tokens, batch=batch, threads=threads, rounds=rounds)
+    speed: Speed = configured(
+        Speed, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch, threads=threads, rounds=rounds
+    )
     named = _named(models)
     artifacts = {name: adopt_deployed(each) for name, each in named.items() if isinstance(each, str | Path)}
     for name, each in named.items():

@@ -163,7 +163,7 @@ def _say_report(screen: Console, place: Path) -> None:
 @app.command()
 def bench(
     artifacts: Artifacts,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens before the first new one.")] = 64,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens before the first new one.")] = 64,
     new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Default: every core.")] = None,  # noqa: UP045
@@ -178,7 +178,13 @@ def bench(
     from compress.cli.bench import bench_models
     from compress.measure.table import records_table
 
-    settings = {"prompt": prompt, "new_tokens": new_tokens, "batch": batch, "threads": threads, "rounds": rounds}
+    settings = {
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "batch": batch,
+        "threads": threads,
+        "rounds": rounds,
+    }
     screen = console()
     show(screen, records_table(bench_models(artifacts, settings, device, screen)))
 
@@ -190,12 +196,12 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     temperature: Annotated[float, typer.Option(min=0, max=100, help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
-    beams: Annotated[int, typer.Option(min=1, max=1024, help="Texts that beam search keeps; 1: no search.")] = 1,
+    num_beams: Annotated[int, typer.Option(min=1, max=1024, help="Texts that beam search keeps; 1: no search.")] = 1,
 ) -> None:
     """Continue (GPT-2) or answer (BART) a prompt with any model directory, torch or ONNX."""
     from compress.cli.generate import Request, texts
 
-    for text in texts(artifact, Request(prompt, max_new_tokens, temperature, seed, beams)):
+    for text in texts(artifact, Request(prompt, max_new_tokens, temperature, seed, num_beams)):
         typer.echo(text, nl=False)
     typer.echo()
 

@@ -22,7 +22,7 @@ class Request:
     max_new_tokens: int
     temperature: float
     seed: int
-    beams: int = 1
+    num_beams: int = 1
 
 
 def texts(path: Path, request: Request) -> Iterator[str]:
@@ -33,8 +33,10 @@ def texts(path: Path, request: Request) -> Iterator[str]:
         raise UserError("--prompt is empty; give at least one word")
     if any("\ud800" <= character <= "\udfff" for character in request.prompt):  # which stands for a byte that is none
         raise UserError("--prompt is no UTF-8 text")
-    if request.beams > 1 and request.temperature:
-        raise UserError(f"--beams {request.beams} searches and --temperature {request.temperature:g} draws; give one")
+    if request.num_beams > 1 and request.temperature:
+        raise UserError(
+            f"--num-beams {request.num_beams} searches and --temperature {request.temperature:g} draws; give one"
+        )
     if 0 < request.temperature < LEAST_TEMPERATURE:
         raise UserError(f"--temperature is {request.temperature:g}; give 0, or {LEAST_TEMPERATURE:g} at least")
     return _exported(path, request) if any(path.glob("*.onnx")) else _torch(path, request)
@@ -60,8 +62,8 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
     _check_room(ids.shape[1], request, runtime.context, answers=runtime.reads_sources)
     ends = _ends(path, tokenizer)
     options: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "eos_token_id": ends}
-    if request.beams > 1:
-        found = runtime.generate(ids, num_beams=request.beams, **options)[0, runtime.given(ids).shape[1] :].tolist()
+    if request.num_beams > 1:
+        found = runtime.generate(ids, num_beams=request.num_beams, **options)[0, runtime.given(ids).shape[1] :].tolist()
         yield tokenizer.decode(list(takewhile(lambda token: token not in ends, found)))
         return
     if request.temperature:
@@ -119,7 +121,7 @@ def _torch(path: Path, request: Request) -> Iterator[str]:
     context = context_of(artifact.config())
     _check_room(len(prompt), request, context, answers=artifact.manifest.task == "seq2seq")
     sampling = {"do_sample": True, "temperature": request.temperature} if request.temperature else {"do_sample": False}
-    written = {"max_new_tokens": request.max_new_tokens, "beams": request.beams}
+    written = {"max_new_tokens": request.max_new_tokens, "num_beams": request.num_beams}
     decoding = Decoding.model_validate(written | sampling)
     tokens = subject_of(artifact, "cpu").generate([prompt], decoding, request.seed)[0]
     yield tokenizer.decode(tokens, skip_special_tokens=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ class Generation(Strict):
     A setting that takes no part is refused.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"beams": "num_beams", "no_repeat_ngram": "no_repeat_ngram_size"}
+
     max_new_tokens: int = Field(64, ge=1)
-    beams: int = Field(1, ge=1)
+    num_beams: int = Field(1, ge=1)
     length_penalty: float = 1.0
     """Of beam search: scores are divided by length to this power."""
     do_sample: bool = False
@@ -33,7 +35,7 @@ class Generation(Strict):
     top_k: int = Field(0, ge=0)
     """Tokens sampling chooses among; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)
-    no_repeat_ngram: Annotated[int, Field(ge=0)] = added(0)
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = added(0)
     """N-grams of this many tokens that come only once, a prompt that is continued included; 0: all may come again."""
     min_new_tokens: Annotated[int, Field(ge=0)] = added(0)
     """Tokens before which no text ends."""
@@ -49,21 +51,23 @@ class Generation(Strict):
     @model_validator(mode="after")
     def _without_idle(self) -> Self:
         given = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
-        if self.do_sample and (idle := sorted(given & {"beams", "length_penalty"})):
+        if self.do_sample and (idle := sorted(given & {"num_beams", "length_penalty"})):
             raise ValueError(f"{idle[0]} belongs to a search, and do_sample: true draws; leave one out")
         if not self.do_sample and (idle := sorted(given & {"temperature", "top_k", "top_p", "seeds"})):
             raise ValueError(f"{idle[0]} does nothing without do_sample: true")
-        if self.beams == 1 and "length_penalty" in given:
-            raise ValueError("length_penalty does nothing without beams above 1")
+        if self.num_beams == 1 and "length_penalty" in given:
+            raise ValueError("length_penalty does nothing without num_beams above 1")
         return self
 
     def options(self) -> dict[str, Any]:
         """The settings that take part, named as ``generate`` of either runtime names them."""
         found = self.model_dump(include={"max_new_tokens", "do_sample", "min_new_tokens"})
-        found |= {"no_repeat_ngram_size": self.no_repeat_ngram} if self.no_repeat_ngram else {}
+        found |= {"no_repeat_ngram_size": self.no_repeat_ngram_size} if self.no_repeat_ngram_size else {}
         if self.do_sample:
             return found | self.model_dump(include={"temperature", "top_k", "top_p"})
-        return found | ({"num_beams": self.beams, "length_penalty": self.length_penalty} if self.beams > 1 else {})
+        return found | (
+            {"num_beams": self.num_beams, "length_penalty": self.length_penalty} if self.num_beams > 1 else {}
+        )
 
 
 class Decoding(Generation):
@@ -80,10 +84,10 @@ class Decoding(Generation):
     def conditions(self) -> dict[str, Any]:
         """The settings that take part, as a recipe names them."""
         if self.do_sample:
-            return self.model_dump(exclude={"beams", "length_penalty"})
-        penalty = {"length_penalty"} if self.beams > 1 else set()
-        rules = {"no_repeat_ngram", "min_new_tokens"}
-        return self.model_dump(include={"max_new_tokens", "do_sample", "beams"} | penalty | rules)
+            return self.model_dump(exclude={"num_beams", "length_penalty"})
+        penalty = {"length_penalty"} if self.num_beams > 1 else set()
+        rules = {"no_repeat_ngram_size", "min_new_tokens"}
+        return self.model_dump(include={"max_new_tokens", "do_sample", "num_beams"} | penalty | rules)
 
 
 def ends_of(artifact: Artifact, tokenizer: Any) -> list[int]:

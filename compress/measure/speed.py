@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -44,8 +44,10 @@ class Speed(Measurement):
     of all rounds, each of which reads 256 MiB; weights that processor caches hold can be read faster.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"prompt": "prompt_tokens"}
+
     type: Literal["speed"] = "speed"
-    prompt: int = Field(64, ge=1)
+    prompt_tokens: int = Field(64, ge=1)
     """Tokens of the prompt (of the source, for sequence-to-sequence models)."""
     new_tokens: int = Field(64, ge=1)
     """Tokens timed one by one after the first."""
@@ -80,9 +82,10 @@ class Speed(Measurement):
         # the prompt and the new tokens share a decoder's positions; a source has the encoder to itself
         for name, config in configs.items():
             context, apart = context_of(config), config.is_encoder_decoder
-            asked = max(self.prompt, self.new_tokens + 1) if apart else self.prompt + self.new_tokens
+            asked = max(self.prompt_tokens, self.new_tokens + 1) if apart else self.prompt_tokens + self.new_tokens
             if asked > context:
-                yield f"prompt {self.prompt} and new_tokens {self.new_tokens} exceed the {context} positions of {name}"
+                given = f"prompt_tokens {self.prompt_tokens} and new_tokens {self.new_tokens}"
+                yield f"{given} exceed the {context} positions of {name}"
 
     def timed(self, steppers: Mapping[str, Stepper], work: Workload) -> tuple[dict[str, list[Times]], float]:
         """Decode with every stepper in each round; return their times, and the bandwidth of memory in bytes per s."""
@@ -94,7 +97,7 @@ class Speed(Measurement):
     def workload(self, vocabulary: int) -> Workload:
         """What every model decodes; prompts are drawn from the smallest vocabulary."""
         threads = self.threads or len(os.sched_getaffinity(0))
-        return Workload(self.prompt, self.new_tokens, self.batch, threads, vocabulary)
+        return Workload(self.prompt_tokens, self.new_tokens, self.batch, threads, vocabulary)
 
     def _rounds(
         self, steppers: Mapping[str, Stepper], work: Workload, after_round: Callable[[], None] = lambda: None
@@ -113,7 +116,7 @@ class Speed(Measurement):
         return {
             "runtime": _runtime(artifact),
             "device": "cpu",
-            "prompt": work.prompt,
+            "prompt_tokens": work.prompt,
             "new_tokens": work.new_tokens,
             "batch": work.batch,
             "threads": work.threads,

@@ -33,7 +33,7 @@ LOWER_IS_BETTER = frozenset(
 
 NOT_METRICS = frozenset(
     {
-        *("context", "stride", "tokens", "words", "rows", "samples", "seconds", "seed", "batch", "beams"),
+        *("context", "stride", "tokens", "words", "rows", "samples", "seconds", "seed", "batch", "beams", "num_beams"),
         *("reference_words_mean", "reference_words_median"),
     }
 )

@@ -81,7 +81,7 @@ READERS: dict[str, Callable[[Any, Path], Any]] = {
     "save": lambda model, out: compress.save(model, out / "saved"),
     "export_onnx": lambda model, out: compress.export_onnx(model, out / "onnx"),
     "evaluate": lambda model, out: compress.evaluate(model, rows_for(model), progress=False),
-    "benchmark": lambda model, out: compress.benchmark([model], prompt=4, new_tokens=2, rounds=1),
+    "benchmark": lambda model, out: compress.benchmark([model], prompt_tokens=4, new_tokens=2, rounds=1),
 }
 
 
@@ -341,7 +341,7 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "axes": (lambda m, t: compress.score(m, axes=["depth"]), UserError, "axes: 'depth' is unknown"),
     "metric": (lambda m, t: compress.evaluate(m, ROWS, metrics=["bleurt"]), UserError, "unknown metric 'bleurt'"),
     "no model to time": (lambda m, t: compress.benchmark([]), UserError, "models: is empty"),
-    "too long": (lambda m, t: compress.benchmark([m], prompt=90), UserError, "exceed the 64 positions"),
+    "too long": (lambda m, t: compress.benchmark([m], prompt_tokens=90), UserError, "exceed the 64 positions"),
 }
 
 
@@ -388,7 +388,7 @@ def test_a_directory_in_the_way_is_left_alone(tmp_path: Path, tiny_gpt2: Any) ->
 def test_records_print_as_a_table(tmp_path: Path, tiny_gpt2: Any) -> None:
     model = tiny_gpt2()
     compress.export_onnx(model, tmp_path / "graph")
-    records = compress.benchmark({"torch": model, "onnx": tmp_path / "graph"}, prompt=4, new_tokens=2, rounds=1)
+    records = compress.benchmark({"torch": model, "onnx": tmp_path / "graph"}, prompt_tokens=4, new_tokens=2, rounds=1)
     lines = repr(records).splitlines()
     assert lines[0].split()[:2] == ["name", "prefill"] and lines[2].startswith("torch") and lines[3].startswith("onnx")
     assert "<pre" in records._repr_html_()

@@ -23,13 +23,13 @@ def said(artifact: Artifact, extra_ends: list[int], **written: Any) -> list[list
     return found
 
 
-@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("num_beams", [1, 4])
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
-def test_torch_and_onnx_say_the_same_under_both_rules(family: str, beams: int, request: Any) -> None:
+def test_torch_and_onnx_say_the_same_under_both_rules(family: str, num_beams: int, request: Any) -> None:
     base, onnx = (request.getfixturevalue(name) for name in (family, f"{family}_onnx"))
-    free = said(base, [], beams=beams)
+    free = said(base, [], num_beams=num_beams)
     end = free[0][2]
-    rules = {"beams": beams, "no_repeat_ngram": 2, "min_new_tokens": 6}
+    rules = {"num_beams": num_beams, "no_repeat_ngram_size": 2, "min_new_tokens": 6}
     both = [said(artifact, [end], **rules) for artifact in (base, onnx)]
     assert both[0] == both[1]
     start = len if family == "gpt2" else (lambda prompt: 0)  # the prompt is part of the text of a decoder alone
@@ -37,32 +37,34 @@ def test_torch_and_onnx_say_the_same_under_both_rules(family: str, beams: int, r
         bigrams = list(pairwise([*prompt[len(prompt) - start(prompt) :], *row]))
         assert len(bigrams) == len(set(bigrams))
         assert len(row) >= 6
-    without = {name: said(base, [end], **(rules | {name: 0})) for name in ("no_repeat_ngram", "min_new_tokens")}
+    without = {name: said(base, [end], **(rules | {name: 0})) for name in ("no_repeat_ngram_size", "min_new_tokens")}
     assert min(map(len, without["min_new_tokens"])) < 6
-    assert without["no_repeat_ngram"] != both[0]
+    assert without["no_repeat_ngram_size"] != both[0]
 
 
 def test_the_rules_are_recorded_where_they_take_part() -> None:
-    assert not {"no_repeat_ngram", "min_new_tokens"} & {
+    assert not {"no_repeat_ngram_size", "min_new_tokens"} & {
         *Decoding().conditions(),
         *Decoding(do_sample=True).conditions(),
     }
-    rules = {"no_repeat_ngram": 3, "min_new_tokens": 5}
-    for more in ({}, {"beams": 4}, {"do_sample": True}):
+    rules = {"no_repeat_ngram_size": 3, "min_new_tokens": 5}
+    for more in ({}, {"num_beams": 4}, {"do_sample": True}):
         decoding = Decoding.model_validate(rules | more)
         assert rules.items() <= decoding.conditions().items()
         assert {"no_repeat_ngram_size": 3, "min_new_tokens": 5}.items() <= decoding.options().items()
-    assert "min_new_tokens" not in Decoding(no_repeat_ngram=3).options()
+    assert "min_new_tokens" not in Decoding(no_repeat_ngram_size=3).options()
 
 
 def test_results_made_without_the_rules_keep_their_keys() -> None:
     for config in (
-        STAGES.read({"type": "seq_kd", "decoding": {"beams": 4}}),
-        MEASUREMENTS.read({"type": "quality", "metric": "rouge", "decoding": {"beams": 4}}),
+        STAGES.read({"type": "seq_kd", "decoding": {"num_beams": 4}}),
+        MEASUREMENTS.read({"type": "quality", "metric": "rouge", "decoding": {"num_beams": 4}}),
     ):
-        assert not {"no_repeat_ngram", "min_new_tokens"} & set(config.model_dump(mode="json")["decoding"])
-    with_rules = STAGES.read({"type": "seq_kd", "decoding": {"no_repeat_ngram": 3, "min_new_tokens": 5}})
-    assert {"no_repeat_ngram": 3, "min_new_tokens": 5}.items() <= with_rules.model_dump(mode="json")["decoding"].items()
+        assert not {"no_repeat_ngram_size", "min_new_tokens"} & set(config.model_dump(mode="json")["decoding"])
+    with_rules = STAGES.read({"type": "seq_kd", "decoding": {"no_repeat_ngram_size": 3, "min_new_tokens": 5}})
+    assert {"no_repeat_ngram_size": 3, "min_new_tokens": 5}.items() <= with_rules.model_dump(mode="json")[
+        "decoding"
+    ].items()
 
 
 def test_a_text_cannot_have_more_tokens_than_it_may() -> None:

@@ -28,11 +28,11 @@ def quality_of(**written: Any) -> Quality:
     return Quality.model_validate({"metric": METRICS, "batch": 2} | written)
 
 
-@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("num_beams", [1, 4])
 def test_every_metric_is_the_same_in_both_runtimes(
-    bart: Artifact, bart_onnx: Artifact, folder: Any, beams: int
+    bart: Artifact, bart_onnx: Artifact, folder: Any, num_beams: int
 ) -> None:
-    quality = quality_of(decoding={"max_new_tokens": 9, "beams": beams}, sentences="stops")
+    quality = quality_of(decoding={"max_new_tokens": 9, "num_beams": num_beams}, sentences="stops")
     found = quality.run(
         {"base": bart, "onnx": bart_onnx}, data=data_of(bart, folder, test=PAIRS), device="cpu", console=None
     )
@@ -42,7 +42,7 @@ def test_every_metric_is_the_same_in_both_runtimes(
     keys |= {"reference_words_mean", "reference_words_median", "length_ratio", "empty", "full_length"}
     assert set(base["quality"]) == keys | {"distinct1", "distinct2", "distinct3", "samples"}
     first, second = base["conditions"]["quality"], onnx["conditions"]["quality"]
-    assert first["decoding"]["beams"] == beams
+    assert first["decoding"]["num_beams"] == num_beams
     assert set(first["signatures"]) == set(METRICS)
     assert "nrefs:2" in first["signatures"]["bleu"]
     assert first | {"runtime": "onnxruntime"} == second
@@ -62,13 +62,13 @@ def test_rouge_is_that_of_the_samples(bart: Artifact, folder: Any) -> None:
     assert record["rougeL"] == pytest.approx(100 * sum(best) / 3)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("prompt", ["the cat , and a dog .", "a dog?"])
-def test_generate_says_what_is_measured(bart: Artifact, bart_onnx: Artifact, prompt: str, beams: int) -> None:
-    request = Request(prompt, max_new_tokens=12, temperature=0.0, seed=0, beams=beams)
+def test_generate_says_what_is_measured(bart: Artifact, bart_onnx: Artifact, prompt: str, num_beams: int) -> None:
+    request = Request(prompt, max_new_tokens=12, temperature=0.0, seed=0, num_beams=num_beams)
     said = ["".join(texts(artifact.path, request)).strip() for artifact in (bart, bart_onnx)]
     tokenizer = bart.tokenizer()
-    decoding = Decoding(max_new_tokens=12, beams=beams)
+    decoding = Decoding(max_new_tokens=12, num_beams=num_beams)
     ids = subject_of(bart_onnx, "cpu").generate([tokenizer(prompt)["input_ids"]], decoding, 0)[0]
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
     assert said == [text, text]

@@ -77,11 +77,11 @@ def talkative(tiny_bart: Any, tmp_path_factory: pytest.TempPathFactory) -> Artif
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnx"])
-@pytest.mark.parametrize("beams", [1, 4])
-def test_text_does_not_depend_on_the_batch(talkative: Artifact, tmp_path: Path, runtime: str, beams: int) -> None:
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_text_does_not_depend_on_the_batch(talkative: Artifact, tmp_path: Path, runtime: str, num_beams: int) -> None:
     """Rows end early, late, and not at all."""
     subject: Any = subject_of(talkative if runtime == "torch" else exported_to(talkative, tmp_path), "cpu")
-    decoding = Decoding(max_new_tokens=12, beams=beams)
+    decoding = Decoding(max_new_tokens=12, num_beams=num_beams)
     sources = [drawn(size, 7 * seed + size) for seed in range(2) for size in LENGTHS]
     free = [subject.generate([source], decoding, 0)[0] for source in sources]
     subject.ends = sorted({free[0][2], free[1][5], free[2][9]})

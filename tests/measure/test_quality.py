@@ -151,8 +151,8 @@ def test_text_without_spaces_has_no_word_perplexity(gpt2: Artifact, tmp_path: Pa
 
 def test_seq2seq_models_generate_from_sources(bart: Artifact, bart_onnx: Artifact, folder: Path) -> None:
     data = data_of(bart, folder, eval=PAIRS)
-    for beams in (1, 2):
-        decoding = {"max_new_tokens": 8, "beams": beams}
+    for num_beams in (1, 2):
+        decoding = {"max_new_tokens": 8, "num_beams": num_beams}
         metrics = ["perplexity", "agreement", "bleu", "chrf"]
         quality = Quality.model_validate({"metric": metrics, "batch": 2, "decoding": decoding, "reference": "base"})
         found = measured(quality, {"base": bart, "onnx": bart_onnx}, data)
@@ -191,8 +191,8 @@ def test_what_cannot_be_measured_is_told(
 def test_beams_of_an_exported_model_give_torch_s_text(gpt2: Artifact, gpt2_onnx: Artifact, folder: Path) -> None:
     data = data_of(gpt2, folder, test=PROMPTS)
     texts = []
-    for beams in (1, 3):
-        quality = Quality.model_validate({"metric": "bleu", "decoding": {"beams": beams, "max_new_tokens": 12}})
+    for num_beams in (1, 3):
+        quality = Quality.model_validate({"metric": "bleu", "decoding": {"num_beams": num_beams, "max_new_tokens": 12}})
         found = measured(quality, {"base": gpt2, "onnx": gpt2_onnx}, data)
         samples = [found[name]["quality"]["samples"] for name in ("base", "onnx")]
         assert samples[0] == samples[1]
@@ -203,8 +203,8 @@ def test_beams_of_an_exported_model_give_torch_s_text(gpt2: Artifact, gpt2_onnx:
 def test_both_runtimes_are_told_the_settings_that_take_part() -> None:
     common = {"max_new_tokens": 64, "do_sample": False}
     assert Decoding().options() == common
-    assert Decoding(beams=3).options() == common | {"num_beams": 3, "length_penalty": 1.0}
-    assert Decoding(beams=3, length_penalty=2.0).options() == common | {"num_beams": 3, "length_penalty": 2.0}
+    assert Decoding(num_beams=3).options() == common | {"num_beams": 3, "length_penalty": 1.0}
+    assert Decoding(num_beams=3, length_penalty=2.0).options() == common | {"num_beams": 3, "length_penalty": 2.0}
     drawn = {"do_sample": True, "temperature": 0.5, "top_k": 7, "top_p": 0.9}
     assert Decoding(**drawn).options() == {"max_new_tokens": 64} | drawn
 
@@ -213,8 +213,11 @@ def test_both_runtimes_are_told_the_settings_that_take_part() -> None:
     ("decoding", "message"),
     [
         ({"temperature": 0.5}, "temperature does nothing without do_sample: true"),
-        ({"do_sample": True, "beams": 3}, "beams belongs to a search, and do_sample: true draws; leave one out"),
-        ({"length_penalty": 2.0}, "length_penalty does nothing without beams above 1"),
+        (
+            {"do_sample": True, "num_beams": 3},
+            "num_beams belongs to a search, and do_sample: true draws; leave one out",
+        ),
+        ({"length_penalty": 2.0}, "length_penalty does nothing without num_beams above 1"),
         ({"seeds": [1, 2]}, "seeds does nothing without do_sample: true"),
     ],
 )
@@ -224,7 +227,9 @@ def test_a_decoding_that_does_nothing_is_refused(decoding: dict[str, Any], messa
     if "seeds" not in decoding:
         with pytest.raises(ValidationError, match=message):
             SeqKd.model_validate({"decoding": decoding})
-        Quality.model_validate({"metric": "bleu", "decoding": {"do_sample": False, "beams": 2, "length_penalty": 2.0}})
+        Quality.model_validate(
+            {"metric": "bleu", "decoding": {"do_sample": False, "num_beams": 2, "length_penalty": 2.0}}
+        )
 
 
 def test_every_tuple_of_numbers_has_a_seed_of_its_own() -> None:

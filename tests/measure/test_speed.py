@@ -51,7 +51,7 @@ def no_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_fresh_process")
 def test_the_record(artifacts: dict[str, Artifact]) -> None:
     before = torch.get_num_threads()
-    speed = Speed(prompt=6, new_tokens=3, batch=2, threads=1, rounds=2)
+    speed = Speed(prompt_tokens=6, new_tokens=3, batch=2, threads=1, rounds=2)
     records = speed.run(artifacts, data=None, device="cpu", console=None)
     assert torch.get_num_threads() == before
     assert set(records) == {"base", "onnx"}
@@ -67,7 +67,7 @@ def test_the_record(artifacts: dict[str, Artifact]) -> None:
         assert found["gpu"] == "not measured: no CUDA device"
     assert [record["conditions"]["speed"]["runtime"] for record in records.values()] == ["torch eager", "onnxruntime"]
     conditions = records["onnx"]["conditions"]["speed"]
-    assert (conditions["prompt"], conditions["new_tokens"], conditions["batch"]) == (6, 3, 2)
+    assert (conditions["prompt_tokens"], conditions["new_tokens"], conditions["batch"]) == (6, 3, 2)
     assert (conditions["threads"], conditions["rounds"]) == (1, 2)
 
 
@@ -93,7 +93,7 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted(
         return Times(100.0 if slow else 0.010, (100.0 if slow else 0.002,) * work.new_tokens)
 
     monkeypatch.setattr(module, "timed_pass", fake)
-    records = Speed(prompt=2, new_tokens=2, batch=3, threads=1, rounds=3).run(
+    records = Speed(prompt_tokens=2, new_tokens=2, batch=3, threads=1, rounds=3).run(
         artifacts, data=None, device="cpu", console=None
     )
     assert order == ["torch eager", "onnxruntime"] * 4
@@ -172,11 +172,11 @@ def test_an_export_is_measured_without_torch(artifacts: dict[str, Artifact]) -> 
 
 
 def test_the_context_is_checked(artifacts: dict[str, Artifact]) -> None:
-    with pytest.raises(UserError, match="prompt 60 and new_tokens 5 exceed the 64 positions of base"):
-        Speed(prompt=60, new_tokens=5).run(artifacts, data=None, device="cpu", console=None)
+    with pytest.raises(UserError, match="prompt_tokens 60 and new_tokens 5 exceed the 64 positions of base"):
+        Speed(prompt_tokens=60, new_tokens=5).run(artifacts, data=None, device="cpu", console=None)
 
 
-@pytest.mark.parametrize("field", ["prompt", "new_tokens", "batch", "threads", "rounds"])
+@pytest.mark.parametrize("field", ["prompt_tokens", "new_tokens", "batch", "threads", "rounds"])
 def test_numbers_start_at_one(field: str) -> None:
     with pytest.raises(ValidationError, match=field):
         Speed.model_validate({field: 0})

@@ -98,20 +98,20 @@ def test_wide_enough_beams_find_the_best_of_all(
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
-def test_prompts_are_searched_apart(seed: int, beams: int) -> None:
+def test_prompts_are_searched_apart(seed: int, num_beams: int) -> None:
     logits_of, prompts = table(seed, 7), np.array([[1, 2], [3, 4], [5, 6], [1, 1]])
-    options = {"max_new_tokens": 8, "num_beams": beams, "length_penalty": 0.5}
+    options = {"max_new_tokens": 8, "num_beams": num_beams, "length_penalty": 0.5}
     alone = [searched(logits_of, prompt[None], [0, 3], **options)[0] for prompt in prompts]
     assert searched(logits_of, prompts, [0, 3], **options) == alone
 
 
 def test_many_ends_among_the_likeliest_leave_as_many_beams() -> None:
-    ends, beams, favoured = [2, 5, 7, 8], 3, np.zeros(40, np.float32)
+    ends, num_beams, favoured = [2, 5, 7, 8], 3, np.zeros(40, np.float32)
     favoured[ends] = 6
     decoder = Replay(lambda tokens: table(0, 40)(tokens) + favoured, np.array([[1]]))
-    options = {"num_beams": beams, "max_new_tokens": 6, "length_penalty": 2.0, "early_stopping": "never"}
+    options = {"num_beams": num_beams, "max_new_tokens": 6, "length_penalty": 2.0, "early_stopping": "never"}
     searched_with(decoder, np.array([[1]]), ends, **options)
-    assert set(decoder.rows[1:]) == {beams}
+    assert set(decoder.rows[1:]) == {num_beams}
 
 
 LATE_WINS = {(): [0.45, 0.3, 0.25], (1,): [0.5, 0.45, 0.05], (2,): [0.1, 0.5, 0.4], (1, 1, 1, 1, 1): [0.98, 0.01, 0.01]}

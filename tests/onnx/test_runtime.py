@@ -383,8 +383,8 @@ import onnxruntime as ort
 from compress.onnx.runtime import Runtime
 from compress.onnx.runtime.session import Decoding
 runtime = Runtime.open(sys.argv[1], threads=1)
-for beams in (1, 2):
-    print(runtime.generate(np.array([[3, 4]]), max_new_tokens=2, eos_token_id=-1, num_beams=beams).shape)
+for num_beams in (1, 2):
+    print(runtime.generate(np.array([[3, 4]]), max_new_tokens=2, eos_token_id=-1, num_beams=num_beams).shape)
 print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "onnx", "pydantic", "scipy"}))
 """
     directory = exported().directory

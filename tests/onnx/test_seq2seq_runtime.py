@@ -175,14 +175,14 @@ def test_without_a_start_token_answers_begin_with_the_end_token(exported: Any, t
     [(0, {}), (8, {}), (4, {}), (2, {}), (0, {"decoder_layers": 1}), (2, {"layers": 1, "decoder_layers": 3})],
     ids=str,
 )
-@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("num_beams", [1, 4])
 def test_optimum_generates_the_same_text(
-    answering: Callable[..., Any], bits: int, options: dict[str, Any], beams: int
+    answering: Callable[..., Any], bits: int, options: dict[str, Any], num_beams: int
 ) -> None:
     optimum = pytest.importorskip("optimum.onnxruntime", exc_type=ImportError)
     found = answering(0, bits, **options)
     model = optimum.ORTModelForSeq2SeqLM.from_pretrained(found.directory)
-    chosen: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": likeliest(found.model)[3], "num_beams": beams}
+    chosen: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": likeliest(found.model)[3], "num_beams": num_beams}
     sources = {"input_ids": torch.from_numpy(SOURCES), "attention_mask": torch.from_numpy(MASK)}
     expected = model.generate(**sources, do_sample=False, **chosen)
     got = Runtime.open(found.directory).generate(SOURCES, MASK, **chosen)

@@ -68,7 +68,7 @@ def test_drawn_text_is_told_with_its_seed():
     rows = rows_of(base={0: "a"}, small={0: "a"}, sure={0: "b"}, old={0: "b"})
     quality = rows[0].record.quality
     quality["samples (split eval)"] = [sample(0, "c")]
-    drawn, sure = {"do_sample": True, "seeds": [3, 5]}, {"do_sample": False, "beams": 2}
+    drawn, sure = {"do_sample": True, "seeds": [3, 5]}, {"do_sample": False, "num_beams": 2}
     for row, how in zip(rows[:3], [sure, drawn, sure], strict=True):
         row.record.conditions["quality"] = {"decoding": how}
     rows[0].record.conditions["quality (split eval)"] = {"decoding": drawn}
@@ -134,7 +134,7 @@ def report(tmp_path_factory):
         for record in measured["artifacts"]:
             text = HOSTILE if record["name"] == "base" else f"{name} {record['name']}"
             record["quality"]["samples"] = [{"row": 4, "input": HOSTILE, "references": [HOSTILE, ""], "output": text}]
-            decoding = {"max_new_tokens": 64, "do_sample": False, "beams": 5, "length_penalty": 1.25}
+            decoding = {"max_new_tokens": 64, "do_sample": False, "num_beams": 5, "length_penalty": 1.25}
             signatures = {"bleu": "nrefs:var|case:mixed"}
             record["conditions"]["quality"] |= {"decoding": decoding, "signatures": signatures}
         path.write_text(json.dumps(measured))

@@ -216,6 +216,6 @@ def _record(
             "load_s": size / 400,
             "peak_rss_bytes": int((180 + 2.3 * size) * MB),
         }
-        how = {"device": "cpu", "threads": 2, "prompt": 64, "new_tokens": 64, "batch": 1, "repeats": 20}
+        how = {"device": "cpu", "threads": 2, "prompt_tokens": 64, "new_tokens": 64, "batch": 1, "repeats": 20}
         record.setdefault("conditions", {})["speed"] = how
     return record

@@ -219,9 +219,9 @@ for path in sys.argv[1:]:
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-5, rtol=1e-5)
     inputs.pop("decoder_input_ids")
-    for beams, text in texts.items():
-        found = model.generate(**inputs, num_beams=beams, max_new_tokens=8, do_sample=False)
-        assert torch.equal(found, text), (path, beams, found, text)
+    for num_beams, text in texts.items():
+        found = model.generate(**inputs, num_beams=num_beams, max_new_tokens=8, do_sample=False)
+        assert torch.equal(found, text), (path, num_beams, found, text)
 """
 
 
@@ -242,7 +242,8 @@ def test_a_uniform_cut_of_an_encoder_and_decoder_needs_the_stock_library_alone(
         inputs = tiny_inputs(model, batch=4)
         sources = {name: tensor for name, tensor in inputs.items() if not name.startswith("decoder")}
         texts = {
-            beams: model.generate(**sources, num_beams=beams, max_new_tokens=8, do_sample=False) for beams in (1, 4)
+            num_beams: model.generate(**sources, num_beams=num_beams, max_new_tokens=8, do_sample=False)
+            for num_beams in (1, 4)
         }
         torch.save((inputs, logits(model, inputs), texts), cut.path / "case.pt")
         made.append(str(cut.path))

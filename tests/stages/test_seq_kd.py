@@ -59,24 +59,26 @@ def dividing(subject: TorchSubject, prompts: Any, decoding: Generation) -> int:
     raise AssertionError("no token does")
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_targets_are_what_the_stock_library_generates(
-    family: str, beams: int, teacher: Any, run_stage: Any, answered: Any
+    family: str, num_beams: int, teacher: Any, run_stage: Any, answered: Any
 ) -> None:
     base = teacher(family)
     data = answered(base)
     model: Any = load(base.path)
-    end = dividing(TorchSubject.of(base, "cpu"), prompts_of(data.train), Generation(max_new_tokens=6, beams=beams))
+    end = dividing(
+        TorchSubject.of(base, "cpu"), prompts_of(data.train), Generation(max_new_tokens=6, num_beams=num_beams)
+    )
     settings = json.loads((base.path / "generation_config.json").read_text())
     (base.path / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": end}))
-    kd = run_stage(stage(beams=beams), adopt(base.path), data=data)
+    kd = run_stage(stage(num_beams=num_beams), adopt(base.path), data=data)
     rows = rows_of(kd)
     assert [row["source"] for row in rows] == prompts_of(data.train)
     ended = 0
     for row in rows:
         ids = torch.tensor([row["source"]])
-        told = {"num_beams": beams, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 1, "eos_token_id": end}
+        told = {"num_beams": num_beams, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 1, "eos_token_id": end}
         found = model.generate(ids, attention_mask=torch.ones_like(ids), **told)[0].tolist()
         found = found[1 if "bart" in family else len(row["source"]) :]
         assert row["target"] == found
@@ -120,7 +122,9 @@ def forcing_the_end(artifact: Artifact) -> Artifact:
     return adopt(artifact.path)
 
 
-@pytest.mark.parametrize("decoding", [{"beams": 2}, {"do_sample": True, "temperature": 1.5}], ids=["search", "drawn"])
+@pytest.mark.parametrize(
+    "decoding", [{"num_beams": 2}, {"do_sample": True, "temperature": 1.5}], ids=["search", "drawn"]
+)
 @pytest.mark.parametrize("damage", ["", "[[1, 2"], ids=["stopped", "killed"])
 def test_resumed_is_straight(
     decoding: Any,

@@ -230,13 +230,19 @@ def test_buffers_and_requires_grad_survive(tiny_bart):
     assert model.model.decoder.layers[0].fc1.out_features == 3
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_generation_with_a_cache_equals_generation_without(tiny_gpt2, tiny_bart, tiny_inputs, beams):
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_generation_with_a_cache_equals_generation_without(tiny_gpt2, tiny_bart, tiny_inputs, num_beams):
     for model in (tiny_gpt2(), tiny_bart(decoder_heads=2, scale_embedding=True)):
         cut(model, family_of(model.config), keep_of(model, 3))
         inputs = tiny_inputs(model)
         inputs.pop("decoder_input_ids", None)
-        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "num_beams": beams, "pad_token_id": 1}
+        options = {
+            "max_new_tokens": 6,
+            "min_new_tokens": 6,
+            "do_sample": False,
+            "num_beams": num_beams,
+            "pad_token_id": 1,
+        }
         cached = model.generate(**inputs, **options)
         assert torch.equal(cached, model.generate(**inputs, **options, use_cache=False))
 

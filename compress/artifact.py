@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-import torch
 from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,7 +23,7 @@ from compress.models.family import ModelFamily
 from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve, save_config
 from compress.models.stock_files import copy_settings
 from compress.schema import Strict, added
-from compress.surgery.cut import compose, cut
+from compress.surgery.cut import compose, cut_to_sizes
 from compress.surgery.layers import renumbered
 from compress.surgery.masks import attach
 from compress.surgery.quantization import QuantizationSpec, restore
@@ -155,10 +154,7 @@ class Artifact:
         config = self.config()
         model = build(config)
         if not self.stock_shape():
-            family = self.family()
-            axes = {axis.name: axis.size for axis in family.axes(config)}
-            sizes = self.sizes()
-            cut(model, family, {name: torch.arange(sizes[name]) for name, size in axes.items() if sizes[name] < size})
+            cut_to_sizes(model, self.family(), self.sizes())
         return model
 
 

@@ -172,7 +172,7 @@ TINY: dict[str, Callable[[], nn.Module]] = {
     "bart": _bart,
     "mbart": _mbart,
     "llama": _llama,
-    "llama-mha": lambda: _llama(kv_heads=4, tie=True, bias=True, head_dim=6, ffn=45),
+    "llama-mha": lambda: _llama(kv_heads=4, tie=True, bias=True, head_dim=6, ffn=40),
 }
 
 

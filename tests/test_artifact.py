@@ -24,7 +24,7 @@ from compress.models.stock_files import copy_settings
 from compress.surgery.cut import cut
 from compress.surgery.masks import attach, masks_of
 
-FAMILIES = ["tiny_gpt2", "tiny_bart"]
+FAMILIES = ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"]
 
 
 def step(**told: Any) -> Step:

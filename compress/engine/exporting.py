@@ -20,7 +20,7 @@ from compress.models.family import ModelFamily
 from compress.models.loading import build, save_config, save_tokenizer
 from compress.models.structure import sized_axes
 from compress.onnx.export.exporter import GraphKind, Packed, export
-from compress.surgery.cut import cut
+from compress.surgery.cut import cut_to_sizes
 from compress.surgery.quantization import FakeQuantWeight, Product, QuantizationSpec, Table, packed_state, restore
 
 
@@ -56,11 +56,9 @@ def packed(model: nn.Module) -> tuple[dict[str, Tensor], QuantizationSpec]:
 def same_shape(model: nn.Module, family: ModelFamily) -> nn.Module:
     """A stock model with random weights and the sizes of this one, also where its config cannot say them."""
     empty = build(model.config)
-    usual = {axis.name: axis.size for axis in family.axes(model.config)}
     known = ancestry_of(model, family)
     now = {axis: len(known.kept.get(axis, range(size))) for axis, size in known.sizes.items()}
-    if now != usual:
-        cut(empty, family, {axis: list(range(now[axis])) for axis, size in usual.items() if now[axis] < size})
+    cut_to_sizes(empty, family, now)
     return empty
 
 

@@ -18,7 +18,7 @@ from compress.models.loading import build
 from compress.models.structure import Axis, AxisKind, count_parameters, sized_axes
 from compress.schema import Strict
 from compress.surgery.coverage import Coverage
-from compress.surgery.cut import cut, ranked
+from compress.surgery.cut import cut, losing, ranked
 
 
 def _fraction(value: Any) -> Any:
@@ -61,7 +61,7 @@ class Target(Strict):
         """
         ratios = self._ratios(config, sizes, kinds)
         exact = {axis: sizes[axis] * ratios[kind] for axis, kind in kinds.items()}
-        groups = {axis.holds: axis.name for axis in family_of(config).axes(config) if axis.holds}
+        groups = _groups(family_of(config).axes(config))
         if self.uniform:
             _require_equal_groups(exact, sizes, groups)
         uneven = next((axis for axis, target in exact.items() if target.denominator != 1), None)
@@ -75,7 +75,9 @@ class Target(Strict):
             )
         rounded = {axis: max(1, round(target)) for axis, target in exact.items()}
         for heads, group in groups.items():
-            if heads in rounded:
+            if heads in rounded and group not in rounded and sizes[heads] == sizes[group]:
+                rounded[group] = rounded[heads]
+            elif heads in rounded:
                 kept = rounded.get(group, sizes[group])
                 rounded[heads] = max(1, round(rounded[heads] / kept)) * kept
             elif group in rounded:
@@ -98,8 +100,9 @@ class Target(Strict):
             model = build(config)
         whole = count_parameters(model, axes, sizes)
         budget = self.parameters * float(whole) if self.parameters <= 1 else self.parameters
-        held = [sizes[axis.holds] // sizes[axis.name] for axis in axes if axis.holds in masked]
-        steps = math.gcd(*(sizes[axis] for axis in masked), *held)
+        held = {axis.name: sizes[axis.holds] // sizes[axis.name] for axis in axes if axis.holds in masked}
+        steps = math.gcd(*(sizes[axis] for axis in masked), *(count for count in held.values() if count > 1))
+        masked = [*masked, *(axis for axis, count in held.items() if count == 1)]
         for left in range(steps, 0, -1):
             small = {axis: size * left // steps if axis in masked else size for axis, size in sizes.items()}
             if float(count_parameters(model, axes, small)) <= budget:
@@ -125,13 +128,16 @@ def cut_to(model: nn.Module, values: Mapping[str, Tensor], target: Target) -> tu
     if not target.uniform:
         targets = _across_layers(targets, kinds, scores, axes)
     keep = ranked(scores, {axis: size for axis, size in targets.items() if axis in scores}, axes)
+    now = {axis.name: axis.size for axis in axes}
+    keep |= {group: keep[heads] for heads, group in _groups(axes).items() if heads in keep and now[heads] == now[group]}
+    keep |= losing(axes, keep)
     return cut(model, family, keep), keep
 
 
 def _require_equal_groups(exact: Mapping[str, Fraction], sizes: Mapping[str, int], groups: Mapping[str, str]) -> None:
     """Refuse a fraction of query heads that kept groups cannot hold equally."""
     for heads, group in groups.items():
-        if heads not in exact:
+        if heads not in exact or (sizes[heads] == sizes[group] and group not in exact):
             continue
         kept = exact.get(group, Fraction(sizes[group]))
         if (exact[heads] / kept).denominator != 1:
@@ -154,15 +160,22 @@ def _across_layers(
     for axis in kinds:
         layers[kinds[axis]].append(axis)
     shared = dict(targets)
-    held = {axis.holds: axis.name for axis in axes_now if axis.holds}
+    now = {axis.name: axis.size for axis in axes_now}
     for axes in layers.values():
         rest = torch.cat([scores[axis].sort(descending=True).values[1:] for axis in axes])
         owner = [axis for axis in axes for _ in range(len(scores[axis]) - 1)]
         extra = sum(targets[axis] for axis in axes) - len(axes)
         chosen = rest.sort(descending=True, stable=True).indices[:extra].tolist()
         shared |= {axis: 1 + sum(owner[i] == axis for i in chosen) for axis in axes}
-    for heads, group in held.items():  # every kept group holds equally many
-        if heads in kinds:
-            kept = shared.get(group, next(axis.size for axis in axes_now if axis.name == group))
+    for heads, group in _groups(axes_now).items():
+        if heads in kinds and group not in kinds and now[heads] == now[group]:
+            shared[group] = shared[heads]
+        elif heads in kinds:  # every kept group holds equally many
+            kept = shared.get(group, now[group])
             shared[heads] = max(1, round(shared[heads] / kept)) * kept
     return shared
+
+
+def _groups(axes: Sequence[Axis]) -> dict[str, str]:
+    """The axis of groups for each axis of heads that has one."""
+    return {axis.holds: axis.name for axis in axes if axis.holds}

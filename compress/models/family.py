@@ -149,7 +149,7 @@ class ModelFamily:
     def attentions(self, config: Any) -> tuple[Attention, ...]:
         """Every attention, in the order in which they run."""
         return tuple(
-            _attention(stack, n, table, grouped=self.grouped(config, stack))
+            _attention(stack, n, table)
             for stack in self.stacks
             for n in range(stack.depth(config))
             for table in stack.attentions
@@ -175,7 +175,7 @@ class ModelFamily:
             implied = getattr(config, stack.ffn) is None and ffn == 4 * hidden
             fields |= {stack.heads: heads, stack.ffn: None if implied else ffn}
             if stack.kv_heads:
-                shared = heads if not self.grouped(config, stack) else int(getattr(config, stack.kv_heads))
+                shared = int(getattr(config, stack.kv_heads))
                 groups = common((size for axis, size in own.items() if axis.endswith(".groups")), shared)
                 if groups is None or heads % groups:
                     return None
@@ -246,10 +246,6 @@ class ModelFamily:
         """FFN neurons of a layer."""
         return int(getattr(config, stack.ffn) or 4 * (hidden or getattr(config, self.hidden)))
 
-    def grouped(self, config: Any, stack: LayerStack) -> bool:
-        """Whether several query heads share a key/value head."""
-        return bool(stack.kv_heads) and getattr(config, stack.kv_heads) != getattr(config, stack.heads)
-
     def positions(self, config: Any) -> int:
         """The most tokens that a row may have."""
         return int(getattr(config, self.context))
@@ -311,7 +307,7 @@ class ModelFamily:
             read = Slot(out, "in", width)
             if table.fused:
                 yield Axis(name, "heads", heads, (Slot(query, "out", width, 3), read))
-            elif self.grouped(config, stack):
+            elif stack.kv_heads:
                 groups = int(getattr(config, stack.kv_heads))
                 shared = tuple(Slot(part, "out", width) for part in (key, value))
                 yield Axis(name, "heads", heads, (Slot(query, "out", width), read))
@@ -330,11 +326,11 @@ def _inputs_and_outputs(table: AttentionTable | FeedForwardTable) -> tuple[list[
     return [part for part in (table.gate, table.up) if part], table.down, table.norm
 
 
-def _attention(stack: LayerStack, n: int, table: AttentionTable, *, grouped: bool) -> Attention:
+def _attention(stack: LayerStack, n: int, table: AttentionTable) -> Attention:
     names = [f"{stack.layers}.{n}.{part}" for part in (table.query, table.key, table.value)]
     query, key, value = (Projection(name, at, 3) if table.fused else Projection(name) for at, name in enumerate(names))
     axis = f"{stack.axes}.{n}.{table.axis}"
-    kv_axis = f"{stack.axes}.{n}.groups" if grouped else axis
+    kv_axis = f"{stack.axes}.{n}.groups" if stack.kv_heads else axis
     return Attention(axis, query, key, value, causal=table.causal, cross=table.cross, kv_axis=kv_axis)
 
 

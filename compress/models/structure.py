@@ -62,7 +62,8 @@ class Axis:
     """Units of one kind, such as those of ``hidden``, ``layer.3.heads`` or ``layer.3.ffn``.
 
     The units of a ``groups`` axis are key/value heads. Each ``holds`` equally many neighbouring units of the heads axis
-    of that name: the query heads that share it. They go with it, and every group keeps equally many of them.
+    of that name: the query heads that share it. They go with it, it goes with the last of them, and all groups that are
+    left keep equally many.
     """
 
     name: str

@@ -21,12 +21,16 @@ def ranked(scores: Mapping[str, Tensor], sizes: Mapping[str, int], axes: Iterabl
     """The ``sizes[axis]`` units with the largest |score| of each axis, in ascending order; of equals, the earlier one.
 
     Where ``axes`` has an axis of groups, groups are chosen first, then equally many of the units that each kept group
-    holds.
+    holds. Groups that hold one unit each go with it.
 
     Raises ModelError for a size outside 1 ... number of units, for one that kept groups cannot share equally, and for
     an axis without scores.
     """
-    groups = {axis.holds: axis for axis in axes if axis.holds}
+    axes = list(axes)
+    whole_sizes = {axis.name: axis.size for axis in axes}
+    groups = {
+        axis.holds: axis for axis in axes if axis.holds and (axis.name in sizes or whole_sizes[axis.holds] > axis.size)
+    }
     keep = {axis: _top(axis, scores.get(axis), size) for axis, size in sizes.items() if axis not in groups}
     for axis in (axis for axis in sizes if axis in groups):
         group = groups[axis]
@@ -80,7 +84,7 @@ def cut(model: nn.Module, family: ModelFamily, keep: Keep) -> Coverage:
     if hasattr(model, MASKS):
         raise ModelError("detach the masks of a model before it is cut")
     axes = sized_axes(model, family)
-    indices = _checked(axes, keep)
+    indices = losing(axes, keep)
     before = stock_tensors(model)
     bytes_before = _bytes(before)
     smaller = _smaller(model, axes, indices)
@@ -102,8 +106,16 @@ def cut(model: nn.Module, family: ModelFamily, keep: Keep) -> Coverage:
     )
 
 
-def _checked(axes: Iterable[Axis], keep: Keep) -> dict[str, Tensor]:
-    """The axes that lose units, with the indices of those they keep."""
+def cut_to_sizes(model: nn.Module, family: ModelFamily, sizes: Mapping[str, int]) -> None:
+    """Give a model these sizes, whichever units are left; for a model whose weights are filled in afterwards."""
+    axes = sized_axes(model, family)
+    smaller = {axis.name: sizes[axis.name] for axis in axes if sizes.get(axis.name, axis.size) < axis.size}
+    cut(model, family, ranked({axis.name: torch.ones(axis.size) for axis in axes}, smaller, axes))
+
+
+def losing(axes: Iterable[Axis], keep: Keep) -> dict[str, Tensor]:
+    """The axes that lose units, with the indices of those they keep; raises ModelError as :func:`cut` does."""
+    axes = list(axes)
     sizes = {axis.name: axis.size for axis in axes}
     indices = {}
     for axis, units in keep.items():
@@ -119,20 +131,21 @@ def _checked(axes: Iterable[Axis], keep: Keep) -> dict[str, Tensor]:
 
 
 def _with_held(axes: Iterable[Axis], indices: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the units that removed groups hold, and require equally many in each kept group."""
+    """Add the units that removed groups hold, and groups that lost all of theirs; the rest must hold equally many."""
     named = {axis.name: axis for axis in axes}
     for group in [axis for axis in named.values() if axis.holds]:
         heads = named[group.holds]
-        if group.name not in indices and heads.name not in indices:
-            continue
         held = heads.size // group.size
-        whole = indices.get(group.name, torch.arange(group.size))
-        chosen = indices.get(heads.name, (whole[:, None] * held + torch.arange(held)).flatten())
-        counts = torch.bincount(chosen // held, minlength=group.size)
-        outside = set(range(group.size)) - set(whole.tolist())
-        if counts[whole].unique().numel() != 1 or not counts[whole[0]] or any(counts[at] for at in outside):
-            raise ModelError(f"keep of axis {heads.name!r} must hold equally many units of each of {len(whole)} groups")
-        indices[heads.name] = chosen
+        if heads.name in indices:
+            left, counts = (indices[heads.name] // held).unique(return_counts=True)
+            whole = indices.get(group.name, left)
+            if counts.unique().numel() != 1 or not torch.equal(left, whole):
+                raise ModelError(
+                    f"keep of axis {heads.name!r} must hold equally many units of each of {len(whole)} groups"
+                )
+            indices |= {group.name: left} if len(left) < group.size else {}
+        elif group.name in indices:
+            indices[heads.name] = (indices[group.name][:, None] * held + torch.arange(held)).flatten()
     return indices
 
 

@@ -211,10 +211,10 @@ def test_terms_that_compare_units_follow_two_cuts(anything: Any) -> None:
 
 def test_the_filter_chooses_modules(tmp_path: Path, anything: Any) -> None:
     names = {name for name, _ in anything.named_modules()}
-    ffn = ("mlp.", "fc1", "fc2")
-    compress.quantize_(anything, weights=2, filter=lambda name, module: any(part in name for part in ffn))
+    ffn = ("c_fc", "mlp.c_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")
+    compress.quantize_(anything, weights=2, filter=lambda name, module: name.endswith(ffn))
     swapped = {name for name, module in anything.named_modules() if type(module).__name__ == "Product"}
-    assert swapped == {name for name in names if name.endswith(("c_fc", "mlp.c_proj", "fc1", "fc2"))}
+    assert swapped == {name for name in names if name.endswith(ffn)}
     assert compress.export_onnx(anything, tmp_path / "onnx")["products"] == len(swapped)
 
 

@@ -12,7 +12,7 @@ from compress.errors import ModelError
 from compress.registry import STAGES
 
 TRAIN = {"steps": 20, "batch": 8, "lr": 1e-2, "precision": "fp32", "eval_every": 10, "keep": "last", "dropout": 0}
-FAMILIES = ["tiny_gpt2", "tiny_bart"]
+FAMILIES = ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"]
 
 
 def stage(*terms: Any, **train: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from compress.onnx.runtime import Runtime
 from compress.registry import STAGES
 from compress.surgery.layers import drop as surgery
 
-FAMILIES = ["tiny_gpt2", "tiny_bart"]
+FAMILIES = ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"]
 WHOLE = "keep: every layer would stay; allowed: fewer than"
 MAGNITUDE = {"type": "learn_masks", "method": "magnitude"}
 

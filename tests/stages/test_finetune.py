@@ -17,7 +17,7 @@ from compress.training.forward import Side, nll
 from compress.training.objective import Objective
 
 TRAIN = {"steps": 20, "batch": 8, "lr": 1e-2, "precision": "fp32", "eval_every": 5}
-FAMILIES = ["tiny_gpt2", "tiny_bart"]
+FAMILIES = ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"]
 
 
 def stage(**train: Any) -> dict[str, Any]:

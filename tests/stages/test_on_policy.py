@@ -16,7 +16,7 @@ from compress.generation.on_policy import OnPolicy, StudentAnswers
 from compress.registry import STAGES
 from compress.training.objective import Objective
 
-FAMILIES = ["tiny_gpt2", "tiny_bart"]
+FAMILIES = ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"]
 SIZES = {"layers": 1, "hidden": 16, "ffn": 32, "vocab": 23}
 TRAIN = {"steps": 6, "batch": 4, "lr": 1e-2, "precision": "fp32", "eval_every": 3, "keep": "last", "dropout": 0.2}
 
@@ -127,7 +127,7 @@ def test_answers_take_the_place_of_the_data_s_and_end_where_they_end(
     scored = batch["labels"] != -100
     assert [row[mask].tolist() for row, mask in zip(batch["labels"], scored, strict=True)] == said
     assert int(scored.sum()) == sum(map(len, said))
-    seq2seq = family == "tiny_bart"
+    seq2seq = "bart" in family
     for i, answer in enumerate(said):
         length = int(batch["attention_mask"][i].sum())
         if seq2seq:

@@ -23,14 +23,20 @@ from compress.surgery.cut import cut
 from compress.surgery.masks import attach
 
 KINDS = ("hidden", "heads", "ffn")
-FAMILIES = ["tiny_gpt2", "tiny_bart"]
-STOCK = {"gpt2": AutoModelForCausalLM, "bart": AutoModelForSeq2SeqLM}
+FAMILIES = ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"]
+STOCK = {
+    "gpt2": AutoModelForCausalLM,
+    "llama": AutoModelForCausalLM,
+    "bart": AutoModelForSeq2SeqLM,
+    "mbart": AutoModelForSeq2SeqLM,
+}
 
 
 @pytest.fixture
 def base(request: Any, stock: Any) -> Any:
     def make(family: str = "tiny_gpt2", name: str = "base", **options: Any) -> Artifact:
-        ffn = {"tiny_gpt2": None, "tiny_bart": 48}[family]
+        ffn = None if family == "tiny_gpt2" else 48
+        options |= {"kv_heads": options.get("heads", 4)} if family == "tiny_llama" else {}
         made: Artifact = stock(request.getfixturevalue(family)(**{"ffn": ffn, **options}), name)
         return made
 
@@ -188,7 +194,7 @@ def test_kept_units_count_in_full_unless_masks_are_folded(
     family: str, scale: bool, base: Any, masked: Any, run_stage: Any, tiny_inputs: Any
 ) -> None:
     """fold: false is the binary mask's model, fold: true the soft mask's with the removed units at 0."""
-    source = masked(base(family, **({"scale_embedding": scale} if family == "tiny_bart" else {})))
+    source = masked(base(family, **({"scale_embedding": scale} if "bart" in family else {})))
     inputs = tiny_inputs(source.model())
     for fold in (False, True):
         made = run_stage(prune(keep="2/4", fold=fold), source, out=f"fold-{fold}")
@@ -410,3 +416,27 @@ def test_fields_are_checked(config: Any, message: str) -> None:
 def test_a_plan_survives_its_own_record() -> None:
     stage = STAGES.read(prune(keep={"heads": "2/4", "ffn": 0.25}))
     assert STAGES.read(stage.model_dump(mode="json")) == stage
+
+
+def test_groups_of_query_heads_are_cut_whole(masked: Any, run_stage: Any, stock: Any, tiny_llama: Any) -> None:
+    source = stock(tiny_llama(heads=6, kv_heads=3), "grouped")
+    made = run_stage({"type": "prune", "keep": {"groups": "2/3"}}, masked(source, kinds=("groups",)))
+    kept = made.manifest.kept
+    for n in range(2):
+        held = [2 * group + at for group in kept[f"layer.{n}.groups"] for at in range(2)]
+        assert len(kept[f"layer.{n}.groups"]) == 2 and kept[f"layer.{n}.heads"] == held
+    config = made.config()
+    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 2)
+    assert AutoModelForCausalLM.from_pretrained(made.path).model.layers[0].self_attn.k_proj.out_features == 10
+
+
+def test_query_heads_are_cut_within_their_groups(
+    masked: Any, run_stage: Any, shape_of: Any, stock: Any, tiny_llama: Any
+) -> None:
+    source = masked(stock(tiny_llama(), "grouped"))
+    made = run_stage({"type": "prune", "keep": "2/4"}, source)
+    assert (made.config().num_attention_heads, made.config().num_key_value_heads) == (2, 2)
+    assert all(units[0] < 2 <= units[1] for axis, units in made.manifest.kept.items() if axis.endswith(".heads"))
+    stage = STAGES.read({"type": "prune", "keep": {"heads": "1/4"}})
+    told = list(stage.problems(shape_of(source, masked=KINDS), None))
+    assert "does not leave equally many in each of 2 groups; allowed: 1/2, or masks on groups" in str(told[0])

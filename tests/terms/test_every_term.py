@@ -21,7 +21,7 @@ def term_of(name: str, **options: Any) -> Any:
     return TERMS.read({"type": name, **OPTIONS.get(name, {}), **options})
 
 
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 @pytest.mark.parametrize("name", NAMES)
 def test_finite_weighted_and_felt(name: str, family: str, request: Any, side: Any, batch: Any) -> None:
     make = request.getfixturevalue(family)
@@ -42,7 +42,7 @@ def test_finite_weighted_and_felt(name: str, family: str, request: Any, side: An
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 @pytest.mark.parametrize("name", DISTANCES)
 def test_the_teacher_itself_is_at_distance_zero(name: str, family: str, request: Any, side: Any, batch: Any) -> None:
     model = request.getfixturevalue(family)()
@@ -51,7 +51,7 @@ def test_the_teacher_itself_is_at_distance_zero(name: str, family: str, request:
     assert abs(values[name].item()) < 1e-5
 
 
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_is_not_seen(name: str, family: str, request: Any, side: Any, batch: Any) -> None:
     """What stands in masked positions of the decoder (or only stack) changes no term."""

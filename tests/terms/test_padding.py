@@ -78,7 +78,7 @@ def assert_same(ours: tuple[float, torch.Tensor], theirs: tuple[float, torch.Ten
     assert (ours[1] - theirs[1]).norm() <= 1e-4 * theirs[1].norm()
 
 
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_is_the_mean_over_the_tokens_of_its_rows(
     name: str, family: str, rows: Any, split_of: Any, objective_of: Any

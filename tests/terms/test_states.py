@@ -32,7 +32,7 @@ def _mask(batch: Any) -> torch.Tensor:
     return batch.get("decoder_attention_mask", batch["attention_mask"]).bool()
 
 
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 def test_causal_kv_is_the_distance_of_the_self_attention_caches(
     family: str, request: Any, side: Any, batch: Any
 ) -> None:
@@ -71,7 +71,7 @@ def test_causal_kv_of_a_cut_decoder_compares_the_heads_it_kept(tiny_bart: Any, s
 
 
 @pytest.mark.parametrize("layers", ["all", "last"])
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 def test_hidden_mse_compares_kept_units_of_the_decoder(
     family: str, layers: Any, request: Any, side: Any, batch: Any
 ) -> None:
@@ -82,18 +82,19 @@ def test_hidden_mse_compares_kept_units_of_the_decoder(
     rows = batch(teacher)
     objective = Objective(side(student, kept), [HiddenMSE(layers=layers)], teacher=side(teacher))
     found = objective(rows)[1]["hidden_mse"]
-    name, mask = ("decoder_hidden_states" if family == "tiny_bart" else "hidden_states"), _mask(rows)
+    name, mask = ("decoder_hidden_states" if "bart" in family else "hidden_states"), _mask(rows)
     ours, theirs = (getattr(_outputs(model, rows), name) for model in (student, teacher))
     parts = [F.mse_loss(s[mask], t[mask][:, kept["hidden"]]) for s, t in zip(ours, theirs, strict=True)]
     expected = parts[-1] if layers == "last" else torch.stack(parts).mean()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 def test_attention_relation_of_a_narrower_student(family: str, request: Any, side: Any, batch: Any) -> None:
     """MiniLMv2 by hand, from the caches: keys and values give two of the three relations; queries need the rest."""
     make = request.getfixturevalue(family)
-    student, teacher = make(seed=0, hidden=16, heads=2), make(seed=1)
+    groups = {"kv_heads": 1} if family == "tiny_llama" else {}
+    student, teacher = make(seed=0, hidden=16, heads=2, **groups), make(seed=1)
     rows = batch(teacher)
     objective = Objective(side(student), [AttentionRelation(heads=2, layer=0)], teacher=side(teacher))
     found = objective(rows)[1]["attention_relation"]
@@ -114,9 +115,10 @@ def test_attention_relation_of_a_narrower_student(family: str, request: Any, sid
 
 def _qkv(model: Any, batch: Any, layer: int) -> tuple[torch.Tensor, ...]:
     caught: dict[str, torch.Tensor] = {}
-    bart = model.config.is_encoder_decoder
-    block = model.model.decoder.layers[layer].self_attn if bart else model.transformer.h[layer].attn
-    names = ("q_proj", "k_proj", "v_proj") if bart else ("c_attn",)
+    fused = hasattr(model, "transformer")
+    stack = model.transformer.h if fused else getattr(model.model, "decoder", model.model).layers
+    block = stack[layer].attn if fused else stack[layer].self_attn
+    names = ("c_attn",) if fused else ("q_proj", "k_proj", "v_proj")
     handles = [
         getattr(block, name).register_forward_hook(lambda _m, _i, out, name=name: caught.__setitem__(name, out))
         for name in names
@@ -124,7 +126,7 @@ def _qkv(model: Any, batch: Any, layer: int) -> tuple[torch.Tensor, ...]:
     _outputs(model, batch)
     for handle in handles:
         handle.remove()
-    return tuple(caught[name] for name in names) if bart else caught["c_attn"].chunk(3, dim=-1)
+    return caught["c_attn"].chunk(3, dim=-1) if fused else tuple(caught[name] for name in names)
 
 
 def test_attention_relation_names_what_does_not_fit(tiny_gpt2: Any, side: Any, batch: Any) -> None:
@@ -150,7 +152,7 @@ def _handing_on(module: Any, args: Any, output: Any) -> Any:
 
 
 @pytest.mark.parametrize("kept", [[0, 2, 5], [1, 4], [0, 1, 3]])
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 def test_layers_are_compared_with_those_they_came_from(
     kept: list[int], family: str, request: Any, side: Any, batch: Any
 ) -> None:
@@ -172,7 +174,7 @@ def test_layers_are_compared_with_those_they_came_from(
 
 @pytest.mark.parametrize("layers", ["all", "last"])
 @pytest.mark.parametrize("kept", [[0, 2, 5], [1, 4], [0, 1, 3]])
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 def test_states_are_compared_with_those_of_the_same_layer(
     kept: list[int], family: str, layers: Any, request: Any, side: Any, batch: Any
 ) -> None:

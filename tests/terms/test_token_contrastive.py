@@ -25,11 +25,11 @@ def term_of(**options: Any) -> Any:
 def states_of(model: Any, batch: Any) -> torch.Tensor:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     with torch.no_grad():
-        found: torch.Tensor = (model.model if model.config.is_encoder_decoder else model.transformer)(**inputs)[0]
+        found: torch.Tensor = model.base_model(**inputs)[0]
     return found
 
 
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 @pytest.mark.parametrize("negatives", ["teacher", "student", "vocabulary"])
 def test_negatives_are_those_asked_for(negatives: str, family: str, request: Any, side: Any, batch: Any) -> None:
     make = request.getfixturevalue(family)
@@ -90,7 +90,7 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], says: str
         term_of(**options)
 
 
-@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 def test_a_bank_of_positions_remembers_each_row_by_itself(family: str, request: Any, side: Any, batch: Any) -> None:
     """Batches in turn, as accumulation sees them: a position's second loss is smoothed with its own first state."""
     make = request.getfixturevalue(family)

@@ -36,7 +36,7 @@ def _batch(model, tiny_inputs):
     return inputs
 
 
-@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
 def test_chunked_terms_equal_the_plain_computation(kind, chunk, request, tiny_inputs, monkeypatch):
     monkeypatch.setattr(module, "chunk_size", lambda side, device: chunk)
@@ -80,7 +80,7 @@ class _Casts(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 def test_a_head_is_cast_once_a_step_whatever_the_chunks(kind, request, tiny_inputs, monkeypatch):
     student, teacher = (request.getfixturevalue(kind)(seed=seed, vocab=71) for seed in (0, 1))
     teacher.requires_grad_(False)
@@ -98,7 +98,7 @@ def test_a_head_is_cast_once_a_step_whatever_the_chunks(kind, request, tiny_inpu
         assert tensor.dtype == before[name][1].dtype
 
 
-@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 def test_every_distance_is_zero_for_the_teacher_itself(kind, request, tiny_inputs):
     model = request.getfixturevalue(kind)()
     copy = deepcopy(model)
@@ -108,7 +108,7 @@ def test_every_distance_is_zero_for_the_teacher_itself(kind, request, tiny_input
         assert abs(value.item()) < 1e-5, name
 
 
-@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart"])
+@pytest.mark.parametrize("kind", ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"])
 def test_nll_is_the_models_own_loss(kind, request, tiny_inputs):
     model = request.getfixturevalue(kind)()
     batch = _batch(model, tiny_inputs)

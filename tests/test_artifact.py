@@ -264,6 +264,7 @@ assert "compress" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_trained_cut_and_masked_directories_open_without_this_package(
     tmp_path: Path, tiny_gpt2: Any, tiny_bart: Any, tiny_inputs: Any
 ) -> None:

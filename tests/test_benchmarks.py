@@ -53,6 +53,7 @@ def test_make_bench_runs_each_comparison_and_nothing_else() -> None:
     assert sorted(runnable) == sorted([*listed[1].split(), "answers", "step_profile"])  # which take a user's models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_the_result_holds_conditions_steps_and_bounded_figures(name: str) -> None:
     done = script(name, "--rounds=2", *TINY[name])

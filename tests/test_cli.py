@@ -135,6 +135,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     refused(cli(*arguments), text)
 
 
+@pytest.mark.slow
 def test_the_process_ends_the_same_way() -> None:
     bad = Path("tests/bad_recipes/unknown_stage.yaml")
     done = subprocess.run(
@@ -303,6 +304,7 @@ def test_generate_refuses_what_does_not_fit(cli: Command, finished: Path, name: 
     )
 
 
+@pytest.mark.slow
 def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> None:
     pair = artifact(finished, "tuned"), artifact(finished, "onnx")
     told = cli("bench", *pair, "--prompt", 4, "--new-tokens", 2, "--threads", 1, "--device", "cpu")
@@ -314,6 +316,7 @@ def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> N
     refused(cli("bench", pair[0], pair[0]), f"{pair[0]} is given twice; give each directory once")
 
 
+@pytest.mark.slow
 def test_bench_takes_any_directories(cli: Command, finished: Path, tmp_path: Path) -> None:
     """Two of one name, one of which has lost its manifest; and how often they decode is told."""
     deployed, sealed = tmp_path / "a" / "m", tmp_path / "b" / "m"
@@ -477,6 +480,7 @@ def stopped_while_sealing(error: BaseException, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "fsync", fail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
@@ -506,6 +510,7 @@ def test_what_stops_a_seal_leaves_what_is_finished(
     assert adopt(artifact(tmp_path, "onnx")).digest == adopt(artifact(finished, "onnx")).digest
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_training_continues(
     cli: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

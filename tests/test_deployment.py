@@ -122,6 +122,7 @@ def tokens(stepper: Any) -> list[int]:
     return chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "told"),
     [
@@ -309,6 +310,7 @@ def test_kept_models_of_another_shape_are_refused(benchmarks: Any, tmp_path: Pat
         own_models.claim(own_models.Shape(model="gpt2", **{**SIZES, "layers": 2}), tmp_path)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_nothing_is_measured() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "gpu.py"],

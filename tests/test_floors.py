@@ -121,12 +121,14 @@ def test_light_imports_load_no_torch(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["compress.onnx.runtime", "compress.report", "compress.cli.generate"])
 def test_deployment_and_report_need_neither_torch_nor_transformers(module: str) -> None:
     done = importing(f"import {module}", "torch", "transformers", "datasets", "onnx")
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_package_gives_its_public_names_lazily() -> None:
     code = (
         "import compress\n"

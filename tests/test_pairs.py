@@ -97,6 +97,7 @@ def truth(folder: Path) -> dict[str, Any]:
     return measured(folder, "jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl.gz", "text", "tsv", "parquet", "hub", "ready"])
 def test_every_place_gives_the_same_model_and_numbers(
     folder: Path, truth: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch

@@ -173,6 +173,7 @@ def test_a_second_run_does_nothing(recipe: Path) -> None:
     assert first.records == second.records
 
 
+@pytest.mark.slow
 def test_a_changed_stage_reruns_from_there(recipe: Path) -> None:
     run(recipe)
     assert states(recipe, "stages.two.by=5")["two"] == "runs"
@@ -217,6 +218,7 @@ def test_a_report_shows_no_numbers_of_other_artifacts_or_other_data(recipe: Path
     assert measured() == {"base": False, "one": False}
 
 
+@pytest.mark.slow
 def test_a_run_hands_the_map_of_layers_on(recipe: Path) -> None:
     """From stage to stage, into the plan, and into the key of what comes after."""
     stages = (

@@ -57,6 +57,7 @@ def test_there_are_enough_bad_recipes() -> None:
     assert len(BAD) >= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
 def test_a_bad_recipe_says_where_and_what(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
@@ -68,6 +69,7 @@ def test_a_bad_recipe_says_where_and_what(path: Path, monkeypatch: pytest.Monkey
     assert expected.startswith(path.name)
 
 
+@pytest.mark.slow
 def test_the_whole_of_a_good_recipe_is_planned(good: Path) -> None:
     plan = make_plan(Inputs(read_recipe(good), good.parent / "run"))
     rows = {row.name: row for row in plan.rows}
@@ -81,6 +83,7 @@ def test_the_whole_of_a_good_recipe_is_planned(good: Path) -> None:
     assert not (good.parent / "run").exists()
 
 
+@pytest.mark.slow
 def test_expected_parameters_are_those_of_the_cut_model(good: Path) -> None:
     rows = {row.name: row for row in make_plan(Inputs(read_recipe(good), good.parent / "run")).rows}
 
@@ -182,6 +185,7 @@ def test_plain_scalars_are_yaml_1_2(text: str, value: object) -> None:
     assert type(found) is type(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "error"),
     [

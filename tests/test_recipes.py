@@ -85,6 +85,7 @@ def rows_like(source: Source, path: Path) -> dict[str, Any]:
     return {"json": str(path), **columns}
 
 
+@pytest.mark.slow
 @each_recipe
 def test_every_shipped_recipe_is_sound(path: Path, tmp_path: Path) -> None:
     recipe = read_recipe(path)
@@ -110,6 +111,7 @@ def test_penn_treebank_is_read_as_its_figures_were() -> None:
     assert sources and all("strip: true" in source for source in sources)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "block"), SHOWN)
 def test_every_recipe_in_the_documentation_is_sound(page: str, block: str, tmp_path: Path) -> None:
     """A block without ``version`` is a part of a recipe."""
@@ -126,6 +128,7 @@ def test_every_recipe_in_the_documentation_is_sound(page: str, block: str, tmp_p
     assert planned(path, tmp_path).rows
 
 
+@pytest.mark.slow
 def test_the_sizes_of_the_pruning_recipe_are_those_of_its_header(tmp_path: Path) -> None:
     path = ROOT / "recipes" / "gpt2" / "wikitext2-prune.yaml"
     real = json.dumps({"model_type": "gpt2", "vocab_size": 50257})

@@ -58,7 +58,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"type": "size"},
             {"type": "quality", "of": ["tuned", "cut", "student", "small", "tuned-onnx", "small-onnx"],
              "metric": ["perplexity", "bleu", "rouge"], "decoding": {"max_new_tokens": 12, "num_beams": 2}},
-            {"type": "speed", "of": ["tuned", "tuned-onnx", "small-onnx"], "prompt_tokens": 6, "new_tokens": 4},
+            {"type": "speed", "of": ["tuned", "tuned-onnx", "small-onnx"], "prompt_tokens": 6, "new_tokens": 4,
+             "threads": 1},
         ],
     }  # fmt: skip
     (folder / "bart.yaml").write_text(yaml.safe_dump(recipe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,15 @@ class Records(list[dict[str, Any]]):
     """What was measured, one record per model; prints as a table."""
 
     def __repr__(self) -> str:
-        console = Console(width=160, no_color=True)
+        console = Console(width=160, no_color=True, force_jupyter=False)
         with console.capture() as shown:
             console.print(records_table(self))
         return shown.get().rstrip()
 
     def _repr_html_(self) -> str:
-        console = Console(width=160, record=True, file=None, quiet=False)
-        with console.capture():
-            console.print(records_table(self))
+        # A captured console records nothing, so this one prints to a file in memory.
+        console = Console(width=160, record=True, file=io.StringIO(), force_jupyter=False)
+        console.print(records_table(self))
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 

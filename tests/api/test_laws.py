@@ -148,6 +148,7 @@ def test_masks_are_those_of_the_stage(
     assert adopt(tmp_path / "small").digest == cut.digest
 
 
+@pytest.mark.slow
 def test_quantized_training_is_that_of_the_stage(
     tmp_path: Path, anything: Any, stock: Any, learnable: Any, run_stage: Any
 ) -> None:
@@ -385,6 +386,7 @@ def test_a_directory_in_the_way_is_left_alone(tmp_path: Path, tiny_gpt2: Any) ->
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
 
 
+@pytest.mark.slow
 def test_records_print_as_a_table(tmp_path: Path, tiny_gpt2: Any) -> None:
     model = tiny_gpt2()
     compress.export_onnx(model, tmp_path / "graph")

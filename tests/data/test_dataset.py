@@ -319,6 +319,7 @@ def test_the_interface_reads_stock_configs(seq2seq_tokenizer: Any) -> None:
     assert bart == ModelInterface("seq2seq", 16, 40, tokens.pad_token_id, tokens.eos_token_id, decoder_start=2)
 
 
+@pytest.mark.slow
 def test_a_spec_is_read_without_the_datasets_library() -> None:
     code = "import sys, compress.data; sys.exit('datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

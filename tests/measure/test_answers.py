@@ -25,6 +25,7 @@ def answers(*options: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
 def test_both_runtimes_answer_the_same_lines(bart: Artifact, bart_onnx: Artifact, tmp_path: Path, batch: int) -> None:
     lines = tmp_path / "lines.txt"
@@ -43,6 +44,7 @@ def test_both_runtimes_answer_the_same_lines(bart: Artifact, bart_onnx: Artifact
     assert result["conditions"]["rows"] == 2
 
 
+@pytest.mark.slow
 def test_two_directories_of_one_name_are_told(bart: Artifact, tmp_path: Path) -> None:
     done = answers(bart.path, bart.path, "--lines", tmp_path / "lines.txt")
     assert done.returncode == 1

@@ -151,6 +151,7 @@ def test_exact_match_takes_any_reference() -> None:
     )
 
 
+@pytest.mark.slow
 def test_metrics_need_no_network_and_leave_nothing_behind(tmp_path: Path) -> None:
     code = (
         "from compress.measure import metrics\n"

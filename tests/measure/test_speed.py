@@ -48,6 +48,7 @@ def no_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measure_in_fresh_process", lambda directory, kind, work: found)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_fresh_process")
 def test_the_record(artifacts: dict[str, Artifact]) -> None:
     before = torch.get_num_threads()
@@ -81,6 +82,7 @@ def test_conditions_say_where_quantization_is_emulated(artifacts: dict[str, Arti
     assert found == ["torch eager, quantization emulated in float32", "onnxruntime"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_fresh_process")
 def test_rounds_are_interleaved_and_the_first_is_not_counted(
     artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
@@ -144,6 +146,7 @@ def copied(source: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_load_and_peak_come_from_a_fresh_process(artifacts: dict[str, Artifact]) -> None:
     ballast = np.ones(400 * 2**20, np.uint8)
     found = measure_in_fresh_process(artifacts["onnx"].path, "onnx", WORK)
@@ -153,6 +156,7 @@ def test_load_and_peak_come_from_a_fresh_process(artifacts: dict[str, Artifact])
     assert found["peak_rss_bytes"] < peak_rss()
 
 
+@pytest.mark.slow
 def test_the_torch_side_loads_in_a_fresh_process(artifacts: dict[str, Artifact]) -> None:
     found = measure_in_fresh_process(artifacts["base"].path, "torch", WORK)
     assert found["peak_rss_bytes"] > 100 * 2**20

@@ -72,6 +72,7 @@ def test_axes_reach_every_dimension_that_has_their_size(tiny_gpt2, tiny_bart, na
     assert reached == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(hidden=st.integers(1, 24), heads=st.integers(1, 3), ffn=st.integers(1, 40))
 def test_count_of_a_uniform_size_is_that_of_the_stock_model(tiny_gpt2, tiny_bart, hidden, heads, ffn):

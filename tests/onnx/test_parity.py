@@ -312,6 +312,7 @@ SMALL = [(1, 67), (2, 67), (3, 67), (24, 1), (1, 1)]
 """Positions and vocabulary."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "context", "vocab"), [*(("decoding", *sizes) for sizes in SMALL), ("plain", 2, 67), ("plain", 1, 1)]
 )

@@ -243,6 +243,7 @@ def replace_speed(found, name=None):
     return record.model_copy(update={"speed": Speed(), "name": name}), replace(stage, entry=entry)
 
 
+@pytest.mark.slow
 def test_a_report_has_the_table(tmp_path):
     workdir = write_run(tmp_path / "run")
     build([workdir], tmp_path)

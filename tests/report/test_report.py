@@ -86,6 +86,7 @@ def test_ids_are_unique(report):
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_report(report, workdir, tmp_path):
     build([workdir], tmp_path)
     for suffix in ("md", "json", "html"):
@@ -104,6 +105,7 @@ def test_what_was_not_measured_is_said_and_not_shown(tmp_path, measure):
     assert "nan" not in re.sub(r"[a-z]+nan|nan[a-z]+", "", markdown)
 
 
+@pytest.mark.slow
 def test_several_runs_make_a_comparison(workdir, tmp_path):
     other = write_run(tmp_path / "other", measure=frozenset({"size"}), trained=False)
     build([workdir, other], tmp_path / "out")

@@ -29,6 +29,7 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
 @pytest.mark.parametrize(("scheme", "worst", "factor"), [("nf4", 0.5, 4), ("fp4", 0.8, 4), ("int8", 0.1, 2)])
 def test_quantizes_saves_and_reloads(

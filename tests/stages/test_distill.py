@@ -40,6 +40,7 @@ def pruned(request: Any, stock: Any, run_stage: Any) -> Any:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("term", ["forward_kl", "causal_kv", "hidden_mse", "attention_relation"])
 def test_a_cut_student_approaches_its_root(term: str, family: str, pruned: Any, learnable: Any, run_stage: Any) -> None:

@@ -121,6 +121,7 @@ assert "compress" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_the_directory_opens_without_this_package(tmp_path: Path, base: Any, run_stage: Any, tiny_inputs: Any) -> None:
     places, expected = [], {}
     for number, (family, options) in enumerate(

@@ -49,6 +49,7 @@ def test_the_loss_falls_and_the_best_model_is_handed_on(
     assert made.traits == set() and made.manifest.root == base.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_seed_gives_one_digest_interrupted_or_not(
     family: str, request: Any, stock: Any, learnable: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch

@@ -65,6 +65,7 @@ def test_masks_start_at_one(base: Any, learnable: Any, run_stage: Any) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_penalty_shrinks_masks(base: Any, learnable: Any, run_stage: Any) -> None:
     source, sums = base(), []
     data = learnable(source)

@@ -112,6 +112,7 @@ def test_an_answer_that_was_cut_is_not_given_the_end_that_the_model_forces(pair:
     assert labels.shape[1] == 5 and len(lasts) and (lasts != 2).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_take_the_place_of_the_data_s_and_end_where_they_end(
     family: str, pair: Any, drawing: Any, monkeypatch: pytest.MonkeyPatch
@@ -175,6 +176,7 @@ def test_answers_are_drawn_from_the_student_s_own_distribution(pair: Any, drawin
     assert set(only.tolist()) == {int(logits.argmax())}
 
 
+@pytest.mark.slow
 def test_the_share_of_steps_is_the_fraction_and_the_first_choices_do_not_depend_on_how_many(
     pair: Any, drawing: Any
 ) -> None:

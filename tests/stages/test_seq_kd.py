@@ -59,6 +59,7 @@ def dividing(subject: TorchSubject, prompts: Any, decoding: Generation) -> int:
     raise AssertionError("no token does")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_targets_are_what_the_stock_library_generates(
@@ -92,6 +93,7 @@ def test_targets_are_what_the_stock_library_generates(
         kd.model()
 
 
+@pytest.mark.slow
 def test_an_answer_that_was_cut_has_no_end_where_the_model_forces_one(
     teacher: Any, run_stage: Any, answered: Any
 ) -> None:
@@ -122,6 +124,7 @@ def forcing_the_end(artifact: Artifact) -> Artifact:
     return adopt(artifact.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "decoding", [{"num_beams": 2}, {"do_sample": True, "temperature": 1.5}], ids=["search", "drawn"]
 )
@@ -157,6 +160,7 @@ def test_resumed_is_straight(
     assert resumed.digest == straight.digest
 
 
+@pytest.mark.slow
 def test_drawn_targets_follow_the_seed(teacher: Any, run_stage: Any, answered: Any) -> None:
     base = teacher("tiny_gpt2")
     data = answered(base)
@@ -165,6 +169,7 @@ def test_drawn_targets_follow_the_seed(teacher: Any, run_stage: Any, answered: A
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_become_training_rows_in_which_the_answer_alone_is_scored(
     family: str, teacher: Any, run_stage: Any, answered: Any
@@ -181,6 +186,7 @@ def test_rows_become_training_rows_in_which_the_answer_alone_is_scored(
         assert made["input_ids"] == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_learns_what_the_teacher_says(
     family: str, request: Any, stock: Any, teacher: Any, run_stage: Any, answered: Any
@@ -202,6 +208,7 @@ def test_a_student_learns_what_the_teacher_says(
     assert plain.digest != made.digest
 
 
+@pytest.mark.slow
 def test_every_stage_that_trains_takes_targets_and_keeps_its_key_without(
     teacher: Any, run_stage: Any, answered: Any
 ) -> None:
@@ -229,6 +236,7 @@ def test_every_stage_that_trains_takes_targets_and_keeps_its_key_without(
         assert found[1].manifest.lineage[-1].config["targets"] == "kd"
 
 
+@pytest.mark.slow
 def test_empty_answers_stay_and_are_told(
     teacher: Any, run_stage: Any, answered: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

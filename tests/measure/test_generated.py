@@ -12,7 +12,7 @@ from rouge_score import rouge_scorer
 from compress.artifact import Artifact
 from compress.cli.generate import Request, texts
 from compress.data import Example
-from compress.generation.responses import SAMPLES, answers, samples
+from compress.generation.responses import SAMPLES, response_texts, samples
 from compress.generation.settings import Decoding
 from compress.generation.subject import subject_of
 from compress.measure.quality import Quality
@@ -88,7 +88,7 @@ def test_full_length_is_all_the_tokens_there_are(bart: Artifact, bart_onnx: Arti
         ended = [row.index(end) + 1 if end in row else 99 for row in free]  # the end token counts
         assert at + 1 in ended
         for limit in {at, at + 1, at + 2, 12} - {0}:
-            said = answers(subject, bart.tokenizer(), data.test, Decoding(max_new_tokens=limit), 2, 0)
+            said = response_texts(subject, bart.tokenizer(), data.test, Decoding(max_new_tokens=limit), 2, 0)
             assert [answer.full for answer in said] == [size >= limit for size in ended]
 
 

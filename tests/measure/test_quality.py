@@ -16,7 +16,8 @@ from compress.artifact import Artifact, adopt
 from compress.data import Data
 from compress.errors import DataError, RecipeError
 from compress.functional.divergence import forward_kl
-from compress.generation.settings import Decoding, ends_of, padded, seed_of, until_end
+from compress.generation.seeds import seed_of
+from compress.generation.settings import Decoding, ends_of, padded, until_end
 from compress.generation.subject import subject_of
 from compress.measure.quality import Quality
 from compress.stages.seq_kd import SeqKd

@@ -17,7 +17,7 @@ from compress.report.numbers import LOWER_IS_BETTER, MB
 from compress.report.plots import draw_evaluations, draw_losses, draw_trade_off
 from compress.report.words import name_of
 
-_NOTEBOOK: Mapping[Any, Any] = {**STYLE, "axes.edgecolor": "#888888", "grid.color": "#dddddd", "xtick.color": "#888888"}
+_NOTEBOOK: dict[Any, Any] = {**STYLE, "axes.edgecolor": "#888888", "grid.color": "#dddddd", "xtick.color": "#888888"}
 """The style of the reports. Its line colours stand for those of a page, which a notebook does not replace."""
 
 
@@ -106,7 +106,7 @@ def masks(masks: Any) -> Figure:
 
     Examples:
         >>> figure = compress.plots.masks({"layer.0.heads": torch.tensor([1.0, 0.2])})
-        >>> figure.axes[0].get_title()
+        >>> figure.axes[0].get_title(loc="left")
         'heads'
     """
     values = getattr(masks, "values", None) if not isinstance(masks, Mapping) else masks

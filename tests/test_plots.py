@@ -56,7 +56,7 @@ def test_each_kind_of_axis_has_a_panel_with_ordered_values() -> None:
         "layer.1.ffn": torch.ones(3, requires_grad=True),
     }
     figure = compress.plots.masks(values)
-    assert [axes.get_title() for axes in figure.axes] == ["hidden", "ffn"]
+    assert [axes.get_title("left") for axes in figure.axes] == ["hidden", "ffn"]
     found = lines_of(figure.axes[1])
     assert found["layer.0.ffn"] == pytest.approx([0.4, 0.3, 0.2])
     assert found["layer.1.ffn"] == [1.0, 1.0, 1.0]

@@ -60,7 +60,7 @@ class OnPolicy(Strict):
 
 @dataclass(frozen=True)
 class StudentResponses:
-    """The student's responses in place of the data's. They depend on the seed, the step and the current student alone."""
+    """The student's responses in place of the data's. Seed, step and student determine them."""
 
     config: OnPolicy
     student: TorchSubject
@@ -73,7 +73,7 @@ class StudentResponses:
         return bool(np.random.default_rng([self.seed, step]).random() < self.config.fraction)
 
     def batch(self, batch: Batch, step: int, part: int) -> Batch:
-        """This process's rows of part ``part`` of a step, with responses that the student samples in evaluation mode."""
+        """This process's rows of part ``part`` of a step, with responses sampled in evaluation mode."""
         model, config = self.student.side.model, self.config
         prompts = prompts_in(batch, self.interface.task)
         decoding = Generation(

@@ -11,7 +11,7 @@ from compress.generation.subject import Subject
 from compress.training.progress import Advance
 
 SAMPLES = 24
-"""How many rows keep their text. They are evenly spread and always the same, so that runs can be compared row by row."""
+"""How many rows keep their text. The same, evenly spread rows are kept each time, so that runs can be compared."""
 
 Generate = Callable[[Sequence[list[int]], int], list[list[int]]]
 """Takes the prompts of a batch and the batch's number, and returns one response per prompt."""

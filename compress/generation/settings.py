@@ -86,7 +86,7 @@ class Decoding(Generation):
 
 
 def ends_of(artifact: Artifact, tokenizer: Any) -> list[int]:
-    """The tokens that end a row in either runtime: those of the directory's generation settings and of the tokenizer."""
+    """The tokens that end a row in either runtime: those of its generation settings and of its tokenizer."""
     own = as_tokens(decoding_settings(artifact.path).get("eos_token_id"))
     return list(dict.fromkeys([*own, *as_tokens(getattr(tokenizer, "eos_token_id", None))]))
 

@@ -25,8 +25,8 @@ class SeqKd(Stage):
     """Generate responses to the prompts or sources of the training data (Kim and Rush, 2016). The result holds rows,
     not a model.
 
-    A stage that trains uses the responses as its targets with ``targets: NAME``. A row with an empty response stays: its
-    target is the end token alone. A response that does not end within ``max_new_tokens`` has no end token.
+    A stage that trains uses the responses as its targets with ``targets: NAME``. A row with an empty response stays:
+    its target is the end token alone. A response that does not end within ``max_new_tokens`` has no end token.
     """
 
     type: Literal["seq_kd"] = "seq_kd"

@@ -27,8 +27,9 @@ def packed_state(
     Per matrix with codes of its own: ``MODULE.codes``, uint8 [out, blocks, bytes] as ``pack_blocks`` lays them out, and
     ``MODULE.scale``, [], [out] or [out, blocks]. Every other tensor of the model keeps its stock name. Scales and other
     tensors are float32, except those that ``plan`` asks for in float16 (see :func:`in_half`). They are rounded here,
-    not while training, so that a restored model and a graph compute with the same numbers. ``plan`` is the spec that the
-    model was quantized with; for a model alone, give what is stored in float16.
+    not while training, so that a restored model and a graph compute with the same numbers.
+
+    ``plan`` is the spec that the model was quantized with, or only which tensors are stored in float16.
     """
     modules = [module for module in model.modules() if isinstance(module, Product | Table)]
     if isinstance(plan, Storage):

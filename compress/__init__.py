@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from compress import plots
     from compress.api import (
         Masks,
         Records,
@@ -40,6 +41,7 @@ __all__ = [
     "finetune",
     "learn_masks",
     "load",
+    "plots",
     "prune",
     "quantize_",
     "read_recipe",
@@ -59,6 +61,8 @@ _HOMES = dict.fromkeys(__all__, "compress.api") | {
 
 
 def __getattr__(name: str) -> object:
+    if name == "plots":
+        return import_module("compress.plots")
     if name not in _HOMES or name == "__version__":
         raise AttributeError(f"module 'compress' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

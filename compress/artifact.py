@@ -113,8 +113,14 @@ class Artifact:
         """Whether a stock class, built from the config, has these sizes."""
         return self.sizes() == {axis.name: axis.size for axis in self.family().axes(self.config())}
 
-    def model(self, *, device: str = "cpu", dequantize: bool = False) -> nn.Module:
-        """Build the working model in float32 and evaluation mode; see :func:`load`."""
+    def model(
+        self, *, device: str = "cpu", dequantize: bool = False, quantization: QuantizationSpec | None = None
+    ) -> nn.Module:
+        """Build the working model in float32 and evaluation mode; see :func:`load`.
+
+        ``quantization`` reads the same codes in another way than the manifest says, such as with float inputs of
+        products. It is ignored for a float model.
+        """
         if "onnx" in self.traits:
             raise ModelError(f"{self.path}: is an ONNX directory; open it with compress.onnx.runtime.Runtime")
         if "targets" in self.traits:
@@ -125,6 +131,7 @@ class Artifact:
             return load_stock(self.path, device=device)
         spec = self.manifest.quantization
         if spec is not None:
+            spec = quantization or spec
             model = self._empty()
             restore(model, self.family(), spec, load_file(self.path / QUANTIZED), dequantize=dequantize)
         elif self.stock_shape():

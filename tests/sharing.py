@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from compress.data import DataSpec, ModelInterface, open_data
 from compress.distributed import collectives, processes
-from compress.generation.on_policy import OnPolicy, StudentAnswers
+from compress.generation.on_policy import OnPolicy, StudentResponses
 from compress.generation.subject import TorchSubject
 from compress.models import family_of
 from compress.models.dropout import set_dropout
@@ -99,7 +99,7 @@ def trained(name: str, directory: Path, out: Path, **changes: Any) -> dict[str, 
     if name == "own":  # the likeliest token, or each process would draw others; and ends enough for many lengths
         asked = OnPolicy(fraction=0.2, max_new_tokens=8, top_k=1)
         subject = TorchSubject(objective.sides[0], None, [6, 7, 15, 30, 50])  # type: ignore[arg-type]
-        own = StudentAnswers(asked, subject, interface, seed=3, autocast=None)
+        own = StudentResponses(asked, subject, interface, seed=3, autocast=None)
         assert 0 < sum(map(own.chosen, range(STEPS))) < STEPS
     found: dict[str, Tensor] = {}
 

@@ -11,7 +11,7 @@ from compress.data import Split
 from compress.models.dropout import set_dropout
 from compress.training.config import Group, TrainConfig
 from compress.training.forward import Side
-from compress.training.loop import OwnAnswers, Place, Trained, train
+from compress.training.loop import OwnResponses, Place, Trained, train
 from compress.training.objective import LossTerm, Objective
 
 
@@ -26,7 +26,7 @@ def fit(
     teacher: Side | None = None,
     groups: Mapping[Group, Sequence[nn.Parameter]] | None = None,
     extra: nn.Module | None = None,
-    own: OwnAnswers | None = None,
+    own: OwnResponses | None = None,
 ) -> Trained:
     """Train the student in place.
 

@@ -1,4 +1,4 @@
-"""The answers of a model to many prompts: with a progress bar, and continued where they were interrupted."""
+"""The responses of a model to many prompts, with a progress bar. An interrupted run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -8,64 +8,67 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compress.files import write_text
-from compress.generation.settings import Generation, seed_of
+from compress.generation.responses import responses
+from compress.generation.seeds import seed_of
+from compress.generation.settings import Generation
 from compress.generation.subject import TorchSubject
 from compress.training.interrupt import Interrupt
 from compress.training.progress import RowMeter
 
 
-def answers(
+def journaled(
     subject: TorchSubject,
     prompts: Sequence[list[int]],
     decoding: Generation,
-    batch: int,
+    batch_size: int,
     directory: Path,
     *,
     name: str,
     seed: int,
     bar: bool = True,
 ) -> list[list[int]]:
-    """Answer every prompt, up to and with the end token where an answer comes to one.
+    """Return the response to every prompt. It includes the end token where the model wrote one.
 
-    Prompts of like length are answered together, the longest first, so that a lack of memory shows at once. What is
-    done lies in ``directory`` batch by batch; each batch has a seed of its own, so that interrupted and continued gives
-    what a straight run gives.
+    Each finished batch is appended to ``directory/responses.jsonl``. Each batch has its own seed, so an interrupted and
+    continued run gives the same responses as an uninterrupted one. Raises KeyboardInterrupt after the current batch
+    where the user asks to stop.
     """
-    order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
-    batches = [order[at : at + batch] for at in range(0, len(order), batch)]
-    journal = directory / "answers.jsonl"
+    journal = directory / "responses.jsonl"
     done = _whole(journal)
     directory.mkdir(parents=True, exist_ok=True)
     write_text(journal, "".join(map(_line, done)))
     ready = sum(map(len, done))
     with (
         Interrupt() as interrupt,
-        RowMeter(name, len(order), ready, shown=bar) as meter,
+        RowMeter(name, len(prompts), ready, shown=bar) as meter,
         journal.open("a") as file,
     ):
-        for number in range(len(done), len(batches)):
+        written, began = ready, 0.0
+
+        def generate(chosen: Sequence[list[int]], number: int) -> list[list[int]]:
+            nonlocal began
             began = time.perf_counter()
-            chosen = [prompts[at] for at in batches[number]]
-            done.append(subject.complete(chosen, decoding, seed_of(seed, number)))
-            file.write(_line(done[-1]))
+            return subject.complete(chosen, decoding, seed_of(seed, number))
+
+        def finished(batch: list[list[int]]) -> None:
+            nonlocal written
+            file.write(_line(batch))
             file.flush()
-            rate = sum(map(len, done[-1])) / (time.perf_counter() - began)
-            meter.advance(len(chosen), f"{rate:,.0f} tok/s")
-            if interrupt.asked and number + 1 < len(batches):
+            written += len(batch)
+            rate = sum(map(len, batch)) / (time.perf_counter() - began)
+            meter.advance(len(batch), f"{rate:,.0f} tok/s")
+            if interrupt.asked and written < len(prompts):
                 raise KeyboardInterrupt
-    found: list[list[int]] = [[] for _ in prompts]
-    for rows, texts in zip(batches, done, strict=True):
-        for at, answer in zip(rows, texts, strict=True):
-            found[at] = answer
-    return found
+
+        return responses(prompts, batch_size, generate, longest_first=True, done=done, finished=finished)
 
 
-def _line(answers: list[list[int]]) -> str:
-    return json.dumps(answers) + "\n"
+def _line(batch: list[list[int]]) -> str:
+    return json.dumps(batch) + "\n"
 
 
 def _whole(journal: Path) -> list[list[list[int]]]:
-    """The batches before the first line that is not whole: a kill leaves half of one, a loss of power garbage."""
+    """The batches before the first damaged line. A kill leaves half a line, a loss of power leaves garbage."""
     found: list[list[list[int]]] = []
     lines = journal.read_text(errors="replace").splitlines(keepends=True) if journal.exists() else []
     for line in lines:

@@ -1,8 +1,8 @@
-"""Text a model generates for the examples of a split, and the part of it that a report shows."""
+"""The responses of a model to many prompts, and the part of their text that a report shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from compress.data import Example, Split
@@ -11,17 +11,53 @@ from compress.generation.subject import Subject
 from compress.training.progress import Advance
 
 SAMPLES = 24
-"""Rows whose text is kept, evenly spread: always the same ones, so that runs on the same rows can be compared."""
+"""How many rows keep their text. The same, evenly spread rows are kept each time, so that runs can be compared."""
+
+Generate = Callable[[Sequence[list[int]], int], list[list[int]]]
+"""Takes the prompts of a batch and the batch's number, and returns one response per prompt."""
 
 
-class Answer(NamedTuple):
-    """A generated text, and whether it took all the tokens it might, its end token counted."""
+class Response(NamedTuple):
+    """A generated text, and whether it has as many tokens as it may have, its end token included."""
 
     text: str
     full: bool
 
 
-def answers(
+def responses(
+    prompts: Sequence[list[int]],
+    batch_size: int,
+    generate: Generate,
+    *,
+    longest_first: bool = False,
+    done: Sequence[list[list[int]]] = (),
+    finished: Callable[[list[list[int]]], None] = lambda batch: None,
+) -> list[list[int]]:
+    """Return one response per prompt, in the order of the prompts.
+
+    Args:
+        prompts: token ids of each prompt.
+        batch_size: how many prompts are answered together. Prompts of similar length share a batch.
+        generate: called once per batch with its prompts and its number, from 0.
+        longest_first: start with the longest prompts, so that a lack of memory shows at once.
+        done: responses of the first batches, from an earlier run with the same prompts and batch size.
+        finished: called with the responses of each new batch.
+    """
+    order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]) if longest_first else len(prompts[at]))
+    found: list[list[int]] = [[] for _ in prompts]
+    for number, first in enumerate(range(0, len(order), batch_size)):
+        rows = order[first : first + batch_size]
+        if number < len(done):
+            batch = done[number]
+        else:
+            batch = generate([prompts[at] for at in rows], number)
+            finished(batch)
+        for at, response in zip(rows, batch, strict=True):
+            found[at] = response
+    return found
+
+
+def response_texts(
     subject: Subject,
     tokenizer: Any,
     split: Split,
@@ -29,33 +65,36 @@ def answers(
     batch_size: int,
     seed: int,
     advance: Advance = lambda rows: None,
-) -> list[Answer]:
-    """Return what the model says to each example; examples of like length are generated together.
+) -> list[Response]:
+    """Return the text of the response to each example of ``split``.
 
-    ``advance`` is told the rows of each batch that is done.
+    ``advance`` is called with the number of rows of each batch.
     """
-    order = sorted(range(len(split.examples)), key=lambda at: len(split.examples[at].input_ids))
-    said = [Answer("", full=False)] * len(order)
-    for number, first in enumerate(range(0, len(order), batch_size)):
-        chosen = order[first : first + batch_size]
-        found = subject.generate([split.examples[at].input_ids for at in chosen], decoding, seed * 1_000_003 + number)
-        for at, ids in zip(chosen, found, strict=True):
-            text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-            said[at] = Answer(text, len(ids) + 1 >= decoding.max_new_tokens)  # a forced end token is no end of its own
-        advance(len(chosen))
-    return said
+
+    def generate(prompts: Sequence[list[int]], number: int) -> list[list[int]]:
+        return subject.generate(prompts, decoding, seed * 1_000_003 + number)
+
+    prompts = [example.input_ids for example in split.examples]
+    found = responses(prompts, batch_size, generate, finished=lambda batch: advance(len(batch)))
+    return [_response(ids, tokenizer, decoding) for ids in found]
 
 
-def samples(examples: Sequence[Example], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Return at most :data:`SAMPLES` rows, from the first on at equal steps: number, input, references and output."""
-    count = min(SAMPLES, len(texts))
-    rows = [at * len(texts) // count for at in range(count)]
+def _response(ids: list[int], tokenizer: Any, decoding: Decoding) -> Response:
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    # the end token takes the last place; where it is forced, the text did not end by itself
+    return Response(text, len(ids) + 1 >= decoding.max_new_tokens)
+
+
+def samples(examples: Sequence[Example], outputs: Sequence[str]) -> list[dict[str, Any]]:
+    """Return up to :data:`SAMPLES` evenly spread rows, from the first on: number, input, references and output."""
+    count = min(SAMPLES, len(outputs))
+    rows = [at * len(outputs) // count for at in range(count)]
     return [
         {
             "row": row,
             "input": examples[row].text,
             "references": list(examples[row].references),
-            "output": texts[row],
+            "output": outputs[row],
         }
         for row in rows
     ]

@@ -1,11 +1,10 @@
-"""How text is generated, said once for torch and ONNX. Shapes: B rows, T positions."""
+"""How text is generated, in one place for torch and ONNX. Shapes: B rows, T positions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -91,13 +90,13 @@ class Decoding(Generation):
 
 
 def ends_of(artifact: Artifact, tokenizer: Any) -> list[int]:
-    """Where a row ends: at what the directory's generation settings or its tokenizer call an end, in either runtime."""
+    """The tokens that end a row in either runtime: those of its generation settings and of its tokenizer."""
     own = as_tokens(decoding_settings(artifact.path).get("eos_token_id"))
     return list(dict.fromkeys([*own, *as_tokens(getattr(tokenizer, "eos_token_id", None))]))
 
 
 def forced_tokens(config: Any) -> dict[str, Any]:
-    """The tokens that the answers of a model have to begin and to end with, in either runtime."""
+    """The tokens that the responses of a model have to begin and end with, in either runtime."""
     return {name: getattr(config, name, None) for name in ("forced_bos_token_id", "forced_eos_token_id")}
 
 
@@ -131,9 +130,3 @@ def until_end(row: list[int], end: int | Sequence[int] | None) -> list[int]:
 def through_end(row: list[int], end: int | Sequence[int] | None) -> list[int]:
     """Return the tokens up to the first that is an end token, and that one."""
     return row[: len(until_end(row, end)) + 1]
-
-
-def seed_of(*numbers: int) -> int:
-    """One seed for a tuple of whole numbers from 0, such as (seed, step); others for others, longer ones included."""
-    # the count leads, since a SeedSequence takes zeros behind its numbers for nothing
-    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1)[0])

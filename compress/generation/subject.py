@@ -1,4 +1,4 @@
-"""A model under measurement: torch and ONNX artifacts answer the same questions.
+"""A model that generates and scores text: one interface for torch and ONNX artifacts.
 
 Shapes: B rows, T positions (of the decoder, for sequence-to-sequence models), V vocabulary.
 """
@@ -31,7 +31,7 @@ from compress.training.forward import Side, nll, run_body
 
 
 class Subject(Protocol):
-    """What a measurement of quality asks of a model."""
+    """What quality measurements and training need from a model."""
 
     runtime: str
 
@@ -44,7 +44,7 @@ class Subject(Protocol):
         ...
 
     def generate(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
-        """Continue prompts (or answer sources): the new tokens of each row, up to and without its end token."""
+        """Continue prompts (or respond to sources): the new tokens of each row before its end token."""
         ...
 
 
@@ -54,7 +54,7 @@ def subject_of(artifact: Artifact, device: str) -> Subject:
 
 
 class TorchSubject:
-    """A torch model, and where its rows end."""
+    """A torch model and its end tokens."""
 
     runtime = "torch"
 
@@ -63,12 +63,12 @@ class TorchSubject:
 
     @classmethod
     def of(cls, artifact: Artifact, device: str) -> Self:
-        """An artifact as ``compress.load`` gives it."""
-        return cls.answering(artifact, artifact.model(device=device))
+        """An artifact as ``compress.load`` opens it."""
+        return cls.with_model(artifact, artifact.model(device=device))
 
     @classmethod
-    def answering(cls, artifact: Artifact, model: nn.Module) -> Self:
-        """A model that reads and ends rows as the artifact does that it was made of."""
+    def with_model(cls, artifact: Artifact, model: nn.Module) -> Self:
+        """A model with the tokenizer and the end tokens of the artifact it was made from."""
         tokenizer = artifact.tokenizer()
         return cls(Side(model, artifact.family()), tokenizer, ends_of(artifact, tokenizer))
 
@@ -85,13 +85,13 @@ class TorchSubject:
         return [until_end(row, self.ends) for row in self._new_tokens(prompts, settings, seed)]
 
     def complete(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
-        """Answers to train on: each row with its end token where the model came to one, and none put in by force."""
+        """Responses to train on. A row includes its end token where the model wrote one; no end token is forced."""
         settings = generation_settings(self.side.config, self.tokenizer, self.ends, decoding)
-        settings.forced_eos_token_id = None  # or a student would learn to stop where an answer was cut
+        settings.forced_eos_token_id = None  # or a student would learn to stop where a response was cut
         return [through_end(row, self.ends) for row in self._new_tokens(prompts, settings, seed)]
 
     def _new_tokens(self, prompts: Sequence[list[int]], settings: GenerationConfig, seed: int) -> list[list[int]]:
-        """What ``generate`` adds to each row, and behind its end whatever fills it up; nothing of the model changes."""
+        """The new tokens of each row, with padding after its end. The model stays as it was."""
         model: Any = self.side.model
         seq2seq = self.side.family.task == "seq2seq"
         ids, mask = padded(prompts, settings.pad_token_id, left=not seq2seq)

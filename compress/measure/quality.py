@@ -13,7 +13,7 @@ from rich.console import Console
 from compress.artifact import Artifact
 from compress.data import Data, Split
 from compress.errors import DataError, RecipeError
-from compress.generation.responses import Answer, answers, samples
+from compress.generation.responses import Response, response_texts, samples
 from compress.generation.settings import Decoding
 from compress.generation.subject import Subject, subject_of
 from compress.measure.likelihood import agreement, perplexity
@@ -188,7 +188,7 @@ class Quality(Measurement):
         texts: list[str] = []
         signatures: dict[str, str] = {}
         for seed in self.decoding.runs:
-            said = answers(subject, tokenizer, split, self.decoding, self.batch, seed, advance)
+            said = response_texts(subject, tokenizer, split, self.decoding, self.batch, seed, advance)
             texts = [answer.text for answer in said]
             found = self._scores(said, split)
             signatures = {name: scores.pop("signature") for name, scores in found.items()}
@@ -200,7 +200,7 @@ class Quality(Measurement):
         means: Record = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
         return means | {"samples": samples(split.examples, texts)}, conditions
 
-    def _scores(self, said: Sequence[Answer], split: Split) -> dict[str, Record]:
+    def _scores(self, said: Sequence[Response], split: Split) -> dict[str, Record]:
         from compress.measure import metrics  # imports `evaluate`, which takes seconds
 
         options: dict[str, Record] = {

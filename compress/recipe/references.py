@@ -80,7 +80,7 @@ def link(models: Mapping[str, frozenset[str]], stages: Sequence[Stage]) -> list[
                 had=had,
                 teacher_traits=traits.get(teacher or "", frozenset()),
                 targets_traits=traits.get(targets or "", frozenset()),
-                traits=had - stage.takes | stage.gives,
+                traits=stage.traits_after(had),
             )
         )
         traits[name], roots[name] = links[-1].traits, links[-1].root

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from compress.report.canvas import ACCENT, COLOURS, INK, Mark, drawing, label, scale
 from compress.report.numbers import LOWER_IS_BETTER, Row, Value, front, metrics_of, name_and_way
@@ -34,18 +35,25 @@ def _trade_off(rows: Sequence[Row], cost: Value, cost_label: str, name: str) -> 
     marks = [_mark(row, cost(row) or 0.0, row.quality[metric]) for row in shown]
     lower = name_and_way(metric)[0] in LOWER_IS_BETTER
     with drawing(name, width=4.6, height=3.5) as canvas:
-        axes = canvas.figure.add_subplot()
-        scale(axes, "x", [mark.x for mark in marks])
-        scale(axes, "y", [mark.y for mark in marks])
-        axes.margins(x=0.2, y=0.18)
-        best = front([(mark.x, mark.y) for mark in marks], lower_is_better=lower)
-        axes.step(*zip(*best, strict=True), where="post", color=ACCENT, linewidth=1.2, alpha=0.5, zorder=1)
-        for mark in marks:
-            axes.plot(mark.x, mark.y, mark.shape, color=mark.colour, markersize=8, zorder=2)
-        axes.set_xlabel(cost_label)
-        axes.set_ylabel(name_of(metric) + (" (less is better)" if lower else " (more is better)"))
-        label(canvas.figure, axes, marks)
+        draw_trade_off(canvas.figure, marks, cost_label, name_of(metric), lower_is_better=lower)
     return canvas.svg
+
+
+def draw_trade_off(
+    figure: Figure, marks: Sequence[Mark], cost_label: str, metric: str, *, lower_is_better: bool
+) -> None:
+    """Draw labelled points of cost (x) and quality (y), and the line through those that no other point beats."""
+    axes = figure.add_subplot()
+    scale(axes, "x", [mark.x for mark in marks])
+    scale(axes, "y", [mark.y for mark in marks])
+    axes.margins(x=0.2, y=0.18)
+    best = front([(mark.x, mark.y) for mark in marks], lower_is_better=lower_is_better)
+    axes.step(*zip(*best, strict=True), where="post", color=ACCENT, linewidth=1.2, alpha=0.5, zorder=1)
+    for mark in marks:
+        axes.plot(mark.x, mark.y, mark.shape, color=mark.colour, markersize=8, zorder=2)
+    axes.set_xlabel(cost_label)
+    axes.set_ylabel(metric + (" (less is better)" if lower_is_better else " (more is better)"))
+    label(figure, axes, marks)
 
 
 def _mark(row: Row, x: float, y: float) -> Mark:
@@ -57,24 +65,27 @@ def losses(name: str, stage: Stage) -> str | None:
     steps = [line for line in stage.history if "loss" in line]
     if len(steps) < 2:
         return None
-    names = list(dict.fromkeys(name for line in steps for name in line.get("terms", {})))
-    weights = weights_of(stage)
     with drawing(f"losses-{name}", width=4.6, height=2.7) as canvas:
-        axes = canvas.figure.add_subplot()
-        if len(names) != 1:
-            axes.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=INK, label="total")
-        shown = [line["loss"] for line in steps]
-        for at, term in enumerate(names):
-            weight = weights.get(term, 1.0)
-            points = [(line["step"], weight * line["terms"][term]) for line in steps if term in line.get("terms", {})]
-            text = term.replace("_", " ") + (f", weighted {weight:g}" if weight != 1 else "")
-            axes.plot(*zip(*points, strict=True), color=COLOURS[at % len(COLOURS)], label=text)
-            shown += [value for _, value in points]
-        scale(axes, "y", shown)
-        axes.set_title("training loss")
-        axes.set_xlabel("step")
-        axes.legend()
+        draw_losses(canvas.figure.add_subplot(), steps, weights_of(stage))
     return canvas.svg
+
+
+def draw_losses(axes: Axes, steps: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> None:
+    """Draw the loss per step, and each term times its weight; a term that ``weights`` does not name has weight 1."""
+    names = list(dict.fromkeys(name for line in steps for name in line.get("terms", {})))
+    if len(names) != 1:
+        axes.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=INK, label="total")
+    shown = [line["loss"] for line in steps]
+    for at, term in enumerate(names):
+        weight = weights.get(term, 1.0)
+        points = [(line["step"], weight * line["terms"][term]) for line in steps if term in line.get("terms", {})]
+        text = term.replace("_", " ") + (f", weighted {weight:g}" if weight != 1 else "")
+        axes.plot(*zip(*points, strict=True), color=COLOURS[at % len(COLOURS)], label=text)
+        shown += [value for _, value in points]
+    scale(axes, "y", shown)
+    axes.set_title("training loss")
+    axes.set_xlabel("step")
+    axes.legend()
 
 
 def weights_of(stage: Stage) -> dict[str, float]:
@@ -90,15 +101,19 @@ def evaluations(name: str, stage: Stage) -> str | None:
     points = [(line["step"], line["eval_nll"]) for line in stage.history if "eval_nll" in line]
     if len(points) < 2:
         return None
-    step, value = min(points, key=lambda point: point[1])
     with drawing(f"evaluations-{name}", width=4.6, height=2.7) as canvas:
-        axes = canvas.figure.add_subplot()
-        axes.plot(*zip(*points, strict=True), "o-", color=ACCENT, markersize=3.5)
-        axes.plot(step, value, "o", color=ACCENT, markersize=9, markerfacecolor="none", label=f"least, step {step:,}")
-        axes.set_title("loss per token on held-out text")
-        axes.set_xlabel("step")
-        axes.legend()
+        draw_evaluations(canvas.figure.add_subplot(), points)
     return canvas.svg
+
+
+def draw_evaluations(axes: Axes, points: Sequence[tuple[int, float]]) -> None:
+    """Draw (step, loss per token on held-out text), and mark the lowest."""
+    step, value = min(points, key=lambda point: point[1])
+    axes.plot(*zip(*points, strict=True), "o-", color=ACCENT, markersize=3.5)
+    axes.plot(step, value, "o", color=ACCENT, markersize=9, markerfacecolor="none", label=f"least, step {step:,}")
+    axes.set_title("loss per token on held-out text")
+    axes.set_xlabel("step")
+    axes.legend()
 
 
 def histograms(name: str, stage: Stage) -> str | None:

@@ -40,7 +40,7 @@ class BitsAndBytes(Stage):
         coverage.require(f"bitsandbytes ({self.scheme})")
         copy_settings(source.path, out)
         model.save_pretrained(out, safe_serialization=True)
-        return Result(traits=source.traits | self.gives, coverage=coverage, kept=source.manifest.kept)
+        return Result(traits=self.traits_after(source.traits), coverage=coverage, kept=source.manifest.kept)
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         if family_of(source.config).uniform_config(source.config, source.sizes) is None:

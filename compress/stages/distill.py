@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from compress.artifact import Artifact
 from compress.engine.term_checks import term_problems
 from compress.generation.on_policy import OnPolicy
 from compress.schema import added
-from compress.stages.fitting import Terms, Training, finished, fit, require_ancestor, side
-from compress.stages.stage import Context, Result, Shape, Stage
+from compress.stages.fitting import TaughtStage, Terms, Training, finished, fit, require_ancestor, side
+from compress.stages.stage import Context, Result, Shape
 from compress.terms.logits import AdaptiveKL
 
 
-class Distill(Stage):
+class Distill(TaughtStage):
     """Minimise a weighted sum of terms between student and teacher; adaptive KL over logits by default.
 
-    With ``on_policy`` some steps are taken on what the student itself answers to the prompts or sources of the data.
+    With ``on_policy`` some steps train on the student's own responses to the prompts or sources of the data.
     """
 
     type: Literal["distill"] = "distill"
     teacher: str
     terms: Terms = (AdaptiveKL(),)
     train: Training
-    targets: str | None = added(None)
-    """A result of ``seq_kd``, whose targets take the place of those of ``data.train``."""
     on_policy: OnPolicy | None = added(None)
-
-    forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
-    trains: ClassVar[bool] = True
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
         teacher = context.models[self.teacher]
@@ -39,7 +34,7 @@ class Distill(Stage):
         name, context = self.name or self.type, context.trained_on(self.targets)
         own = None
         if self.on_policy:
-            own = self.on_policy.answers(source, model, context.train(name), context.seed, self.train.precision)
+            own = self.on_policy.responses(source, model, context.train(name), context.seed, self.train.precision)
         trained = fit(side(source, model), self.terms, self.train, out, context, name=name, teacher=teacher, own=own)
         return finished(source, model, out, trained.metrics)
 

@@ -71,7 +71,7 @@ class DropLayers(Stage):
         if masks is not None:
             save_masks(renumbered(family, masks, keep), out, scores=source.scored)
         return Result(
-            traits=source.traits,
+            traits=self.traits_after(source.traits),
             coverage=coverage,
             kept=renumbered(family, source.manifest.kept, keep),
             layers=keep,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -50,9 +49,8 @@ class ExportOnnx(Stage):
         if spec is not None:
             if self.activations != "exact":
                 spec = _with_inputs(source, spec, "block" if self.activations == "replace" else "none")
-            source = replace(source, manifest=source.manifest.model_copy(update={"quantization": spec}))
             packed = Packed(spec, load_file(source.path / QUANTIZED), split=self.head == "split")
-        model = source.model()
+        model = source.model(quantization=spec)
         copy_settings(source.path, out)
         _write_tokenizer_file(source, out)
         parity = export(model, out, packed=packed, graph=self.graph, seed=context.seed)
@@ -71,7 +69,7 @@ class ExportOnnx(Stage):
         )
         metrics = {name: float(parity[name]) for name in ("max_logit_error", "limit")}
         return Result(
-            traits=source.traits | self.gives,
+            traits=self.traits_after(source.traits),
             coverage=coverage,
             kept=source.manifest.kept,
             quantization=spec,

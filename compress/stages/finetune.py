@@ -4,29 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
 from compress.artifact import Artifact
 from compress.engine.term_checks import term_problems
-from compress.schema import added
-from compress.stages.fitting import Terms, Training, finished, fit, side
-from compress.stages.stage import Context, Result, Shape, Stage
+from compress.stages.fitting import Terms, Training, TrainingStage, finished, fit, side
+from compress.stages.stage import Context, Result, Shape
 from compress.terms.logits import CrossEntropy
 
 
-class Finetune(Stage):
+class Finetune(TrainingStage):
     """Minimise the cross-entropy of the data's own tokens; also how a teacher or a control is trained."""
 
     type: Literal["finetune"] = "finetune"
     terms: Terms = (CrossEntropy(),)
     train: Training
-    targets: str | None = added(None)
-    """A result of ``seq_kd``, whose targets take the place of those of ``data.train``."""
-
-    forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
-    trains: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _without_teacher(self) -> Finetune:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, SerializeAsAny
 from torch import nn
@@ -13,11 +13,12 @@ from compress.artifact import Artifact, save_model
 from compress.engine import fitting as engine
 from compress.errors import ModelError
 from compress.registry import TERMS
-from compress.stages.stage import Context, Result
+from compress.schema import added
+from compress.stages.stage import Context, Result, Stage
 from compress.surgery.coverage import Coverage
 from compress.training.config import Group, TrainConfig
 from compress.training.forward import Side
-from compress.training.loop import OwnAnswers, Place, Trained
+from compress.training.loop import OwnResponses, Place, Trained
 from compress.training.objective import LossTerm
 
 
@@ -31,6 +32,30 @@ def _some(config: TrainConfig) -> TrainConfig:
 
 Terms = tuple[Annotated[SerializeAsAny[LossTerm], BeforeValidator(TERMS.read), TERMS], ...]
 Training = Annotated[TrainConfig, AfterValidator(_some)]
+
+
+class TrainingStage(Stage):
+    """The fields and the traits that every stage that trains a float model shares."""
+
+    terms: Terms
+    """The loss terms, whose weighted sum is minimised."""
+    train: TrainConfig
+    targets: str | None = added(None)
+    """A result of ``seq_kd``, whose targets take the place of those of ``data.train``."""
+
+    forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
+    trains: ClassVar[bool] = True
+
+
+class TaughtStage(TrainingStage):
+    """A stage that may train with a teacher."""
+
+    teacher: str | None = None
+    """The artifact whose outputs the terms compare with."""
+
+    def taught_by(self, context: Context) -> Artifact | None:
+        """The teacher's artifact, if the stage names one."""
+        return context.models[self.teacher] if self.teacher else None
 
 
 def side(artifact: Artifact, model: nn.Module) -> Side:
@@ -49,7 +74,7 @@ def fit(
     teacher: Artifact | None = None,
     groups: Mapping[Group, Sequence[nn.Parameter]] | None = None,
     extra: nn.Module | None = None,
-    own: OwnAnswers | None = None,
+    own: OwnResponses | None = None,
 ) -> Trained:
     """Train the student in place, as :func:`compress.engine.fitting.fit` does, on the data of the run."""
     if not config.total(1):

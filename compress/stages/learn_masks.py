@@ -16,8 +16,7 @@ from compress.engine.masking import Method, unit_values, used_terms
 from compress.engine.term_checks import term_problems
 from compress.models.stock_files import copy_settings
 from compress.models.structure import AxisKind
-from compress.schema import added
-from compress.stages.fitting import Terms, fit, require_ancestor, side
+from compress.stages.fitting import TaughtStage, Terms, fit, require_ancestor, side
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.mask_l1 import MaskL1
@@ -30,7 +29,17 @@ def _default_terms(given: dict[str, Any]) -> tuple[LossTerm, ...]:
     return (ForwardKL(), MaskL1(weight=1e-4)) if given.get("method", "learned") == "learned" else (CrossEntropy(),)
 
 
-class LearnMasks(Stage):
+class UnitFields(Stage):
+    """Which units are masked, and how. Pydantic validates these fields before ``terms``, whose default depends on them.
+
+    It reads the fields of the last base class first.
+    """
+
+    axes: tuple[AxisKind, ...] = ("hidden", "heads", "ffn")
+    method: Method = "learned"
+
+
+class LearnMasks(TaughtStage, UnitFields):
     """One value per head, FFN neuron and hidden dimension; ``prune`` cuts the result to any number of sizes.
 
     ``learned`` (SIMPLE, Tao et al. 2023, section 3.1) trains masks from 1 under distillation and an L1 penalty, with
@@ -42,19 +51,12 @@ class LearnMasks(Stage):
     """
 
     type: Literal["learn_masks"] = "learn_masks"
-    axes: tuple[AxisKind, ...] = ("hidden", "heads", "ffn")
-    method: Method = "learned"
-    teacher: str | None = None
     terms: Terms = Field(default_factory=_default_terms)
     """Without it, forward_kl and mask_l1 (weight 1e-4) to learn masks, cross_entropy to score units."""
     weights_lr: float | None = Field(None, gt=0)
     train: TrainConfig = TrainConfig(steps=0)
-    targets: str | None = added(None)
-    """A result of ``seq_kd``, whose targets take the place of those of ``data.train``."""
 
-    forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     gives: ClassVar[frozenset[str]] = frozenset({"masked"})
-    trains: ClassVar[bool] = True
     version: ClassVar[int] = 2
 
     @model_validator(mode="after")
@@ -73,7 +75,7 @@ class LearnMasks(Stage):
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
         model = source.model(device=context.device)
-        teacher = context.models[self.teacher] if self.teacher else None
+        teacher = self.taught_by(context)
         if self.method != "magnitude":
             require_ancestor(self.terms, source, teacher)
 
@@ -102,7 +104,9 @@ class LearnMasks(Stage):
             trainer=trainer,
         )
         self._save(source, model, values, out)
-        return Result(traits=source.traits | self.gives, coverage=coverage, kept=source.manifest.kept, metrics=metrics)
+        return Result(
+            traits=self.traits_after(source.traits), coverage=coverage, kept=source.manifest.kept, metrics=metrics
+        )
 
     def _save(self, source: Artifact, model: nn.Module, values: dict[str, Tensor], out: Path) -> None:
         if self.method == "learned" and self.weights_lr is not None:

@@ -63,7 +63,7 @@ class Prune(Stage):
             coverage = coverage.model_copy(update={"note": LOAD_ONLY})
         save_model(model, source, out)
         return Result(
-            traits=source.traits - self.takes | self.gives,
+            traits=self.traits_after(source.traits),
             coverage=coverage,
             kept={axis: units.tolist() for axis, units in compose(source.manifest.kept, keep).items()},
         )

@@ -19,8 +19,8 @@ from compress.models.family import ModelFamily
 from compress.models.stock_files import copy_settings
 from compress.models.structure import stock_tensors
 from compress.schema import added
-from compress.stages.fitting import Terms, fit, require_ancestor, side
-from compress.stages.stage import Context, Result, Shape, Stage
+from compress.stages.fitting import TaughtStage, Terms, fit, require_ancestor, side
+from compress.stages.stage import Context, Result, Shape
 from compress.surgery.quantization import (
     ActivationQuantization,
     EmbeddingQuantization,
@@ -38,33 +38,26 @@ from compress.surgery.quantization import (
 )
 from compress.terms.logits import ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
-from compress.training.config import TrainConfig
 
 SAMPLE = 1024
 """Embedding rows that the cosine is taken over."""
 
 
-class Quantize(Stage):
+class Quantize(TaughtStage):
     """Module-wise dynamic scaling (QuantGPT, Tao et al. 2022) or a baseline, with packed codes as the result.
 
     The default terms are the paper's: distillation on the logits and 0.1 of token-level contrastive distillation.
     """
 
     type: Literal["quantize"] = "quantize"
-    teacher: str | None = None
     weights: WeightQuantization
     embedding: EmbeddingQuantization
     activations: ActivationQuantization | None = ActivationQuantization()
     noise_p: float = Field(1.0, ge=0, le=1)
     store: Storage = added(Storage())
     terms: Terms = (ForwardKL(), TokenContrastive(weight=0.1))
-    train: TrainConfig
-    targets: str | None = added(None)
-    """A result of ``seq_kd``, whose targets take the place of those of ``data.train``."""
 
-    forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     gives: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    trains: ClassVar[bool] = True
     version: ClassVar[int] = 2
 
     @model_validator(mode="after")
@@ -85,7 +78,7 @@ class Quantize(Stage):
         )
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
-        teacher = context.models[self.teacher] if self.teacher else None
+        teacher = self.taught_by(context)
         require_ancestor(self.terms, source, teacher)
         family = source.family()
         model = source.model(device=context.device)
@@ -104,7 +97,7 @@ class Quantize(Stage):
             groups=_groups(model),
         )
         model.eval()
-        state, spec = packed_state(model, self.store)
+        state, spec = packed_state(model, intended)
         if wide := left_in_float32(intended, spec):
             note = f"{coverage.note}; " if coverage.note else ""
             note += f"float16 does not hold {', '.join(wide)}, stored as float32"
@@ -121,7 +114,7 @@ class Quantize(Stage):
             "embedding_cosine_source": crowding["source"],
         }
         return Result(
-            traits=source.traits | self.gives,
+            traits=self.traits_after(source.traits),
             coverage=coverage,
             kept=source.manifest.kept,
             quantization=spec,

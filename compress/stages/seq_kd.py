@@ -13,7 +13,7 @@ from compress.artifact import TARGETS, Artifact
 from compress.data.targets import prompts_of
 from compress.errors import NothingDoneError
 from compress.files import write_text
-from compress.generation.journal import answers
+from compress.generation.journal import journaled
 from compress.generation.settings import Generation
 from compress.generation.subject import TorchSubject
 from compress.models.stock_files import copy_settings
@@ -22,17 +22,18 @@ from compress.surgery.coverage import Coverage
 
 
 class SeqKd(Stage):
-    """Let a model answer the prompts or sources of the training data (Kim and Rush, 2016); it leaves rows and no model.
+    """Generate responses to the prompts or sources of the training data (Kim and Rush, 2016). The result holds rows,
+    not a model.
 
-    A stage that trains takes the answers as its targets with ``targets: NAME``. A row whose answer is empty stays: its
-    target is the end token alone. An answer that comes to no end within ``max_new_tokens`` has no end token.
+    A stage that trains uses the responses as its targets with ``targets: NAME``. A row with an empty response stays:
+    its target is the end token alone. A response that does not end within ``max_new_tokens`` has no end token.
     """
 
     type: Literal["seq_kd"] = "seq_kd"
     decoding: Generation = Generation()
-    """How answers are generated: the likeliest, by a search, or drawn with the recipe's seed."""
+    """How responses are generated: greedily, by beam search, or sampled with the recipe's seed."""
     batch: int = Field(32, ge=1)
-    """Rows that are answered at once."""
+    """Rows per batch."""
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "onnx", "bitsandbytes"})
     takes: ClassVar[frozenset[str]] = frozenset({"pruned", "quantized"})
@@ -44,17 +45,17 @@ class SeqKd(Stage):
         prompts = prompts_of(context.train(name))
         subject = TorchSubject.of(source, context.device)
         journal = out / "checkpoints"
-        found = answers(
+        found = journaled(
             subject, prompts, self.decoding, self.batch, journal, name=name, seed=context.seed, bar=context.bar
         )
         copy_settings(source.path, out)
         write_text(out / TARGETS, "".join(_lines(prompts, found, subject.tokenizer)))
         special = {*subject.ends, *_special(subject.side.config)}
-        empty = sum(special.issuperset(answer) for answer in found)
+        empty = sum(special.issuperset(response) for response in found)
         if empty == len(found):
-            raise NothingDoneError(f"{name}: all {empty} answers are empty; another source or decoding may say more")
+            raise NothingDoneError(f"{name}: all {empty} responses are empty; try another source or decoding")
         tokens = sum(map(len, found))
-        cut = sum(answer[-1] not in subject.ends for answer in found)
+        cut = sum(response[-1] not in subject.ends for response in found)
         how = ", ".join(f"{name.removeprefix('num_')} {value}" for name, value in self.decoding.options().items())
         coverage = Coverage(
             modules_touched=len(found) - empty,
@@ -66,15 +67,19 @@ class SeqKd(Stage):
             note=f"rows in place of modules, tokens in place of parameters; {how}; {empty} empty, {cut} without an end",
         )
         metrics = {"rows": len(found), "tokens": tokens, "empty": empty, "without_end": cut}
-        return Result(traits=self.gives, coverage=coverage, metrics={key: float(n) for key, n in metrics.items()})
+        return Result(
+            traits=self.traits_after(source.traits),
+            coverage=coverage,
+            metrics={key: float(n) for key, n in metrics.items()},
+        )
 
 
 def _lines(prompts: Sequence[list[int]], found: Sequence[list[int]], tokenizer: Any) -> list[str]:
     lines = []
-    for prompt, answer in zip(prompts, found, strict=True):
-        row: dict[str, Any] = {"source": prompt, "target": answer}
-        if tokenizer is not None:  # for people; what is trained on are the tokens
-            row["text"] = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    for prompt, response in zip(prompts, found, strict=True):
+        row: dict[str, Any] = {"source": prompt, "target": response}
+        if tokenizer is not None:  # for people to read; training uses the tokens
+            row["text"] = tokenizer.decode(response, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return lines
 

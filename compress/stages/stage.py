@@ -112,10 +112,15 @@ class Stage(Strict):
         """Do the work; the pipeline seals what is in ``out``."""
         raise NotImplementedError
 
+    @classmethod
+    def traits_after(cls, source: frozenset[str]) -> frozenset[str]:
+        """The traits of the result: those of the source without ``takes``, and ``gives``."""
+        return source - cls.takes | cls.gives
+
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         """What is wrong that can be seen without training, each as ``field: what``."""
         return iter(())
 
     def shape(self, source: Shape) -> Shape:
         """What is known of the result before any work; only called where :meth:`problems` finds none."""
-        return replace(source, name=self.name or self.type, traits=source.traits - self.takes | self.gives)
+        return replace(source, name=self.name or self.type, traits=self.traits_after(source.traits))

@@ -43,15 +43,15 @@ class Place:
     name: str = "train"
 
 
-class OwnAnswers(Protocol):
-    """Answers of the student itself in place of the data's, in some of the steps."""
+class OwnResponses(Protocol):
+    """The student's own responses in place of the data's, in some of the steps."""
 
     def chosen(self, step: int) -> bool:
         """Whether step ``step`` (from 0) is one of them; the same in every process, and on every call."""
         ...
 
     def batch(self, batch: dict[str, Tensor], step: int, part: int) -> dict[str, Tensor]:
-        """This process's rows of part ``part`` of the step, with the student's answers."""
+        """This process's rows of part ``part`` of the step, with the student's responses."""
         ...
 
 
@@ -75,7 +75,7 @@ def train(
     config: TrainConfig,
     place: Place,
     *,
-    own: OwnAnswers | None = None,
+    own: OwnResponses | None = None,
 ) -> Trained:
     """Train ``objective`` in place and leave the chosen weights in it; ``own`` changes the rows of some steps.
 
@@ -102,7 +102,7 @@ class _Loop:
     evaluate: Split | None
     config: TrainConfig
     place: Place
-    own: OwnAnswers | None = None
+    own: OwnResponses | None = None
 
     def __post_init__(self) -> None:
         config, place = self.config, self.place

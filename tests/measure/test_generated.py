@@ -1,7 +1,6 @@
 """Text of torch and ONNX artifacts goes through the same code to the same numbers; a long count shows how far it is."""
 
 import io
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,8 +10,7 @@ from rouge_score import rouge_scorer
 
 from compress.artifact import Artifact
 from compress.cli.generate import Request, texts
-from compress.data import Example
-from compress.generation.responses import SAMPLES, answers, samples
+from compress.generation.responses import response_texts
 from compress.generation.settings import Decoding
 from compress.generation.subject import subject_of
 from compress.measure.quality import Quality
@@ -88,22 +86,8 @@ def test_full_length_is_all_the_tokens_there_are(bart: Artifact, bart_onnx: Arti
         ended = [row.index(end) + 1 if end in row else 99 for row in free]  # the end token counts
         assert at + 1 in ended
         for limit in {at, at + 1, at + 2, 12} - {0}:
-            said = answers(subject, bart.tokenizer(), data.test, Decoding(max_new_tokens=limit), 2, 0)
+            said = response_texts(subject, bart.tokenizer(), data.test, Decoding(max_new_tokens=limit), 2, 0)
             assert [answer.full for answer in said] == [size >= limit for size in ended]
-
-
-@pytest.mark.parametrize("rows", [1, SAMPLES, SAMPLES + 1, 1000])
-def test_kept_rows_are_spread_evenly_from_the_first_on(rows: int) -> None:
-    examples = [Example([at], f"in {at}", (f"ref {at}",)) for at in range(rows)]
-    kept = samples(examples, [f"out {at}" for at in range(rows)])
-    numbers = [sample["row"] for sample in kept]
-    assert len(numbers) == len(set(numbers)) == min(rows, SAMPLES)
-    assert numbers[0] == 0
-    steps = {after - before for before, after in pairwise(numbers)}
-    assert max(steps, default=1) - min(steps, default=1) <= 1
-    for sample in kept:
-        at = sample["row"]
-        assert sample == {"row": at, "input": f"in {at}", "references": [f"ref {at}"], "output": f"out {at}"}
 
 
 def test_a_rule_for_sentences_needs_rouge() -> None:

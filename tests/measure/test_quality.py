@@ -16,7 +16,7 @@ from compress.artifact import Artifact, adopt
 from compress.data import Data
 from compress.errors import DataError, RecipeError
 from compress.functional.divergence import forward_kl
-from compress.generation.settings import Decoding, ends_of, padded, seed_of, until_end
+from compress.generation.settings import Decoding, ends_of, padded, until_end
 from compress.generation.subject import subject_of
 from compress.measure.quality import Quality
 from compress.stages.seq_kd import SeqKd
@@ -230,12 +230,6 @@ def test_a_decoding_that_does_nothing_is_refused(decoding: dict[str, Any], messa
         Quality.model_validate(
             {"metric": "bleu", "decoding": {"do_sample": False, "num_beams": 2, "length_penalty": 2.0}}
         )
-
-
-def test_every_tuple_of_numbers_has_a_seed_of_its_own() -> None:
-    numbers = [(0,), (5,), (0, 0), (0, 5), (5, 0), (0, 5, 0), (0, 5, 0, 0), (2, 0, 5)]
-    assert len({seed_of(*each) for each in numbers}) == len(numbers)
-    assert seed_of(0, 5) == seed_of(0, 5)
 
 
 def test_references_must_exist_and_share_the_vocabulary(gpt2: Artifact, bart: Artifact, folder: Path) -> None:

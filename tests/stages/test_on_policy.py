@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from compress.artifact import Artifact, adopt
 from compress.errors import NothingDoneError
-from compress.generation.on_policy import OnPolicy, StudentAnswers
+from compress.generation.on_policy import OnPolicy, StudentResponses
 from compress.registry import STAGES
 from compress.training.objective import Objective
 
@@ -39,10 +39,10 @@ def history(artifact: Artifact) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def drawing(answered: Any) -> Any:
-    def make(artifact: Artifact, **own: Any) -> tuple[StudentAnswers, Any]:
+    def make(artifact: Artifact, **own: Any) -> tuple[StudentResponses, Any]:
         data = answered(artifact).train
         config = OnPolicy(**{"fraction": 1.0, "max_new_tokens": 5, **own})
-        return config.answers(artifact, artifact.model(), data, 0, "fp32"), data
+        return config.responses(artifact, artifact.model(), data, 0, "fp32"), data
 
     return make
 
@@ -217,5 +217,5 @@ def test_what_needs_the_data_s_own_rows_is_refused(pair: Any, shape_of: Any) -> 
     assert not problem({"type": "token_contrastive"}) and not problem("forward_kl", targets="kd")
     unread = problem("forward_kl", targets="kd", on_policy={"fraction": 1})
     assert unread == "targets: 'kd' would go unread, as on_policy.fraction is 1"
-    with pytest.raises(ValueError, match="no step would be on the student's own answers; leave on_policy out"):
+    with pytest.raises(ValueError, match="no step would use the student's own responses; leave on_policy out"):
         STAGES.read(stage(fraction=0))

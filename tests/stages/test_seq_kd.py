@@ -152,7 +152,7 @@ def test_resumed_is_straight(
     monkeypatch.setattr(TorchSubject, "complete", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_stage(stage(**decoding), base, data=data, out="resumed")
-    with (tmp_path / ".partial-resumed/checkpoints/answers.jsonl").open("a") as file:
+    with (tmp_path / ".partial-resumed/checkpoints/responses.jsonl").open("a") as file:
         file.write(damage)
     resumed = run_stage(stage(**decoding), base, data=data, out="resumed")
     assert calls == [4, 4, 4, 2]  # nothing is answered twice
@@ -254,7 +254,7 @@ def test_empty_answers_stay_and_are_told(
     assert drawn is not None
     assert "; max_new_tokens 6, do_sample True, temperature 1.0, top_k 3, top_p 1.0; " in drawn["note"]
     monkeypatch.setattr(TorchSubject, "complete", lambda self, prompts, *rest: [[0, 2]] * len(prompts))
-    with pytest.raises(NothingDoneError, match="kd: all 14 answers are empty"):
+    with pytest.raises(NothingDoneError, match="kd: all 14 responses are empty"):
         run_stage(stage(), base, data=data, out="none")
 
 

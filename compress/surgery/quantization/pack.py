@@ -19,16 +19,24 @@ from compress.surgery.quantization.spec import MatrixSpec, QuantizationSpec, Sto
 from compress.surgery.quantization.storage import DTYPES, FLOAT32, in_half, planned
 
 
-def packed_state(model: nn.Module, store: Storage = FLOAT32) -> tuple[dict[str, Tensor], QuantizationSpec]:
+def packed_state(
+    model: nn.Module, plan: QuantizationSpec | Storage = FLOAT32
+) -> tuple[dict[str, Tensor], QuantizationSpec]:
     """The tensors to store of a fake-quantized model, and what they mean.
 
     Per matrix with codes of its own: ``MODULE.codes``, uint8 [out, blocks, bytes] as ``pack_blocks`` lays them out, and
     ``MODULE.scale``, [], [out] or [out, blocks]. Every other tensor of the model keeps its stock name. Scales and other
-    tensors are float32, but for those that ``store`` asks in float16 (see :func:`in_half`): rounded here, not while
-    training, so that a restored model and a graph compute with the same numbers.
+    tensors are float32, except those that ``plan`` asks for in float16 (see :func:`in_half`). They are rounded here,
+    not while training, so that a restored model and a graph compute with the same numbers.
+
+    ``plan`` is the spec that the model was quantized with, or only which tensors are stored in float16.
     """
     modules = [module for module in model.modules() if isinstance(module, Product | Table)]
-    spec = planned(model, [module.spec for module in modules], store)
+    if isinstance(plan, Storage):
+        spec = planned(model, [module.spec for module in modules], plan)
+    else:  # in the order of the model's modules
+        by_name = {matrix.module: matrix for matrix in plan.matrices}
+        spec = plan.model_copy(update={"matrices": tuple(by_name[module.spec.module] for module in modules)})
     state: dict[str, Tensor] = {}
     masters: set[int] = set()
     for module in modules:

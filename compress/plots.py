@@ -1,0 +1,142 @@
+"""Figures for notebooks. Each function returns a matplotlib figure, which a notebook shows; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from compress.errors import NothingDoneError, UserError
+from compress.registry import suggest
+from compress.report.canvas import ACCENT, COLOURS, STYLE, Mark
+from compress.report.numbers import LOWER_IS_BETTER, MB
+from compress.report.plots import draw_evaluations, draw_losses, draw_trade_off
+from compress.report.words import name_of
+
+_NOTEBOOK: dict[Any, Any] = {**STYLE, "axes.edgecolor": "#888888", "grid.color": "#dddddd", "xtick.color": "#888888"}
+"""The style of the reports. Its line colours stand for those of a page, which a notebook does not replace."""
+
+
+def training(trained: Any, *, weights: Mapping[str, float] | None = None) -> Figure:
+    """Draw the training loss with its terms, and the evaluations where there are two or more.
+
+    Args:
+        trained: what :func:`compress.distill` or :func:`compress.finetune` returned, or its ``history``.
+        weights: the weight of each term by name; 1 for a term that is not named.
+
+    Returns:
+        One panel, or two side by side.
+
+    Raises:
+        UserError: ``trained`` is not a training result.
+        NothingDoneError: the history has fewer than two steps.
+
+    Examples:
+        >>> history = [{"step": 1, "loss": 3.0, "terms": {"a": 3.0}}, {"step": 2, "loss": 2.0, "terms": {"a": 2.0}}]
+        >>> len(compress.plots.training(history).axes)
+        1
+    """
+    history = getattr(trained, "history", trained)
+    if not isinstance(history, Sequence) or not all(isinstance(line, Mapping) for line in history):
+        raise UserError(f"trained: {type(trained).__name__} has no training history; give the result of a training")
+    steps = [line for line in history if "loss" in line]
+    points = [(line["step"], line["eval_nll"]) for line in history if "eval_nll" in line]
+    if len(steps) < 2:
+        raise NothingDoneError(f"trained: has {len(steps)} steps, and a curve needs 2 at least")
+    panels = 2 if len(points) > 1 else 1
+    with _figure(4.6 * panels, 2.7) as figure:
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        draw_losses(axes[0], steps, weights or {})
+        if panels == 2:
+            draw_evaluations(axes[1], points)
+    return figure
+
+
+def pareto(records: Sequence[Mapping[str, Any]], *, metric: str = "perplexity") -> Figure:
+    """Draw quality against size, and the line through the models that no other model beats on both.
+
+    Args:
+        records: one per model with ``name``, ``bytes`` (of the model files) and ``quality`` (figures by metric), as a
+            run writes them. Records without a size or without the metric are left out.
+        metric: the metric on the vertical axis.
+
+    Returns:
+        One panel; sizes are in MB of 2^20 bytes.
+
+    Raises:
+        UserError: no record has the metric.
+        NothingDoneError: fewer than two records have both the metric and a size.
+
+    Examples:
+        >>> sizes = {"base": (2**22, 20.0), "small": (2**20, 25.0)}
+        >>> records = [{"name": n, "bytes": b, "quality": {"perplexity": p}} for n, (b, p) in sizes.items()]
+        >>> compress.plots.pareto(records).axes[0].get_ylabel()
+        'perplexity (less is better)'
+    """
+    known = list(dict.fromkeys(name for record in records for name in record.get("quality", {})))
+    if metric not in known:
+        raise UserError(f"metric: no record has {metric!r}. {suggest(metric, known)}")
+    shown = [record for record in records if metric in record.get("quality", {}) and "bytes" in record]
+    if len(shown) < 2:
+        raise NothingDoneError(f"records: {len(shown)} have {metric} and a size (bytes); 2 at least make a figure")
+    marks = [Mark(each["name"], each["bytes"] / MB, each["quality"][metric], "o", ACCENT) for each in shown]
+    with _figure(4.6, 3.5) as figure:
+        lower = metric in LOWER_IS_BETTER
+        draw_trade_off(figure, marks, "model files, MB", name_of(metric), lower_is_better=lower)
+    return figure
+
+
+def masks(masks: Any) -> Figure:
+    """Draw the values of the units of each masked axis, from the largest to the smallest: a panel per kind of axis.
+
+    Args:
+        masks: what :func:`compress.learn_masks` or :func:`compress.score` returned, or values by axis, [units] each.
+
+    Returns:
+        A panel for each of ``hidden``, ``heads`` and ``ffn`` (with the stack's name, if the model has several), with
+        one line per layer.
+
+    Raises:
+        UserError: ``masks`` is not a set of masks.
+        NothingDoneError: there are no masks.
+
+    Examples:
+        >>> figure = compress.plots.masks({"layer.0.heads": torch.tensor([1.0, 0.2])})
+        >>> figure.axes[0].get_title(loc="left")
+        'heads'
+    """
+    values = getattr(masks, "values", None) if not isinstance(masks, Mapping) else masks
+    if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise UserError(f"masks: {type(masks).__name__} holds no mask values; give the result of learn_masks or score")
+    if not values:
+        raise NothingDoneError("masks: holds no axis")
+    kinds: dict[str, list[tuple[str, Tensor]]] = {}
+    for axis, value in values.items():
+        kinds.setdefault(_kind(axis), []).append((axis, value))
+    with _figure(3.2 * len(kinds), 2.7) as figure:
+        for panel, (kind, axes) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds.items(), strict=True):
+            for at, (axis, value) in enumerate(axes):
+                ordered = value.detach().float().cpu().sort(descending=True).values.tolist()
+                panel.plot(range(1, len(ordered) + 1), ordered, color=COLOURS[at % len(COLOURS)], label=axis)
+            panel.set_title(kind)
+            panel.set_xlabel("units, largest first")
+            if 1 < len(axes) <= len(COLOURS):
+                panel.legend()
+    return figure
+
+
+def _kind(axis: str) -> str:
+    """The name of an axis without the number of its layer: ``encoder ffn`` for ``encoder.layer.3.ffn``."""
+    parts = [part for part in axis.split(".") if not part.isdigit() and part not in ("layer", "layers")]
+    return " ".join(parts) or axis
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure in the style of the reports. It has no window, so a notebook shows it once, as the cell's value."""
+    with matplotlib.rc_context(_NOTEBOOK):
+        yield Figure(figsize=(width, height))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from compress.errors import ModelError
@@ -16,8 +17,18 @@ def is_product(module: nn.Module) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """True for a layer normalization."""
-    return isinstance(module, nn.LayerNorm)
+    """True for a layer normalization or a root-mean-square normalization."""
+    return isinstance(module, nn.LayerNorm | LlamaRMSNorm)
+
+
+def norm_kind(module: nn.Module) -> Literal["layer", "rms"]:
+    """``layer`` for a normalization that subtracts the mean, ``rms`` for one that only divides."""
+    return "layer" if isinstance(module, nn.LayerNorm) else "rms"
+
+
+def norm_epsilon(module: Any) -> float:
+    """What a normalization adds to the variance, or to the mean square."""
+    return float(module.eps if isinstance(module, nn.LayerNorm) else module.variance_epsilon)
 
 
 def is_embedding(module: nn.Module) -> bool:

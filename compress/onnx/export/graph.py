@@ -79,6 +79,10 @@ class Graph:
         """A constant int32 vector of one number."""
         return self.weight(f"int32_{value}", np.array([value], dtype=np.int32))
 
+    def number(self, value: int) -> str:
+        """A constant int64 scalar."""
+        return self.weight(f"number_{value}", np.array(value, dtype=np.int64))
+
     def scalar(self, value: float) -> str:
         """A constant float32 scalar."""
         return self.weight(f"scalar_{value}", np.array(value, dtype=np.float32))
@@ -96,6 +100,12 @@ class Graph:
         """Add a node with several outputs; an empty input or output leaves an optional one out."""
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
         return list(outputs)
+
+    def split(self, value: str, sizes: Sequence[int], outputs: Sequence[str], *, name: str) -> list[str]:
+        """Cut the last dimension into parts of these sizes."""
+        if len(set(sizes)) == 1:
+            return self.nodes("Split", [value], outputs, name=name, axis=-1, num_outputs=len(sizes))
+        return self.nodes("Split", [value, self.integers(*sizes)], outputs, name=name, axis=-1)
 
     def either(
         self, condition: str, op: str, then: Sequence[str], otherwise: Sequence[str], output: str, **attributes: Any

@@ -40,7 +40,7 @@ class _FlatCache(nn.Module):
 def plain_graph(model: nn.Module, stack: Stack) -> onnx.ModelProto:
     """Trace the model; inputs, outputs and dynamic dimensions are those of the decoding graph."""
     attentions = [block for block in stack.blocks if isinstance(block, AttentionBlock)]
-    past = [torch.zeros(2, block.heads, 3, block.head_size) for block in attentions for _ in range(2)]
+    past = [torch.zeros(2, block.kv_heads, 3, block.head_size) for block in attentions for _ in range(2)]
     ids, positions = (torch.zeros(2, 2, dtype=torch.long) for _ in range(2))  # one tensor for both would be one input
     cache = {0: "batch_size", 2: "past_sequence_length"}
     new = {0: "batch_size", 1: "sequence_length"}

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.functional.packing import storage_bits
-from compress.models.layout import is_embedding, is_norm, is_product, weight_of
-from compress.onnx.export.weights import FloatMatrix, Matrix, PackedMatrix, Weights
+from compress.models.layout import is_embedding, is_norm, is_product, norm_epsilon, norm_kind, weight_of
+from compress.models.rotary import is_rotary, rotary_tables
+from compress.onnx.export.weights import FloatMatrix, Matrix, Norm, PackedMatrix, Weights
 from compress.surgery.quantization import MatrixSpec, QuantizationSpec, Table
 
 
@@ -27,7 +28,8 @@ def read_weights(
     """
     names: dict[int, str] = {}
     matrices: dict[str, Matrix] = {}
-    epsilons: dict[str, float] = {}
+    norms: dict[str, Norm] = {}
+    rotary: dict[str, tuple[Any, Any]] = {}
     vectors: dict[str, Any] = {}
     for name, module in model.named_modules():
         if is_product(module) or is_embedding(module):
@@ -35,7 +37,10 @@ def read_weights(
             values = module.weight if is_embedding(module) else weight_of(module)
             matrices[name] = FloatMatrix(stored, values.detach().cpu().numpy())
         elif is_norm(module):
-            epsilons[name] = module.eps
+            norms[name] = Norm(norm_epsilon(module), centred=norm_kind(module) == "layer")
+        elif is_rotary(module):
+            cosines, sines = rotary_tables(module)
+            rotary[name] = cosines.numpy(), sines.numpy()
         for part, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 1:
                 vectors[f"{name}.{part}"] = parameter.detach().cpu().numpy()
@@ -44,7 +49,7 @@ def read_weights(
             vectors[name] = buffer.detach().cpu().numpy()[0]
     if spec is not None and tensors is not None:
         matrices |= _quantized(model, spec, tensors, split=split)
-    return Weights(matrices, vectors, epsilons)
+    return Weights(matrices, vectors, norms, rotary)
 
 
 def _quantized(

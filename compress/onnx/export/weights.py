@@ -196,12 +196,24 @@ def _alike(matrices: Sequence[Matrix]) -> bool:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """What a normalization adds to the variance (or mean square), and whether it subtracts the mean."""
+
+    epsilon: float
+    centred: bool
+
+
+@dataclass(frozen=True)
 class Weights:
-    """Matrices by module, vectors (biases, normalizations) by parameter, epsilons of normalizations by module."""
+    """Matrices and normalizations by module, vectors (biases, weights of normalizations) by parameter.
+
+    ``rotary`` holds the cosines and sines, each [context, head size / 2], of modules with rotary positions.
+    """
 
     matrices: Mapping[str, Matrix]
     vectors: Mapping[str, Array]
-    epsilons: Mapping[str, float]
+    norms: Mapping[str, Norm]
+    rotary: Mapping[str, tuple[Array, Array]]
 
     def product(self, graph: Graph, module: str | Sequence[str], x: str, output: str = "") -> str:
         """Multiply by a module's weight and add its bias, if any; several modules give their outputs in order."""
@@ -212,6 +224,18 @@ class Weights:
             return graph.node("Concat", parts, output, axis=-1)
         matrix = matrices[0] if len(matrices) == 1 else fused(matrices)
         return matrix.product(graph, JOIN.join(modules), x, self._bias(graph, modules), output)
+
+    def products(self, graph: Graph, modules: Sequence[str], x: str) -> list[str]:
+        """The product of each module with the same input: one fused product that is split, where one can compute all.
+
+        Matrices with different bits, block sizes or inputs are multiplied one by one.
+        """
+        matrices = [self.matrices[each] for each in modules]
+        if not _alike(matrices):
+            return [self.product(graph, each, x) for each in modules]
+        outputs = [f"{module}.output" for module in modules]
+        sizes = [matrix.outputs for matrix in matrices]
+        return graph.split(self.product(graph, modules, x), sizes, outputs, name=f"{JOIN.join(modules)}.split")
 
     def _bias(self, graph: Graph, modules: Sequence[str]) -> str:
         names = [f"{module}.bias" for module in modules]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from compress.errors import ModelError
@@ -16,19 +15,29 @@ def is_product(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
+NormKind = Literal["layer", "rms"]
+
+
+def norm_kind(module: nn.Module) -> NormKind | None:
+    """Layer normalization, RMS normalization (x / sqrt(mean(x^2) + epsilon) times a weight), or None for others.
+
+    The stock library has a class of its own for RMS normalization in each model that uses it.
+    """
+    if isinstance(module, nn.LayerNorm):
+        return "layer"
+    own = dict(module.named_parameters(recurse=False))
+    is_rms = type(module).__name__.endswith("RMSNorm") and list(own) == ["weight"] and own["weight"].ndim == 1
+    return "rms" if is_rms else None
+
+
 def is_norm(module: nn.Module) -> bool:
-    """True for a layer normalization or a root-mean-square normalization."""
-    return isinstance(module, nn.LayerNorm | LlamaRMSNorm)
-
-
-def norm_kind(module: nn.Module) -> Literal["layer", "rms"]:
-    """``layer`` for a normalization that subtracts the mean, ``rms`` for one that only divides."""
-    return "layer" if isinstance(module, nn.LayerNorm) else "rms"
+    """True for a layer or RMS normalization."""
+    return norm_kind(module) is not None
 
 
 def norm_epsilon(module: Any) -> float:
-    """What a normalization adds to the variance, or to the mean square."""
-    return float(module.eps if isinstance(module, nn.LayerNorm) else module.variance_epsilon)
+    """What a normalization adds to the variance."""
+    return float(module.eps if hasattr(module, "eps") else module.variance_epsilon)
 
 
 def is_embedding(module: nn.Module) -> bool:

@@ -17,11 +17,26 @@ import pytest
 import torch
 
 from compress.errors import ModelError, UserError
+from compress.models import family_of
 from compress.onnx.export.exporter import write_graphs
 from compress.onnx.runtime import Runtime
 from compress.onnx.runtime.session import Decoding
+from compress.surgery.cut import cut
 
 IN_PLACE, GROWING = {"heads": 4, "hidden": 32}, {"heads": 5, "hidden": 60}
+SHAPES: list[dict[str, Any]] = [
+    IN_PLACE,
+    GROWING,
+    {"family": "llama", "kv_heads": 2},
+    {"family": "llama", "kv_heads": 2, "head_dim": 6, "tie": True},
+]
+"""GPT-2 and Llama with caches that are filled in place, and with caches that grow."""
+LLAMAS: list[dict[str, Any]] = [
+    {"family": "llama", "kv_heads": 4, "tie": True},
+    {"family": "llama", "kv_heads": 1, "bias": True},
+    {"family": "llama", "kv_heads": 2, "head_dim": 16},
+    {"family": "llama", "kv_heads": 4, "head_dim": 12, "bias": True},
+]
 
 
 def left_padded(rows: int, length: int, vocabulary: int = 67) -> tuple[Any, Any]:
@@ -30,7 +45,7 @@ def left_padded(rows: int, length: int, vocabulary: int = 67) -> tuple[Any, Any]
     return ids, mask
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES + LLAMAS, ids=str)
 def test_greedy_text_equals_torch(exported: Callable[..., Any], shape: dict[str, int]) -> None:
     found = exported(**shape)
     ids, mask = left_padded(3, 7)
@@ -54,7 +69,7 @@ STOCK_OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES + LLAMAS, ids=str)
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_text_equals_that_of_the_stock_library(exported: Callable[..., Any], shape: dict[str, int], seed: int) -> None:
     found = exported(**shape, vocab=60 + 13 * seed, seed=seed)
@@ -76,7 +91,36 @@ def test_text_equals_that_of_the_stock_library(exported: Callable[..., Any], sha
     assert len(widths) > 3  # texts that end early and late
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("head_dim", [8, 6])
+@pytest.mark.parametrize("beams", [1, 4])
+def test_text_of_a_pruned_llama_equals_that_of_the_stock_library(
+    exported: Callable[..., Any], tiny_llama: Callable[..., Any], head_dim: int, beams: int
+) -> None:
+    """Layers with other numbers of heads, of key/value heads, and of channels."""
+    model = tiny_llama(head_dim=head_dim)
+    keep = {
+        "layer.0.groups": [1], "layer.0.heads": [2, 3], "layer.1.heads": [0, 3],
+        "layer.1.ffn": list(range(0, 48, 3)), "hidden": list(range(2, 30)),
+    }
+    cut(model, family_of(model.config), {axis: torch.tensor(units) for axis, units in keep.items()})
+    found = exported(model=model)
+    shapes = {each.name: each.shape[1] for each in Runtime.open(found.directory)._sessions["model.onnx"].get_inputs()}
+    assert [shapes[f"past_key_values.{layer}.key"] for layer in (0, 1)] == [1, 2]
+    ids, mask = left_padded(3, 7)
+    special = {"eos_token_id": 5, "pad_token_id": 5}
+    with torch.no_grad():
+        expected = model.generate(
+            torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), max_new_tokens=20, do_sample=False,
+            num_beams=beams, **special,
+        )  # fmt: skip
+    runtime = Runtime.open(found.directory, threads=1)
+    got = runtime.generate(ids, mask, max_new_tokens=20, num_beams=beams, eos_token_id=5)
+    ended = np.cumsum(np.cumsum(got[:, 7:] == 5, axis=1), axis=1) > 1
+    got[:, 7:][ended] = 5
+    assert got.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_chosen_anew_go_on_with_their_own_past(
     exported: Callable[..., Any], shape: dict[str, int], seed: int
@@ -126,7 +170,7 @@ def test_beams_do_not_stream_and_forced_tokens_are_known(exported: Callable[...,
         runtime.generate(ids, max_new_tokens=62, num_beams=2)
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("pieces", [(9,), (1,) * 9, (4, 3, 1, 1), (2, 7)])
 def test_pieces_give_the_logits_of_the_whole(
     exported: Callable[..., Any], shape: dict[str, int], pieces: tuple[int, ...]
@@ -240,7 +284,7 @@ def test_lists_are_read_as_arrays(exported: Callable[..., Any]) -> None:
     np.testing.assert_array_equal(runtime.logits(rows, real), runtime.logits(ids.astype(np.int32), mask * 1.0))
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("hidden", [-100, 67, 2**40])
 def test_what_the_mask_hides_may_be_any_number(
     exported: Callable[..., Any], shape: dict[str, int], hidden: int
@@ -314,7 +358,7 @@ def test_settings_that_are_none_are_told(exported: Callable[..., Any], settings:
         Runtime.open(found)
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_positions_that_the_weights_do_not_have_are_told(
     exported: Callable[..., Any], shape: dict[str, int], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -422,7 +466,7 @@ except ModuleNotFoundError:
     assert done.stdout.splitlines() == ["3", "3", "3", "alone"], done.stderr
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_prompt_is_read_as_it_is_fed(exported: Callable[..., Any], shape: dict[str, int]) -> None:
     runtime = Runtime.open(exported(**shape).directory, threads=1)
     ids, mask = left_padded(3, 7)
@@ -433,7 +477,7 @@ def test_a_prompt_is_read_as_it_is_fed(exported: Callable[..., Any], shape: dict
     np.testing.assert_allclose(read.feed(ids), fed.feed(ids), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_head_computes_one_position_of_a_prompt(
     exported: Callable[..., Any], shape: dict[str, int], tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""How many bytes of weights a graph reads to decode one more token: the least that any runtime has to fetch."""
+"""The bytes of weights that a graph reads per decoded token: a lower bound on what any runtime fetches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import helper
 from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE
 
 TOKEN_INPUTS = frozenset({"input_ids", "position_ids"})
-"""Graph inputs that change with each token."""
+"""The graph inputs that change with each token."""
 _LOOKUPS = ("Gather", "GatherBlockQuantized", "Slice")
 """Operators whose first input may be a table, of which a step with one token reads one row."""
 _ROTATION = "RotaryEmbedding"
@@ -31,9 +31,9 @@ def step_bytes(model: onnx.ModelProto) -> int:
     """Sum the weights, as they are stored, that a step with one new token reads.
 
     Product weights, their scales and vectors count once each. A table counts as one row, its first index: a constant
-    that ``Gather``, ``GatherBlockQuantized`` or ``Slice`` reads, or the cosines and sines of ``RotaryEmbedding``. What
-    no new token goes through, such as the projection of an encoder's states, is computed once for a text and does not
-    count. Caches do not count either.
+    that ``Gather``, ``GatherBlockQuantized`` or ``Slice`` reads, or the cosines and sines of ``RotaryEmbedding``. Work
+    that does not depend on the new token, such as the projection of an encoder's states, is done once per text and does
+    not count. Caches do not count either.
     """
     stored = {tensor.name: _Weight.of(tensor) for tensor in model.graph.initializer}
     constants = {name: {name} for name in stored}
@@ -58,7 +58,7 @@ def step_bytes(model: onnx.ModelProto) -> int:
 
 
 class _Weight:
-    """Bytes of a stored tensor and of its first row; none for shapes."""
+    """The bytes of a stored tensor and of its first row; 0 for shapes."""
 
     def __init__(self, size: int, rows: int) -> None:
         self.bytes, self.row = size, size // max(1, rows)
@@ -72,7 +72,7 @@ class _Weight:
 
 
 def _inputs(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, branches included; names that only a branch knows do no harm."""
+    """The inputs of a node and of its branches. Names inside a branch are harmless."""
     yield from filter(None, node.input)
     for attribute in node.attribute:
         if attribute.HasField("g"):

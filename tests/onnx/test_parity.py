@@ -69,7 +69,7 @@ def dropped_bias(graph: onnx.ModelProto) -> None:
 
 
 def float_inputs(graph: onnx.ModelProto) -> None:
-    """The kernel is not asked to quantize the product's inputs."""
+    """The kernel does not quantize the product's inputs."""
     set_attribute(node(graph, MODULE), "accuracy_level", 0)
 
 
@@ -350,7 +350,7 @@ def test_a_product_that_is_not_packed_fails(exported: Callable[..., Any], tiny_g
 
     found = exported()
     model, packed = packed_model(tiny_gpt2(), 4)
-    with pytest.raises(ParityError, match=r"holds no packed product for transformer\.h\.0\.attn\.c_attn"):
+    with pytest.raises(ParityError, match=r"has no packed product for transformer\.h\.0\.attn\.c_attn"):
         check_parity(model, found.directory, packed.spec)
 
 
@@ -370,7 +370,9 @@ def test_a_packed_product_that_torch_does_not_have_fails(exported: Callable[...,
     )
     put_before(graph, "transformer.h.1.ln_1", product)
     onnx.save(graph, found.directory / "model.onnx")
-    with pytest.raises(ParityError, match=r"model\.onnx: holds a packed product that torch has not: identity"):
+    with pytest.raises(
+        ParityError, match=r"model\.onnx: has a packed product that the torch model does not have: identity"
+    ):
         check_parity(found.model, found.directory, found.packed.spec)
 
 

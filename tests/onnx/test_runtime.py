@@ -99,8 +99,11 @@ def test_text_of_a_pruned_llama_equals_that_of_the_stock_library(
     """Layers with other numbers of heads, of key/value heads, and of channels."""
     model = tiny_llama(head_dim=head_dim)
     keep = {
-        "layer.0.groups": [1], "layer.0.heads": [2, 3], "layer.1.heads": [0, 3],
-        "layer.1.ffn": list(range(0, 48, 3)), "hidden": list(range(2, 30)),
+        "layer.0.groups": [1],
+        "layer.0.heads": [2, 3],
+        "layer.1.heads": [0, 3],
+        "layer.1.ffn": list(range(0, 48, 3)),
+        "hidden": list(range(2, 30)),
     }
     cut(model, family_of(model.config), {axis: torch.tensor(units) for axis, units in keep.items()})
     found = exported(model=model)
@@ -160,9 +163,11 @@ def test_a_copied_row_shares_the_prompt(exported: Callable[..., Any]) -> None:
 def test_beams_do_not_stream_and_forced_tokens_are_known(exported: Callable[..., Any]) -> None:
     runtime = Runtime.open(exported().directory, threads=1)
     ids, _ = left_padded(1, 3)
-    with pytest.raises(UserError, match="num_beams: 4 beams know no token before the last; stream with 1"):
+    with pytest.raises(
+        UserError, match="num_beams: 4 beams know their tokens only at the end; use num_beams 1 to stream"
+    ):
         runtime.stream(ids, num_beams=4)
-    with pytest.raises(UserError, match="max_length: is no option of generation; known are max_new_tokens, "):
+    with pytest.raises(UserError, match="max_length: is not an option of generation; allowed: max_new_tokens, "):
         runtime.generate(ids, max_length=3)
     with pytest.raises(UserError, match="forced_eos_token_id: 67 is not a token of the vocabulary, 0 to 66"):
         runtime.generate(ids, forced_eos_token_id=67)
@@ -267,7 +272,7 @@ WRONG: list[tuple[Any, Any, str]] = [
 """Tokens and masks that no model of 67 tokens takes, and what is said."""
 
 
-def test_what_is_no_prompt_is_told(exported: Callable[..., Any]) -> None:
+def test_what_is_not_a_prompt_is_reported(exported: Callable[..., Any]) -> None:
     runtime = Runtime.open(exported().directory, threads=1)
     for ids, mask, message in WRONG:
         for call in (runtime.generate, runtime.stream, runtime.begin, runtime.logits):
@@ -323,10 +328,10 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
     with pytest.raises(ModelError, match=r"config\.json"):
         Runtime.open(found)
     (found / "config.json").write_text("[]")
-    with pytest.raises(ModelError, match=r"config\.json holds no JSON object"):
+    with pytest.raises(ModelError, match=r"config\.json does not hold a JSON object"):
         Runtime.open(found)
     (found / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="names no number of positions"):
+    with pytest.raises(ModelError, match="does not give the number of positions"):
         Runtime.open(found)
     (found / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelError, match=r"model\.onnx: cannot be opened"):
@@ -336,9 +341,9 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_positions": "x"}, r"config\.json: 'x' is no number of positions"),
-        ({"n_positions": 0}, r"config\.json: 0 is no number of positions"),
-        ({"n_positions": []}, r"config\.json: \[\] is no number of positions"),
+        ({"n_positions": "x"}, r"config\.json: 'x' is not a number of positions"),
+        ({"n_positions": 0}, r"config\.json: 0 is not a number of positions"),
+        ({"n_positions": []}, r"config\.json: \[\] is not a number of positions"),
         ({"eos_token_id": "x"}, "eos_token_id is 'x' in its settings; a token's number, or several, are allowed"),
         ({"eos_token_id": 1.5}, r"eos_token_id is 1\.5 in its settings"),
         (
@@ -350,7 +355,9 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
         ({"decoder_start_token_id": [2]}, r"decoder_start_token_id is \[2\] in its settings; one token's"),
     ],
 )
-def test_settings_that_are_none_are_told(exported: Callable[..., Any], settings: dict[str, Any], message: str) -> None:
+def test_settings_that_are_none_are_reported(
+    exported: Callable[..., Any], settings: dict[str, Any], message: str
+) -> None:
     found = exported().directory
     config = json.loads((found / "config.json").read_text())
     (found / "config.json").write_text(json.dumps(config | settings))
@@ -359,17 +366,17 @@ def test_settings_that_are_none_are_told(exported: Callable[..., Any], settings:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_positions_that_the_weights_do_not_have_are_told(
+def test_positions_that_the_weights_do_not_have_are_reported(
     exported: Callable[..., Any], shape: dict[str, int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     found = exported(**shape, positions=16).directory
     config = json.loads((found / "config.json").read_text())
     (found / "config.json").write_text(json.dumps(config | {"n_positions": 64}))
     runtime = Runtime.open(found, threads=1)
-    told = "^rows of 17 tokens cannot be computed .*; config.json may name more positions than the weights have$"
-    with pytest.raises(ModelError, match=told):
+    message = "^rows of 17 tokens cannot be computed .*; config.json may give more positions than the weights have$"
+    with pytest.raises(ModelError, match=message):
         runtime.generate([[1] * 10], max_new_tokens=20, eos_token_id=-1)
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         runtime.logits([[1] * 17])
     assert capfd.readouterr() == ("", "")
 
@@ -381,8 +388,8 @@ def test_damaged_weights_beside_a_graph_are_named(
     write_graphs(found.model, found.directory, external_over=0)
     data = found.directory / "model.onnx_data"
     data.write_bytes(data.read_bytes()[:1000])
-    told = r"model\.onnx, with its weights in model\.onnx_data: cannot be opened \([^\n]*\)$"
-    with pytest.raises(ModelError, match=told) as error:
+    message = r"model\.onnx, with its weights in model\.onnx_data: cannot be opened \([^\n]*\)$"
+    with pytest.raises(ModelError, match=message) as error:
         Runtime.open(found.directory)
     assert ".cc:" not in str(error.value) and "ONNXRuntimeError" not in str(error.value)
     data.unlink()
@@ -397,16 +404,15 @@ def test_threads_are_a_whole_number(exported: Callable[..., Any], threads: Any) 
         Runtime.open(exported().directory, threads=threads)
 
 
-def test_the_graph_of_another_project_is_told(exported: Callable[..., Any]) -> None:
+def test_the_graph_of_another_project_is_reported(exported: Callable[..., Any]) -> None:
     found = exported()
     graph = found.graph
     for each in graph.graph.node:
         each.input[:] = ["tokens" if name == "input_ids" else name for name in each.input]
     graph.graph.input[0].name = "tokens"
     onnx.save(graph, found.directory / "model.onnx")
-    message = (
-        "is another graph: it takes attention_mask, position_ids, tokens and gives .*, where attention_mask, input_"
-    )
+    inputs = "attention_mask, position_ids, tokens"
+    message = f"is another graph: its inputs are {inputs} and its outputs .*; expected attention_mask, input_"
     with pytest.raises(ModelError, match=message):
         Runtime.open(found.directory)
 

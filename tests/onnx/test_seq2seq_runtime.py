@@ -1,4 +1,4 @@
-"""Answers of an exported encoder and decoder: the stock library's text, greedy and with beams, also through optimum."""
+"""Responses of an exported encoder-decoder model: the text of the stock library and of optimum, greedy and with beams."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def responding(exported: Callable[..., Any], request: pytest.FixtureRequest) -> 
 
 
 def likeliest(model: Any) -> list[int]:
-    """Tokens in the order in which the model begins its answers with them."""
+    """Tokens in the order in which the model begins its responses with them."""
     with torch.no_grad():
         start = torch.full((3, 1), model.config.decoder_start_token_id)
         logits = model(torch.from_numpy(SOURCES), decoder_input_ids=start).logits
@@ -98,7 +98,7 @@ def test_forced_tokens_of_the_directory_count(responding: Callable[..., Any], se
     assert not (free[:, 1] == 7).all()
 
 
-def test_what_does_not_fit_is_told(responding: Callable[..., Any]) -> None:
+def test_what_does_not_fit_is_reported(responding: Callable[..., Any]) -> None:
     runtime = Runtime.open(responding(0).directory, threads=1)
     long = np.full((1, runtime.context + 1), 5)
     with pytest.raises(UserError, match=f"{runtime.context + 1} tokens exceed the context of {runtime.context}"):
@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_told(responding: Callable[..., Any]) -> None:
         runtime.generate(SOURCES, MASK[:, 1:])
 
 
-def test_what_is_no_source_is_told(responding: Callable[..., Any]) -> None:
+def test_what_is_not_a_source_is_reported(responding: Callable[..., Any]) -> None:
     runtime = Runtime.open(responding(0).directory, threads=1)
     for ids, mask, message in (
         ([[3, 67]], None, "input_ids: 67 is not a token of the vocabulary, 0 to 66"),
@@ -124,14 +124,14 @@ def test_what_is_no_source_is_told(responding: Callable[..., Any]) -> None:
             with pytest.raises(UserError, match=message):
                 call(ids, mask)
     files = r"\(encoder_model.onnx, decoder_model_merged.onnx\)"
-    with pytest.raises(UserError, match=f"logits: this model answers sources {files}; use answer, or begin"):
+    with pytest.raises(UserError, match=f"logits: this model responds to sources {files}; use answer, or begin"):
         runtime.logits(SOURCES)
-    with pytest.raises(UserError, match=f"start: this model answers sources {files}; use answer, or begin"):
+    with pytest.raises(UserError, match=f"start: this model responds to sources {files}; use answer, or begin"):
         runtime.start(1)
     assert runtime.generate(SOURCES.tolist(), MASK.tolist()).tolist() == runtime.generate(SOURCES, MASK).tolist()
 
 
-def test_an_answer_ends_with_the_positions(responding: Callable[..., Any]) -> None:
+def test_a_response_ends_with_the_positions(responding: Callable[..., Any]) -> None:
     runtime = Runtime.open(responding(0).directory, threads=1)
     answer = runtime.answer(SOURCES)
     answer.feed(np.full((3, 1), 2))
@@ -143,7 +143,7 @@ def test_an_answer_ends_with_the_positions(responding: Callable[..., Any]) -> No
 
 
 @pytest.mark.parametrize("file", ["encoder_model.onnx", "decoder_model_merged.onnx"])
-def test_a_damaged_directory_is_told(responding: Callable[..., Any], file: str) -> None:
+def test_a_damaged_directory_is_reported(responding: Callable[..., Any], file: str) -> None:
     directory = responding(0).directory
     (directory / file).write_bytes(b"")
     with pytest.raises(ModelError, match=f"{file}(, with its weights in shared.onnx_data)?: cannot be opened"):
@@ -153,17 +153,21 @@ def test_a_damaged_directory_is_told(responding: Callable[..., Any], file: str) 
         Runtime.open(directory)
 
 
-def test_graphs_that_changed_places_and_a_start_that_is_no_token_are_told(responding: Callable[..., Any]) -> None:
+def test_graphs_that_changed_places_and_a_start_that_is_not_a_token_are_reported(
+    responding: Callable[..., Any],
+) -> None:
     directory = responding(0).directory
     (directory / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 67}))
     with pytest.raises(ModelError, match="decoder_start_token_id 67 is not a token, 0 to 66"):
         Runtime.open(directory)
     (directory / "encoder_model.onnx").write_bytes((directory / "decoder_model_merged.onnx").read_bytes())
-    with pytest.raises(ModelError, match=r"encoder_model\.onnx: is another graph: it takes encoder_attention_mask"):
+    with pytest.raises(
+        ModelError, match=r"encoder_model\.onnx: is another graph: its inputs are encoder_attention_mask"
+    ):
         Runtime.open(directory)
 
 
-def test_without_a_start_token_answers_begin_with_the_end_token(exported: Any, tiny_bart: Callable[..., Any]) -> None:
+def test_without_a_start_token_responses_begin_with_the_end_token(exported: Any, tiny_bart: Callable[..., Any]) -> None:
     model = tiny_bart()
     model.config.decoder_start_token_id = None
     text = Runtime.open(exported(model=model).directory).generate(SOURCES, MASK, max_new_tokens=2)

@@ -49,7 +49,7 @@ def appends_in_place(block: AttentionBlock) -> bool:
 
 
 def rotary_tables(graph: Graph, weights: Weights, stack: Stack, positions: str) -> Rotary | None:
-    """The tables of a stack with rotary positions, stored once a graph; None for other stacks."""
+    """The tables of a stack with rotary positions, stored once per graph; None for other stacks."""
     if not stack.rotary:
         return None
     cosines, sines = weights.rotary[stack.rotary]
@@ -61,16 +61,16 @@ def rotary_tables(graph: Graph, weights: Weights, stack: Stack, positions: str) 
 
 
 def counted_lengths(graph: Graph, ids: str, past: str) -> Lengths:
-    """Lengths of rows without padding: ``past`` (a vector of one number) positions and those of ``ids`` [B, S]."""
+    """Lengths of rows without padding: ``past`` (a vector with one element) positions, then ``ids`` [B, S]."""
     total = graph.node("Add", [past, graph.node("Shape", [ids], start=1, end=2)])
     return _lengths(graph, ids, graph.node("Cast", [total], to=INT32), padding="")
 
 
 def lengths(graph: Graph, stack: Stack, ids: str, mask: str, rotary: Rotary | None = None) -> Lengths:
-    """Derive the lengths from ``attention_mask`` [B, T], once a graph.
+    """Derive the lengths from ``attention_mask`` [B, T], once per graph.
 
-    Every row counts as T positions long, and a position that the mask hides gets a score of -1e9: padding may be on
-    either side. Where a block repeats its keys, later positions get that score too.
+    Every row counts as T positions long. A position that the mask hides gets a score of -1e9, so padding may be on
+    either side. If a block repeats its keys, positions after the query get that score too.
     """
     new = graph.node("Shape", [ids], start=1, end=2)
     length = graph.node("Cast", [graph.node("Shape", [mask], start=1, end=2)], to=INT32)
@@ -85,7 +85,7 @@ def lengths(graph: Graph, stack: Stack, ids: str, mask: str, rotary: Rotary | No
 
 
 def _causal_padding(graph: Graph, hidden: str, new: str, mask: str) -> str:
-    """-1e9 for what is hidden or later than the query, [B, 1, S, T]."""
+    """-1e9 at positions that are hidden or after the query, [B, 1, S, T]."""
     total = graph.node("Squeeze", [graph.node("Shape", [mask], start=1, end=2)])
     zero, one = graph.number(0), graph.number(1)
     keys = graph.node("Range", [zero, total, one])
@@ -154,7 +154,7 @@ def _copying_attention(
 
 
 def _repeats(block: AttentionBlock) -> bool:
-    """True where no node takes the block's fewer key/value heads, so that each is repeated for its query heads."""
+    """True where no operator takes fewer key/value heads than heads, so the keys and values are repeated."""
     return block.kv_heads != block.heads and not appends_in_place(block)
 
 
@@ -189,7 +189,7 @@ def _parts(graph: Graph, block: AttentionBlock, projected: str) -> list[str]:
 
 
 def _rotated_parts(graph: Graph, block: AttentionBlock, projected: str, rotary: Rotary | None) -> list[str]:
-    """Query, key and value, [B, S, heads size] each; query and key are rotated by their positions if there are any."""
+    """Query, key and value [B, S, heads * head size]; query and key are rotated if positions are rotary."""
     parts = _parts(graph, block, projected)
     if rotary is None:
         return parts
@@ -199,7 +199,7 @@ def _rotated_parts(graph: Graph, block: AttentionBlock, projected: str, rotary: 
 
 
 def encoder_attention(graph: Graph, weights: Weights, block: AttentionBlock, x: str, mask: str) -> str:
-    """Attention of every position to every position that ``mask`` [B, S] int32 leaves."""
+    """Attention of every position to every position where ``mask`` [B, S] int32 is not 0."""
     parts = _parts(graph, block, weights.product(graph, block.qkv, x))
     attended = graph.node("MultiHeadAttention", [*parts, "", mask], f"{block.out}.input", **_masked(block))
     return weights.product(graph, block.out, attended)
@@ -209,8 +209,8 @@ def encoder_attention(graph: Graph, weights: Weights, block: AttentionBlock, x: 
 class Source:
     """What cross-attention reads besides queries and its cache.
 
-    ``states`` [B, U, E] are the encoder's states whose keys and values the cache does not hold: all while it is empty,
-    none afterwards. ``cached`` is true afterwards, ``mask`` [B, R] int32 is 0 at padding.
+    ``states`` [B, U, E] are the encoder's states that the cache does not cover: all in the first step, none later.
+    ``cached`` is true in later steps. ``mask`` [B, R] int32 is 0 at padding.
     """
 
     states: str
@@ -219,7 +219,7 @@ class Source:
 
 
 def source(graph: Graph, states: str, mask: str, past: str) -> Source:
-    """Derive it from all states [B, R, E], their mask [B, R], and a cache [B, heads, R or 0, head size]."""
+    """Derive it from the states [B, R, E], their mask [B, R], and a cache [B, heads, R or 0, head size]."""
     read = graph.node("Shape", [past], start=2, end=3)
     return Source(
         states=graph.node("Slice", [states, read, graph.integers(TO_THE_END), graph.integers(1)]),
@@ -231,11 +231,11 @@ def source(graph: Graph, states: str, mask: str, past: str) -> Source:
 def cross_attention(
     graph: Graph, weights: Weights, block: CrossAttention, x: str, at: Source, cache: tuple[list[str], list[str]]
 ) -> str:
-    """Attention of a decoder to the states of an encoder; ``cache`` names the past and the present key and value.
+    """Attention of a decoder to an encoder's states; ``cache`` names the past and the present key and value.
 
-    The present is what this step projected. Attention reads it, or the past where that holds something: the cache is
-    never copied. The projections stand outside the branches, where they would not be prepacked; once the past holds
-    the keys and values, the projections take no rows.
+    The present holds the keys and values that this step projects. Attention reads the past unless it is empty, and
+    else the present, so the cache is never copied. The projections are outside the branches because onnxruntime does
+    not prepack weights inside a branch. In later steps they have no rows to compute.
     """
     past, present = cache
     query = weights.product(graph, block.query, x)
@@ -255,5 +255,5 @@ def cross_attention(
 
 
 def _masked(block: AttentionBlock | CrossAttention) -> dict[str, Any]:
-    """Attributes of a MultiHeadAttention whose mask adds -1e9 to the scores of padding."""
+    """Attributes of a MultiHeadAttention that adds -1e9 to the scores of padding."""
     return {"domain": CONTRIB, "num_heads": block.heads, "scale": block.scale, "mask_filter_value": MASKED}

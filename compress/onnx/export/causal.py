@@ -1,4 +1,4 @@
-"""The decoding graph of a causal model, built node by node from its description and weights, float and packed alike."""
+"""Build the decoding graph of a causal model from its description and its weights, float or packed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks of a transformer as fused nodes; each function adds one block and returns the names of its values."""
+"""Embeddings, normalizations and feed-forward blocks as fused nodes, and the chain of a stack's blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def tokens(graph: Graph, weights: Weights, stack: Stack, ids: str) -> str:
 
 
 def embeddings(graph: Graph, weights: Weights, stack: Stack, ids: str, positions: str) -> tuple[str, str]:
-    """Learned position embeddings of ``positions`` [B, S], or nothing, and token embeddings, to be added."""
+    """The two terms of the embeddings: learned positions of ``positions`` [B, S] (empty: none), and tokens."""
     added = ""
     if stack.positions:
         offset = stack.position_offset
@@ -27,7 +27,7 @@ def embeddings(graph: Graph, weights: Weights, stack: Stack, ids: str, positions
 
 
 def counted_embeddings(graph: Graph, weights: Weights, stack: Stack, ids: str, past: str = "") -> tuple[str, str]:
-    """As :func:`embeddings`, for tokens [B, S] without padding that follow ``past`` (a vector of one number) others."""
+    """As :func:`embeddings`, for tokens [B, S] without padding after ``past`` (a vector with one element) others."""
     rows = tokens(graph, weights, stack, ids)
     if not stack.positions:
         return "", rows
@@ -68,8 +68,8 @@ def chain(
 ) -> str:
     """The blocks and the last normalization, [B, S, D].
 
-    ``start`` is what is added to the residual stream first, if anything, and the stream; ``output`` adds a block that
-    reads the named value and returns what is added next.
+    ``start`` holds the first term that is added to the residual stream (empty: none), and the stream. ``output`` adds
+    the nodes of a block that reads the named value, and returns the next term.
     """
     added, residual = start
     if stack.embedding_norm:

@@ -1,4 +1,4 @@
-"""The weights of a torch model, float or packed, in the form that graphs take."""
+"""Read the weights of a torch model, float or packed, for a graph."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def read_weights(
     *,
     split: bool = False,
 ) -> Weights:
-    """Weights of a stock model; what ``spec`` names comes as codes and scales, or as float16, from ``tensors``.
+    """Weights of a stock model. Codes, scales and float16 tables that ``spec`` names are read from ``tensors``.
 
-    Modules that share one parameter share one stored weight. With ``split``, token embeddings do not: they get their
-    dequantized rows in float32.
+    Modules that share one parameter share one stored weight. With ``split``, token embeddings are stored separately as
+    dequantized float32 rows.
     """
     names: dict[int, str] = {}
     matrices: dict[str, Matrix] = {}
@@ -45,7 +45,7 @@ def read_weights(
             if parameter.ndim == 1:
                 vectors[f"{name}.{part}"] = parameter.detach().cpu().numpy()
     for name, buffer in model.named_buffers():
-        if buffer.ndim == 2 and len(buffer) == 1:  # a bias of logits, stored as a row
+        if buffer.ndim == 2 and len(buffer) == 1:  # the bias of the logits, stored as one row
             vectors[name] = buffer.detach().cpu().numpy()[0]
     if spec is not None and tensors is not None:
         matrices |= _quantized(model, spec, tensors, split=split)
@@ -55,7 +55,7 @@ def read_weights(
 def _quantized(
     model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str, Tensor], *, split: bool
 ) -> Mapping[str, Matrix]:
-    """What stands in place of a model's own matrices: float16 tables, codes, and rows that are stored apart."""
+    """The matrices that replace the model's own: float16 tables, codes, and separately stored rows."""
     halved = {name.removesuffix(".weight"): FloatMatrix(name, tensors[name].numpy()) for name in spec.half}
     coded = {matrix.module: _packed(matrix, tensors) for matrix in spec.matrices}
     apart = [matrix for matrix in spec.matrices if split and isinstance(model.get_submodule(matrix.module), Table)]

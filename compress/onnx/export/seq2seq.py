@@ -1,4 +1,4 @@
-"""The graphs of an encoder-decoder model, built node by node from its description and weights, float and packed."""
+"""Build the graphs of an encoder-decoder model from its description and its weights, float or packed."""
 
 from __future__ import annotations
 
@@ -44,13 +44,14 @@ def encoder_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
 
 
 def decoder_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
-    """Build the decoder, one graph for the first step and all later ones.
+    """Build the decoder: one graph for the first step and all later steps.
 
     Inputs, after optimum's conventions: ``encoder_attention_mask`` [B, R], ``input_ids`` [B, S],
     ``encoder_hidden_states`` [B, R, E], ``past_key_values.i.decoder.{key,value}`` [B, heads, P, head size] and
     ``past_key_values.i.encoder.{key,value}`` [B, heads, R or 0, head size]. Outputs: ``logits`` [B, S, V] and
-    ``present.*`` in the same order. While the past of the encoder's states is empty, they are projected and are its
-    present; afterwards that present is empty, and the past goes on serving.
+    ``present.*`` in the same order. In the first step the encoder's past is
+    empty: the graph projects the encoder's states and returns them as its present. In later steps that present is
+    empty, and the caller passes the first one as the past.
     """
     _require_learned_positions(stack, "decoder")
     graph = Graph(GROWING)
@@ -91,7 +92,7 @@ def _cache_shape(block: AttentionBlock | CrossAttention, length: str) -> list[in
 
 
 def _require_learned_positions(stack: Stack, side: str) -> None:
-    """Raise ModelError for what no encoder-decoder graph computes."""
+    """Raise ModelError for rotary positions and for key/value heads that these graphs cannot compute."""
     if stack.rotary:
         raise ModelError(f"{side}: rotary positions in an encoder-decoder model cannot be exported to ONNX")
     for block in stack.attentions:

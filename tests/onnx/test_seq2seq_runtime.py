@@ -1,4 +1,4 @@
-"""Responses of an exported encoder-decoder model: the text of the stock library and of optimum, greedy and with beams."""
+"""Responses of an exported encoder-decoder model: the text of the stock library and optimum, greedy and with beams."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.family import AttentionTable, LayerStack, ModelFamily
 from compress.models.layout import weight_of
+from compress.models.rotary import LENGTH_DEPENDENT
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,8 @@ def require_described(config: Any) -> None:
     """Raise ModelError for a model with rotary frequencies that change with the length of a row."""
     family = family_of(config)
     kind = rotary_kind(config)
-    if any(stack.rotary for stack in family.stacks) and kind in _CHANGING:
+    if any(stack.rotary for stack in family.stacks) and kind in LENGTH_DEPENDENT:
         raise ModelError(f"rotary positions of type {kind!r} change with the length of a row; a graph cannot hold them")
-
-
-_CHANGING = ("dynamic", "longrope")
-"""Types of rotary positions whose frequencies depend on the length."""
 
 
 def rotary_kind(config: Any) -> str:

@@ -1,4 +1,4 @@
-"""How many bytes of weights a graph reads to decode one more token: the least that any runtime has to fetch."""
+"""The bytes of weights that a graph reads per decoded token: a lower bound on what any runtime fetches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from onnx import helper
 from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE
 
 TOKEN_INPUTS = frozenset({"input_ids", "position_ids"})
-"""Graph inputs that change with each token."""
+"""The graph inputs that change with each token."""
 _LOOKUPS = ("Gather", "GatherBlockQuantized", "Slice")
+"""Operators whose first input may be a table, of which a step with one token reads one row."""
+_ROTATION = "RotaryEmbedding"
+"""Operator whose constants are tables of cosines and sines, of which it reads one row too."""
 _NO_WEIGHTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 """Types of shapes, lengths and switches."""
 
@@ -27,9 +30,10 @@ def directory_step_bytes(directory: Path) -> int:
 def step_bytes(model: onnx.ModelProto) -> int:
     """Sum the weights, as they are stored, that a step with one new token reads.
 
-    Product weights, their scales and vectors count once each, and of a table one row: the first index of a constant
-    that ``Gather``, ``GatherBlockQuantized`` or ``Slice`` reads. What no new token goes through, such as the projection
-    of an encoder's states, is computed once for a text and does not count; neither do caches.
+    Product weights, their scales and vectors count once each. A table counts as one row, its first index: a constant
+    that ``Gather``, ``GatherBlockQuantized`` or ``Slice`` reads, or the cosines and sines of ``RotaryEmbedding``. Work
+    that does not depend on the new token, such as the projection of an encoder's states, is done once per text and does
+    not count. Caches do not count either.
     """
     stored = {tensor.name: _Weight.of(tensor) for tensor in model.graph.initializer}
     constants = {name: {name} for name in stored}
@@ -46,7 +50,7 @@ def step_bytes(model: onnx.ModelProto) -> int:
             constants |= dict.fromkeys(node.output, own.union(*(constants[name] for name in inputs)))
         elif not changing.isdisjoint(inputs):
             changing.update(node.output)
-            table = node.op_type in _LOOKUPS and inputs[0] in constants
+            table = node.op_type == _ROTATION or (node.op_type in _LOOKUPS and inputs[0] in constants)
             for weight in set().union(*(constants[name] for name in inputs if name in constants)):
                 into, size = (rows, stored[weight].row) if table else (read, stored[weight].bytes)
                 into[weight] = size
@@ -54,7 +58,7 @@ def step_bytes(model: onnx.ModelProto) -> int:
 
 
 class _Weight:
-    """Bytes of a stored tensor and of its first row; none for shapes."""
+    """The bytes of a stored tensor and of its first row; 0 for shapes."""
 
     def __init__(self, size: int, rows: int) -> None:
         self.bytes, self.row = size, size // max(1, rows)
@@ -68,7 +72,7 @@ class _Weight:
 
 
 def _inputs(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, branches included; names that only a branch knows do no harm."""
+    """The inputs of a node and of its branches. Names inside a branch are harmless."""
     yield from filter(None, node.input)
     for attribute in node.attribute:
         if attribute.HasField("g"):

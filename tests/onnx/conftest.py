@@ -70,8 +70,11 @@ def packed_model(
 
 
 @pytest.fixture
-def exported(tmp_path: Path, tiny_gpt2: Callable[..., Any]) -> Callable[..., Exported]:
-    """A function that exports a random GPT-2: bits (0: float), options of ``packed_model`` and of ``tiny_gpt2``."""
+def exported(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Exported]:
+    """A function that exports a random model: bits (0: float), family, options of ``packed_model`` and of the family.
+
+    ``family`` is one of the ``tiny_`` fixtures.
+    """
 
     def make(
         bits: int = 0,
@@ -79,11 +82,12 @@ def exported(tmp_path: Path, tiny_gpt2: Callable[..., Any]) -> Callable[..., Exp
         embedding: int | None = None,
         split: bool = False,
         model: Any = None,
+        family: str = "gpt2",
         graph: Any = "decoding",
         quantization: Mapping[str, Any] = MappingProxyType({}),
         **options: Any,
     ) -> Exported:
-        model = model or tiny_gpt2(**options)
+        model = model or request.getfixturevalue(f"tiny_{family}")(**options)
         packed = None
         if bits:
             model, packed = packed_model(model, bits, embedding=embedding, **quantization)

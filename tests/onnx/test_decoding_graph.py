@@ -37,9 +37,11 @@ def optimized(directory: Path) -> onnx.ModelProto:
     return onnx.load(directory / "optimized.onnx")
 
 
-def test_interface_follows_optimum(exported: Callable[..., Any]) -> None:
-    graph = exported().graph.graph
-    cache = ["batch_size", 4, "past_sequence_length", 8]
+@pytest.mark.parametrize(("family", "heads"), [("gpt2", 4), ("llama", 2)])
+def test_interface_follows_optimum(exported: Callable[..., Any], family: str, heads: int) -> None:
+    """A cache has the heads of keys and values."""
+    graph = exported(family=family).graph.graph
+    cache = ["batch_size", heads, "past_sequence_length", 8]
     names = [f"past_key_values.{layer}.{part}" for layer in range(2) for part in ("key", "value")]
     options = {tensor.name for tensor in graph.initializer}
     assert [value.name for value in graph.input if value.name in options] == ["logits_from"]
@@ -52,7 +54,7 @@ def test_interface_follows_optimum(exported: Callable[..., Any]) -> None:
     presents = [name.replace("past_key_values", "present") for name in names]
     assert [value.name for value in graph.output] == ["logits", *presents]
     assert shape_of(graph.output[0]) == ["batch_size", "scored_length", 67]
-    assert shape_of(graph.output[1]) == ["batch_size", 4, "total_sequence_length", 8]
+    assert shape_of(graph.output[1]) == ["batch_size", heads, "total_sequence_length", 8]
 
 
 @pytest.mark.parametrize("bits", [0, 2])
@@ -72,10 +74,87 @@ def test_a_step_runs_fused_nodes_only(exported: Callable[..., Any], bits: int) -
     assert sum(counts[name] for name in once) <= 12
 
 
-def test_head_sizes_that_are_no_multiple_of_8_take_another_attention(exported: Callable[..., Any]) -> None:
-    counts = Counter(node.op_type for node in exported(heads=5, hidden=60).graph.graph.node)
+@pytest.mark.parametrize("bits", [0, 2])
+def test_a_step_of_a_llama_runs_fused_nodes_only(exported: Callable[..., Any], bits: int) -> None:
+    """Gate and up are one product; queries and keys are rotated, each by one node."""
+    counts = Counter(node.op_type for node in optimized(exported(bits, family="llama").directory).graph.node)
+    assert not (BATCH_1_STEP & set(counts))
+    assert counts["GroupQueryAttention"] == counts["QuickGelu"] == counts["Mul"] == 2
+    assert counts["RotaryEmbedding"] == counts["Split"] == 4
+    assert counts["SimplifiedLayerNormalization"] == 1
+    assert counts["SkipSimplifiedLayerNormalization"] == 4
+    assert counts["MatMulNBits" if bits else "FusedMatMul"] == 9
+    assert not counts["Add"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"heads": 5, "hidden": 60}, {"family": "llama", "hidden": 48}, {"family": "llama", "head_dim": 6}]
+)
+def test_other_head_sizes_than_multiples_of_8_take_another_attention(
+    exported: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    counts = Counter(node.op_type for node in exported(**options).graph.graph.node)
     assert counts["MultiHeadAttention"] == 2
     assert not counts["GroupQueryAttention"]
+
+
+LLAMA_SHAPES: list[dict[str, Any]] = [
+    {"kv_heads": 4},
+    {"kv_heads": 2, "tie": True},
+    {"kv_heads": 1, "bias": True},
+    {"kv_heads": 2, "head_dim": 16},
+    {"kv_heads": 4, "head_dim": 24, "layers": 1},
+    {"kv_heads": 4, "head_dim": 12, "bias": True},
+    {"kv_heads": 2, "head_dim": 6, "tie": True},
+    {"kv_heads": 1, "head_dim": 2, "ffn": 45},
+]
+
+
+@pytest.mark.parametrize("bits", [0, 2, 4, 8])
+@pytest.mark.parametrize("options", LLAMA_SHAPES, ids=str)
+def test_every_shape_of_a_llama_passes_the_gate(
+    exported: Callable[..., Any], bits: int, options: dict[str, Any]
+) -> None:
+    found = exported(bits, family="llama", **options)
+    assert found.figures["max_logit_error"] <= found.figures["limit"]
+    assert found.figures["positions"] > 100
+    if bits:
+        assert found.figures["products"] == 7 * options.get("layers", 2) + 1
+        assert found.figures["max_product_error"] <= 1e-5
+    shapes = [shape_of(value) for value in found.graph.graph.input if value.name.startswith("past")]
+    assert {(shape[1], shape[3]) for shape in shapes} == {(options["kv_heads"], options.get("head_dim", 8))}
+
+
+SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = SCALED | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def scaled_llama(model: Any, rotary: dict[str, Any]) -> Any:
+    """The same weights with another kind of rotary positions."""
+    settings = model.config.to_dict() | {"rope_scaling": rotary, "rope_parameters": rotary | {"rope_theta": 10000.0}}
+    other = type(model)(type(model.config).from_dict(settings)).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("rotary", [SCALED, LLAMA3, {"rope_type": "linear", "factor": 2.0}], ids=str)
+def test_scaled_rotary_positions_export(
+    exported: Callable[..., Any], tiny_llama: Callable[..., Any], rotary: dict[str, Any]
+) -> None:
+    model = tiny_llama()
+    scaled = scaled_llama(model, rotary)
+    ids = torch.arange(40)[None] % 67
+    with torch.no_grad():
+        assert (scaled(ids).logits - model(ids).logits).abs().max() > 1e-2
+    assert exported(model=scaled).figures["max_logit_error"] < 1e-5
+
+
+def test_rotary_positions_that_depend_on_the_length_are_refused(
+    exported: Callable[..., Any], tiny_llama: Callable[..., Any]
+) -> None:
+    model = scaled_llama(tiny_llama(), {"rope_type": "dynamic", "factor": 2.0})
+    with pytest.raises(ModelError, match="'dynamic'.*length"):
+        exported(model=model)
 
 
 def test_unequal_heads_and_ffn_export(exported: Callable[..., Any], tiny_gpt2: Callable[..., Any]) -> None:
@@ -87,9 +166,11 @@ def test_unequal_heads_and_ffn_export(exported: Callable[..., Any], tiny_gpt2: C
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_float_weights_are_stored_once(exported: Callable[..., Any], tie: bool) -> None:
-    found = exported(tie=tie, vocab=500)
-    numbers = sum(parameter.numel() for parameter in found.model.parameters())
+@pytest.mark.parametrize(("family", "tables"), [("gpt2", 0), ("llama", 2 * 64 * 4)])
+def test_float_weights_are_stored_once(exported: Callable[..., Any], family: str, tables: int, tie: bool) -> None:
+    """So are the cosines and sines of rotary positions."""
+    found = exported(family=family, tie=tie, vocab=500)
+    numbers = sum(parameter.numel() for parameter in found.model.parameters()) + tables
     assert 4 * numbers <= (found.directory / "model.onnx").stat().st_size <= 4 * numbers + 12_000
 
 

@@ -13,7 +13,7 @@ from compress.onnx.runtime import Runtime
 
 LENGTHS = (9, 2, 7, 4)
 STEPS = (3, 1, 1, 2)
-"""Tokens that are fed one call after another; the first call of an answer has an empty past too."""
+"""Tokens that are fed one call after another; the first call of a response has an empty past too."""
 SHAPES: list[dict[str, Any]] = [{"heads": 4, "hidden": 32}, {"heads": 3, "hidden": 36}]
 WEIGHTS: list[dict[str, Any]] = [{"bits": 0}, {"bits": 4, "quantization": {"float_inputs": True}}]
 

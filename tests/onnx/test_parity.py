@@ -69,7 +69,7 @@ def dropped_bias(graph: onnx.ModelProto) -> None:
 
 
 def float_inputs(graph: onnx.ModelProto) -> None:
-    """The kernel is not asked to quantize the product's inputs."""
+    """The kernel does not quantize the product's inputs."""
     set_attribute(node(graph, MODULE), "accuracy_level", 0)
 
 
@@ -224,6 +224,104 @@ def test_wrong_wiring_fails(exported: Callable[..., Any], bits: int) -> None:
         check_parity(found.model, found.directory, found.packed.spec if bits else None)
 
 
+def swap_inputs(node: onnx.NodeProto, first: int, second: int) -> None:
+    node.input[first], node.input[second] = node.input[second], node.input[first]
+
+
+def swap_cosines_and_sines(graph: onnx.ModelProto) -> None:
+    for each in graph.graph.node:
+        if each.op_type == "RotaryEmbedding":
+            swap_inputs(each, 2, 3)
+
+
+def rotate_neighbouring_channels(graph: onnx.ModelProto) -> None:
+    """Pairs of neighbours in place of pairs from both halves."""
+    for each in graph.graph.node:
+        if each.op_type == "RotaryEmbedding":
+            each.attribute.append(helper.make_attribute("interleaved", 1))
+
+
+def rotate_by_place(graph: onnx.ModelProto) -> None:
+    """Padding counts as positions in the first call, and does not count later."""
+    spread = [
+        helper.make_node("Shape", ["input_ids"], ["new"], start=1, end=2),
+        helper.make_node("Squeeze", ["new"], ["new.number"]),
+        helper.make_node(
+            "Range",
+            [constant(graph, "from", np.array(0)), "new.number", constant(graph, "by", np.array(1))],
+            ["places"],
+        ),
+        helper.make_node("Shape", ["input_ids"], ["ids.shape"]),
+        helper.make_node("Shape", ["attention_mask"], ["mask.shape"]),
+        helper.make_node("Expand", ["places", "ids.shape"], ["prompt.places"]),
+        helper.make_node("Equal", ["ids.shape", "mask.shape"], ["same"]),
+        helper.make_node("Cast", ["same"], ["same.int"], to=6),
+        helper.make_node("ReduceMin", ["same.int"], ["whole.int"], keepdims=0),
+        helper.make_node("Cast", ["whole.int"], ["whole"], to=9),
+        helper.make_node("Where", ["whole", "prompt.places", "position_ids"], ["places.used"]),
+    ]
+    for each in graph.graph.node:
+        if each.op_type == "RotaryEmbedding":
+            each.input[1] = "places.used"
+    for each in reversed(spread):
+        graph.graph.node.insert(0, each)
+
+
+def keep_keys_as_they_are(graph: onnx.ModelProto) -> None:
+    for each in graph.graph.node:
+        if each.op_type == "GroupQueryAttention":
+            each.input[1] = each.input[1].removesuffix(".rotated")
+
+
+def other_head_order(graph: onnx.ModelProto) -> None:
+    """Query head h reads key/value head h modulo their number, in place of h divided by the group's size."""
+    for name in [each.name for each in graph.graph.node if each.op_type == "GroupQueryAttention"]:
+        attention = node(graph, name)
+        order = np.arange(32).reshape(2, 2, 8).swapaxes(0, 1).ravel()
+        turned = helper.make_node(
+            "Gather", [attention.input[0], constant(graph, f"{name}.order", order)], [f"{name}.turned"], axis=-1
+        )
+        attention.input[0] = f"{name}.turned"
+        put_before(graph, name, turned)
+
+
+def swap_gate_and_up(graph: onnx.ModelProto) -> None:
+    for each in graph.graph.node:
+        if each.op_type == "Split" and "gate_proj" in each.name:
+            each.output[0], each.output[1] = each.output[1], each.output[0]
+
+
+def wrong_epsilon(graph: onnx.ModelProto) -> None:
+    for each in graph.graph.node:
+        for attribute in each.attribute:
+            if attribute.name == "epsilon":
+                attribute.f = 1e-3
+
+
+def centre_the_norm(graph: onnx.ModelProto) -> None:
+    for each in graph.graph.node:
+        each.op_type = each.op_type.replace("Simplified", "")
+
+
+LLAMA_MUTATIONS = [
+    *(swap_cosines_and_sines, rotate_neighbouring_channels, rotate_by_place, keep_keys_as_they_are),
+    *(other_head_order, swap_gate_and_up, wrong_epsilon, centre_the_norm),
+]
+
+
+@pytest.mark.parametrize("mutate", LLAMA_MUTATIONS)
+@pytest.mark.parametrize("bits", [0, 4])
+def test_a_wrong_llama_fails(exported: Callable[..., Any], bits: int, mutate: Callable[[Any], None]) -> None:
+    found = exported(bits, family="llama")
+    graph = found.graph
+    before = graph.SerializeToString()
+    mutate(graph)
+    assert graph.SerializeToString() != before
+    onnx.save(graph, found.directory / "model.onnx")
+    with pytest.raises(ParityError, match="logits"):
+        check_parity(found.model, found.directory, found.packed.spec if bits else None)
+
+
 def test_padding_that_is_not_hidden_fails(exported: Callable[..., Any]) -> None:
     found = exported()
     graph = found.graph
@@ -252,7 +350,7 @@ def test_a_product_that_is_not_packed_fails(exported: Callable[..., Any], tiny_g
 
     found = exported()
     model, packed = packed_model(tiny_gpt2(), 4)
-    with pytest.raises(ParityError, match=r"holds no packed product for transformer\.h\.0\.attn\.c_attn"):
+    with pytest.raises(ParityError, match=r"has no packed product for transformer\.h\.0\.attn\.c_attn"):
         check_parity(model, found.directory, packed.spec)
 
 
@@ -272,7 +370,9 @@ def test_a_packed_product_that_torch_does_not_have_fails(exported: Callable[...,
     )
     put_before(graph, "transformer.h.1.ln_1", product)
     onnx.save(graph, found.directory / "model.onnx")
-    with pytest.raises(ParityError, match=r"model\.onnx: holds a packed product that torch has not: identity"):
+    with pytest.raises(
+        ParityError, match=r"model\.onnx: has a packed product that the torch model does not have: identity"
+    ):
         check_parity(found.model, found.directory, found.packed.spec)
 
 

@@ -13,8 +13,9 @@ from compress.onnx.runtime import Runtime
 
 
 @pytest.mark.slow
-def test_the_plain_graph_is_an_oracle(exported: Callable[..., Any], tmp_path: Any) -> None:
-    plain = exported(graph="plain", layers=1)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_plain_graph_is_an_oracle(exported: Callable[..., Any], tmp_path: Any, family: str) -> None:
+    plain = exported(graph="plain", family=family, layers=1)
     size = (plain.directory / "model.onnx").stat().st_size
     assert size <= 4 * sum(parameter.numel() for parameter in plain.model.parameters()) + 60_000
     assert plain.figures["max_logit_error"] < 1e-5
@@ -33,9 +34,17 @@ def test_the_plain_graph_is_an_oracle(exported: Callable[..., Any], tmp_path: An
 
 @pytest.mark.optimum
 @pytest.mark.parametrize("bits", [0, 4])
-def test_optimum_generates_the_same_text(exported: Callable[..., Any], bits: int) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({}, {"family": "llama", "kv_heads": 4}, {"family": "llama", "kv_heads": 2, "tie": True}),
+        {"family": "llama", "kv_heads": 1, "hidden": 24},
+    ],
+    ids=str,
+)
+def test_optimum_generates_the_same_text(exported: Callable[..., Any], bits: int, options: dict[str, Any]) -> None:
     optimum = pytest.importorskip("optimum.onnxruntime", exc_type=ImportError)
-    found = exported(bits)
+    found = exported(bits, **options)
     model = optimum.ORTModelForCausalLM.from_pretrained(found.directory)
     ids = torch.from_numpy(np.random.default_rng(0).integers(1, 67, (2, 6)))
     mask = torch.ones_like(ids)

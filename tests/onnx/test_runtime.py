@@ -17,11 +17,26 @@ import pytest
 import torch
 
 from compress.errors import ModelError, UserError
+from compress.models import family_of
 from compress.onnx.export.exporter import write_graphs
 from compress.onnx.runtime import Runtime
 from compress.onnx.runtime.session import Decoding
+from compress.surgery.cut import cut
 
 IN_PLACE, GROWING = {"heads": 4, "hidden": 32}, {"heads": 5, "hidden": 60}
+SHAPES: list[dict[str, Any]] = [
+    IN_PLACE,
+    GROWING,
+    {"family": "llama", "kv_heads": 2},
+    {"family": "llama", "kv_heads": 2, "head_dim": 6, "tie": True},
+]
+"""GPT-2 and Llama with caches that are filled in place, and with caches that grow."""
+LLAMAS: list[dict[str, Any]] = [
+    {"family": "llama", "kv_heads": 4, "tie": True},
+    {"family": "llama", "kv_heads": 1, "bias": True},
+    {"family": "llama", "kv_heads": 2, "head_dim": 16},
+    {"family": "llama", "kv_heads": 4, "head_dim": 12, "bias": True},
+]
 
 
 def left_padded(rows: int, length: int, vocabulary: int = 67) -> tuple[Any, Any]:
@@ -30,7 +45,7 @@ def left_padded(rows: int, length: int, vocabulary: int = 67) -> tuple[Any, Any]
     return ids, mask
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES + LLAMAS, ids=str)
 def test_greedy_text_equals_torch(exported: Callable[..., Any], shape: dict[str, int]) -> None:
     found = exported(**shape)
     ids, mask = left_padded(3, 7)
@@ -54,7 +69,7 @@ STOCK_OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES + LLAMAS, ids=str)
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_text_equals_that_of_the_stock_library(exported: Callable[..., Any], shape: dict[str, int], seed: int) -> None:
     found = exported(**shape, vocab=60 + 13 * seed, seed=seed)
@@ -76,7 +91,39 @@ def test_text_equals_that_of_the_stock_library(exported: Callable[..., Any], sha
     assert len(widths) > 3  # texts that end early and late
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("head_dim", [8, 6])
+@pytest.mark.parametrize("beams", [1, 4])
+def test_text_of_a_pruned_llama_equals_that_of_the_stock_library(
+    exported: Callable[..., Any], tiny_llama: Callable[..., Any], head_dim: int, beams: int
+) -> None:
+    """Layers with other numbers of heads, of key/value heads, and of channels."""
+    model = tiny_llama(head_dim=head_dim)
+    keep = {
+        "layer.0.groups": [1],
+        "layer.0.heads": [2, 3],
+        "layer.1.heads": [0, 3],
+        "layer.1.ffn": list(range(0, 48, 3)),
+        "hidden": list(range(2, 30)),
+    }
+    cut(model, family_of(model.config), {axis: torch.tensor(units) for axis, units in keep.items()})
+    found = exported(model=model)
+    shapes = {each.name: each.shape[1] for each in Runtime.open(found.directory)._sessions["model.onnx"].get_inputs()}
+    assert [shapes[f"past_key_values.{layer}.key"] for layer in (0, 1)] == [1, 2]
+    ids, mask = left_padded(3, 7)
+    special = {"eos_token_id": 5, "pad_token_id": 5}
+    with torch.no_grad():
+        expected = model.generate(
+            torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), max_new_tokens=20, do_sample=False,
+            num_beams=beams, **special,
+        )  # fmt: skip
+    runtime = Runtime.open(found.directory, threads=1)
+    got = runtime.generate(ids, mask, max_new_tokens=20, num_beams=beams, eos_token_id=5)
+    ended = np.cumsum(np.cumsum(got[:, 7:] == 5, axis=1), axis=1) > 1
+    got[:, 7:][ended] = 5
+    assert got.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_chosen_anew_go_on_with_their_own_past(
     exported: Callable[..., Any], shape: dict[str, int], seed: int
@@ -116,9 +163,11 @@ def test_a_copied_row_shares_the_prompt(exported: Callable[..., Any]) -> None:
 def test_beams_do_not_stream_and_forced_tokens_are_known(exported: Callable[..., Any]) -> None:
     runtime = Runtime.open(exported().directory, threads=1)
     ids, _ = left_padded(1, 3)
-    with pytest.raises(UserError, match="num_beams: 4 beams know no token before the last; stream with 1"):
+    with pytest.raises(
+        UserError, match="num_beams: 4 beams know their tokens only at the end; use num_beams 1 to stream"
+    ):
         runtime.stream(ids, num_beams=4)
-    with pytest.raises(UserError, match="max_length: is no option of generation; known are max_new_tokens, "):
+    with pytest.raises(UserError, match="max_length: is not an option of generation; allowed: max_new_tokens, "):
         runtime.generate(ids, max_length=3)
     with pytest.raises(UserError, match="forced_eos_token_id: 67 is not a token of the vocabulary, 0 to 66"):
         runtime.generate(ids, forced_eos_token_id=67)
@@ -126,7 +175,7 @@ def test_beams_do_not_stream_and_forced_tokens_are_known(exported: Callable[...,
         runtime.generate(ids, max_new_tokens=62, num_beams=2)
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("pieces", [(9,), (1,) * 9, (4, 3, 1, 1), (2, 7)])
 def test_pieces_give_the_logits_of_the_whole(
     exported: Callable[..., Any], shape: dict[str, int], pieces: tuple[int, ...]
@@ -223,7 +272,7 @@ WRONG: list[tuple[Any, Any, str]] = [
 """Tokens and masks that no model of 67 tokens takes, and what is said."""
 
 
-def test_what_is_no_prompt_is_told(exported: Callable[..., Any]) -> None:
+def test_what_is_not_a_prompt_is_reported(exported: Callable[..., Any]) -> None:
     runtime = Runtime.open(exported().directory, threads=1)
     for ids, mask, message in WRONG:
         for call in (runtime.generate, runtime.stream, runtime.begin, runtime.logits):
@@ -240,7 +289,7 @@ def test_lists_are_read_as_arrays(exported: Callable[..., Any]) -> None:
     np.testing.assert_array_equal(runtime.logits(rows, real), runtime.logits(ids.astype(np.int32), mask * 1.0))
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("hidden", [-100, 67, 2**40])
 def test_what_the_mask_hides_may_be_any_number(
     exported: Callable[..., Any], shape: dict[str, int], hidden: int
@@ -279,10 +328,10 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
     with pytest.raises(ModelError, match=r"config\.json"):
         Runtime.open(found)
     (found / "config.json").write_text("[]")
-    with pytest.raises(ModelError, match=r"config\.json holds no JSON object"):
+    with pytest.raises(ModelError, match=r"config\.json does not hold a JSON object"):
         Runtime.open(found)
     (found / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="names no number of positions"):
+    with pytest.raises(ModelError, match="does not give the number of positions"):
         Runtime.open(found)
     (found / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelError, match=r"model\.onnx: cannot be opened"):
@@ -292,9 +341,9 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_positions": "x"}, r"config\.json: 'x' is no number of positions"),
-        ({"n_positions": 0}, r"config\.json: 0 is no number of positions"),
-        ({"n_positions": []}, r"config\.json: \[\] is no number of positions"),
+        ({"n_positions": "x"}, r"config\.json: 'x' is not a number of positions"),
+        ({"n_positions": 0}, r"config\.json: 0 is not a number of positions"),
+        ({"n_positions": []}, r"config\.json: \[\] is not a number of positions"),
         ({"eos_token_id": "x"}, "eos_token_id is 'x' in its settings; a token's number, or several, are allowed"),
         ({"eos_token_id": 1.5}, r"eos_token_id is 1\.5 in its settings"),
         (
@@ -306,7 +355,9 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
         ({"decoder_start_token_id": [2]}, r"decoder_start_token_id is \[2\] in its settings; one token's"),
     ],
 )
-def test_settings_that_are_none_are_told(exported: Callable[..., Any], settings: dict[str, Any], message: str) -> None:
+def test_settings_that_are_none_are_reported(
+    exported: Callable[..., Any], settings: dict[str, Any], message: str
+) -> None:
     found = exported().directory
     config = json.loads((found / "config.json").read_text())
     (found / "config.json").write_text(json.dumps(config | settings))
@@ -314,18 +365,18 @@ def test_settings_that_are_none_are_told(exported: Callable[..., Any], settings:
         Runtime.open(found)
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
-def test_positions_that_the_weights_do_not_have_are_told(
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_positions_that_the_weights_do_not_have_are_reported(
     exported: Callable[..., Any], shape: dict[str, int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     found = exported(**shape, positions=16).directory
     config = json.loads((found / "config.json").read_text())
     (found / "config.json").write_text(json.dumps(config | {"n_positions": 64}))
     runtime = Runtime.open(found, threads=1)
-    told = "^rows of 17 tokens cannot be computed .*; config.json may name more positions than the weights have$"
-    with pytest.raises(ModelError, match=told):
+    message = "^rows of 17 tokens cannot be computed .*; config.json may give more positions than the weights have$"
+    with pytest.raises(ModelError, match=message):
         runtime.generate([[1] * 10], max_new_tokens=20, eos_token_id=-1)
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         runtime.logits([[1] * 17])
     assert capfd.readouterr() == ("", "")
 
@@ -337,8 +388,8 @@ def test_damaged_weights_beside_a_graph_are_named(
     write_graphs(found.model, found.directory, external_over=0)
     data = found.directory / "model.onnx_data"
     data.write_bytes(data.read_bytes()[:1000])
-    told = r"model\.onnx, with its weights in model\.onnx_data: cannot be opened \([^\n]*\)$"
-    with pytest.raises(ModelError, match=told) as error:
+    message = r"model\.onnx, with its weights in model\.onnx_data: cannot be opened \([^\n]*\)$"
+    with pytest.raises(ModelError, match=message) as error:
         Runtime.open(found.directory)
     assert ".cc:" not in str(error.value) and "ONNXRuntimeError" not in str(error.value)
     data.unlink()
@@ -353,16 +404,15 @@ def test_threads_are_a_whole_number(exported: Callable[..., Any], threads: Any) 
         Runtime.open(exported().directory, threads=threads)
 
 
-def test_the_graph_of_another_project_is_told(exported: Callable[..., Any]) -> None:
+def test_the_graph_of_another_project_is_reported(exported: Callable[..., Any]) -> None:
     found = exported()
     graph = found.graph
     for each in graph.graph.node:
         each.input[:] = ["tokens" if name == "input_ids" else name for name in each.input]
     graph.graph.input[0].name = "tokens"
     onnx.save(graph, found.directory / "model.onnx")
-    message = (
-        "is another graph: it takes attention_mask, position_ids, tokens and gives .*, where attention_mask, input_"
-    )
+    inputs = "attention_mask, position_ids, tokens"
+    message = f"is another graph: its inputs are {inputs} and its outputs .*; expected attention_mask, input_"
     with pytest.raises(ModelError, match=message):
         Runtime.open(found.directory)
 
@@ -422,7 +472,7 @@ except ModuleNotFoundError:
     assert done.stdout.splitlines() == ["3", "3", "3", "alone"], done.stderr
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_prompt_is_read_as_it_is_fed(exported: Callable[..., Any], shape: dict[str, int]) -> None:
     runtime = Runtime.open(exported(**shape).directory, threads=1)
     ids, mask = left_padded(3, 7)
@@ -433,7 +483,7 @@ def test_a_prompt_is_read_as_it_is_fed(exported: Callable[..., Any], shape: dict
     np.testing.assert_allclose(read.feed(ids), fed.feed(ids), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [IN_PLACE, GROWING])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_head_computes_one_position_of_a_prompt(
     exported: Callable[..., Any], shape: dict[str, int], tmp_path: Path
 ) -> None:

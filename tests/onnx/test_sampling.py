@@ -74,10 +74,12 @@ def test_the_smallest_temperature_takes_the_likeliest_without_a_warning() -> Non
 
 
 def test_an_option_that_does_not_exist_is_named() -> None:
-    with pytest.raises(UserError, match="^max_length: is no option of generation; known are max_new_tokens, [^\n]*$"):
+    with pytest.raises(
+        UserError, match="^max_length: is not an option of generation; allowed: max_new_tokens, [^\n]*$"
+    ):
         Options.read({"max_length": 3})
 
 
 def test_beams_do_not_draw() -> None:
-    with pytest.raises(UserError, match="num_beams: 2 is not 1, which do_sample goes with"):
+    with pytest.raises(UserError, match="num_beams: 2 is not 1, the only number allowed with do_sample"):
         Options(num_beams=2, do_sample=True)

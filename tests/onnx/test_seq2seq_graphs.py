@@ -32,11 +32,13 @@ GRAPHS_BYTES = 40_000
 
 
 @pytest.fixture
-def bart(exported: Callable[..., Any], tiny_bart: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that exports a random BART: bits (0: float), options of ``packed_model`` and of ``tiny_bart``."""
+def bart(exported: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that exports a random BART, or an mBART: bits (0: float), options as ``exported`` takes them."""
 
-    def make(bits: int = 0, *, model: Any = None, quantization: Mapping[str, Any] | None = None, **options: Any) -> Any:
-        return exported(bits, model=model or tiny_bart(**options), quantization=quantization or {})
+    def make(
+        bits: int = 0, *, family: str = "bart", quantization: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        return exported(bits, family=family, quantization=quantization or {}, **options)
 
     return make
 
@@ -101,6 +103,9 @@ def test_a_step_runs_fused_nodes_only(bart: Callable[..., Any], bits: int) -> No
         {"hidden": 36, "heads": 3},  # head size 12, which GroupQueryAttention refuses
         {"scale_embedding": True},
         {"tie": False},
+        {"family": "mbart", "layers": 1, "decoder_layers": 3, "heads": 1},
+        {"family": "mbart", "hidden": 36, "heads": 3, "scale_embedding": True},
+        {"family": "mbart", "tie": False, "decoder_heads": 2},
     ],
     ids=str,
 )
@@ -120,6 +125,7 @@ def test_every_shape_passes_the_gate(bart: Callable[..., Any], bits: int, option
         {"layers": 1, "heads": 1},
         {"layers": 1, "decoder_layers": 2, "heads": 4, "decoder_heads": 2, "scale_embedding": True},
         {"layers": 2, "decoder_layers": 1, "heads": 1, "decoder_heads": 4, "tie": False},
+        {"family": "mbart", "layers": 1, "decoder_layers": 2, "scale_embedding": True},
     ],
     ids=str,
 )
@@ -235,6 +241,39 @@ def test_rows_can_be_reordered(bart: Callable[..., Any]) -> None:
     straight.feed(first[rows])
     step = np.array([[5], [8], [6]])
     np.testing.assert_allclose(moved.feed(step), straight.feed(step), atol=1e-5)
+
+
+def test_an_mbart_normalizes_embeddings_and_states(bart: Callable[..., Any]) -> None:
+    """The embeddings go through two normalizations: one of their own, whose output is the stream, and the block's."""
+    found = bart(family="mbart")
+    for file, blocks in ((ENCODER_FILE, 4), (DECODER_FILE, 6)):
+        counts = Counter(node.op_type for node in graph_of(found, file).node)
+        assert counts["LayerNormalization"] == 1
+        assert counts["SkipLayerNormalization"] == 1 + blocks
+
+
+def forget_embedding_norm(graph: onnx.GraphProto, found: Any) -> None:
+    """The stream holds the embeddings as they are."""
+    first, second = [node for node in graph.node if node.op_type == "SkipLayerNormalization"][:2]
+    first.output[3] = "embeddings"
+    second.input[list(second.input).index(first.output[0])] = "embeddings"
+
+
+def forget_final_norm(graph: onnx.GraphProto, found: Any) -> None:
+    """The head reads the sum that the last normalization takes."""
+    head = next(node for node in graph.node if node.name == "lm_head")
+    norm = next(node for node in graph.node if head.input[0] in node.output)
+    head.input[0] = norm.output[3]
+
+
+@pytest.mark.parametrize("mutate", [forget_embedding_norm, forget_final_norm])
+def test_a_wrong_mbart_fails(bart: Callable[..., Any], mutate: Callable[..., None]) -> None:
+    found = bart(family="mbart")
+    model = onnx.load(found.directory / DECODER_FILE)
+    mutate(model.graph, found)
+    onnx.save(model, found.directory / DECODER_FILE)
+    with pytest.raises(ParityError, match="logits differ from torch"):
+        check_parity(found.model, found.directory)
 
 
 def swap_norms(graph: onnx.GraphProto, found: Any) -> None:

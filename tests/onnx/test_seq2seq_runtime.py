@@ -1,4 +1,4 @@
-"""Answers of an exported encoder and decoder: the stock library's text, greedy and with beams, also through optimum."""
+"""Responses of an exported encoder-decoder model: the text of the stock library and optimum, greedy and with beams."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def answering(exported: Callable[..., Any], tiny_bart: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that exports a random BART far from uniform, with its start token."""
+def responding(exported: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """A function that exports a random BART or mBART whose logits are far from uniform, with its start token."""
 
-    def make(seed: int, bits: int = 0, **options: Any) -> Any:
+    def make(seed: int, bits: int = 0, *, family: str = "bart", **options: Any) -> Any:
         torch.manual_seed(seed)
-        model = tiny_bart(**options)
+        model = request.getfixturevalue(f"tiny_{family}")(**options)
         with torch.no_grad():
             model.final_logits_bias.zero_()
             for parameter in model.parameters():
@@ -47,7 +47,7 @@ def answering(exported: Callable[..., Any], tiny_bart: Callable[..., Any]) -> Ca
 
 
 def likeliest(model: Any) -> list[int]:
-    """Tokens in the order in which the model begins its answers with them."""
+    """Tokens in the order in which the model begins its responses with them."""
     with torch.no_grad():
         start = torch.full((3, 1), model.config.decoder_start_token_id)
         logits = model(torch.from_numpy(SOURCES), decoder_input_ids=start).logits
@@ -57,10 +57,11 @@ def likeliest(model: Any) -> list[int]:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("shape", [{}, {"heads": 3, "hidden": 36, "scale_embedding": True}], ids=["", "copying"])
+@pytest.mark.parametrize("family", ["bart", "mbart"])
 def test_text_equals_that_of_the_stock_library(
-    answering: Callable[..., Any], seed: int, shape: dict[str, Any], options: dict[str, Any]
+    responding: Callable[..., Any], family: str, seed: int, shape: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    found = answering(seed, **shape)
+    found = responding(seed, family=family, **shape)
     order = likeliest(found.model)
     special = {"eos_token_id": order[2:6], "pad_token_id": order[-1]}
     start = found.model.config.decoder_start_token_id
@@ -75,16 +76,16 @@ def test_text_equals_that_of_the_stock_library(
     assert got.tolist() == expected.tolist()
 
 
-def test_a_stream_gives_the_tokens_of_the_text(answering: Callable[..., Any], seed: int) -> None:
-    runtime = Runtime.open(answering(seed).directory, threads=1)
+def test_a_stream_gives_the_tokens_of_the_text(responding: Callable[..., Any], seed: int) -> None:
+    runtime = Runtime.open(responding(seed).directory, threads=1)
     options: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": -1}
     streamed = np.stack(list(runtime.stream(SOURCES, MASK, **options)), axis=1)
     assert streamed.tolist() == runtime.generate(SOURCES, MASK, **options)[:, 1:].tolist()
 
 
-def test_forced_tokens_of_the_directory_count(answering: Callable[..., Any], seed: int) -> None:
+def test_forced_tokens_of_the_directory_count(responding: Callable[..., Any], seed: int) -> None:
     """As in ``generate`` of the stock library, what the directory forces holds unless the caller says otherwise."""
-    found = answering(seed)
+    found = responding(seed)
     file = found.directory / "generation_config.json"
     file.write_text(json.dumps({"decoder_start_token_id": 2, "forced_bos_token_id": 7, "forced_eos_token_id": 9}))
     runtime = Runtime.open(found.directory, threads=1)
@@ -97,8 +98,8 @@ def test_forced_tokens_of_the_directory_count(answering: Callable[..., Any], see
     assert not (free[:, 1] == 7).all()
 
 
-def test_what_does_not_fit_is_told(answering: Callable[..., Any]) -> None:
-    runtime = Runtime.open(answering(0).directory, threads=1)
+def test_what_does_not_fit_is_reported(responding: Callable[..., Any]) -> None:
+    runtime = Runtime.open(responding(0).directory, threads=1)
     long = np.full((1, runtime.context + 1), 5)
     with pytest.raises(UserError, match=f"{runtime.context + 1} tokens exceed the context of {runtime.context}"):
         runtime.generate(long, max_new_tokens=1)
@@ -110,8 +111,8 @@ def test_what_does_not_fit_is_told(answering: Callable[..., Any]) -> None:
         runtime.generate(SOURCES, MASK[:, 1:])
 
 
-def test_what_is_no_source_is_told(answering: Callable[..., Any]) -> None:
-    runtime = Runtime.open(answering(0).directory, threads=1)
+def test_what_is_not_a_source_is_reported(responding: Callable[..., Any]) -> None:
+    runtime = Runtime.open(responding(0).directory, threads=1)
     for ids, mask, message in (
         ([[3, 67]], None, "input_ids: 67 is not a token of the vocabulary, 0 to 66"),
         ([[3.5]], None, "input_ids: float64 is not a type of tokens"),
@@ -123,15 +124,15 @@ def test_what_is_no_source_is_told(answering: Callable[..., Any]) -> None:
             with pytest.raises(UserError, match=message):
                 call(ids, mask)
     files = r"\(encoder_model.onnx, decoder_model_merged.onnx\)"
-    with pytest.raises(UserError, match=f"logits: this model answers sources {files}; use answer, or begin"):
+    with pytest.raises(UserError, match=f"logits: this model responds to sources {files}; use answer, or begin"):
         runtime.logits(SOURCES)
-    with pytest.raises(UserError, match=f"start: this model answers sources {files}; use answer, or begin"):
+    with pytest.raises(UserError, match=f"start: this model responds to sources {files}; use answer, or begin"):
         runtime.start(1)
     assert runtime.generate(SOURCES.tolist(), MASK.tolist()).tolist() == runtime.generate(SOURCES, MASK).tolist()
 
 
-def test_an_answer_ends_with_the_positions(answering: Callable[..., Any]) -> None:
-    runtime = Runtime.open(answering(0).directory, threads=1)
+def test_a_response_ends_with_the_positions(responding: Callable[..., Any]) -> None:
+    runtime = Runtime.open(responding(0).directory, threads=1)
     answer = runtime.answer(SOURCES)
     answer.feed(np.full((3, 1), 2))
     with pytest.raises(ValueError, match=f"{runtime.context + 1} tokens do not fit a capacity of {runtime.context}"):
@@ -142,8 +143,8 @@ def test_an_answer_ends_with_the_positions(answering: Callable[..., Any]) -> Non
 
 
 @pytest.mark.parametrize("file", ["encoder_model.onnx", "decoder_model_merged.onnx"])
-def test_a_damaged_directory_is_told(answering: Callable[..., Any], file: str) -> None:
-    directory = answering(0).directory
+def test_a_damaged_directory_is_reported(responding: Callable[..., Any], file: str) -> None:
+    directory = responding(0).directory
     (directory / file).write_bytes(b"")
     with pytest.raises(ModelError, match=f"{file}(, with its weights in shared.onnx_data)?: cannot be opened"):
         Runtime.open(directory)
@@ -152,17 +153,21 @@ def test_a_damaged_directory_is_told(answering: Callable[..., Any], file: str) -
         Runtime.open(directory)
 
 
-def test_graphs_that_changed_places_and_a_start_that_is_no_token_are_told(answering: Callable[..., Any]) -> None:
-    directory = answering(0).directory
+def test_graphs_that_changed_places_and_a_start_that_is_not_a_token_are_reported(
+    responding: Callable[..., Any],
+) -> None:
+    directory = responding(0).directory
     (directory / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 67}))
     with pytest.raises(ModelError, match="decoder_start_token_id 67 is not a token, 0 to 66"):
         Runtime.open(directory)
     (directory / "encoder_model.onnx").write_bytes((directory / "decoder_model_merged.onnx").read_bytes())
-    with pytest.raises(ModelError, match=r"encoder_model\.onnx: is another graph: it takes encoder_attention_mask"):
+    with pytest.raises(
+        ModelError, match=r"encoder_model\.onnx: is another graph: its inputs are encoder_attention_mask"
+    ):
         Runtime.open(directory)
 
 
-def test_without_a_start_token_answers_begin_with_the_end_token(exported: Any, tiny_bart: Callable[..., Any]) -> None:
+def test_without_a_start_token_responses_begin_with_the_end_token(exported: Any, tiny_bart: Callable[..., Any]) -> None:
     model = tiny_bart()
     model.config.decoder_start_token_id = None
     text = Runtime.open(exported(model=model).directory).generate(SOURCES, MASK, max_new_tokens=2)
@@ -172,15 +177,18 @@ def test_without_a_start_token_answers_begin_with_the_end_token(exported: Any, t
 @pytest.mark.optimum
 @pytest.mark.parametrize(
     ("bits", "options"),
-    [(0, {}), (8, {}), (4, {}), (2, {}), (0, {"decoder_layers": 1}), (2, {"layers": 1, "decoder_layers": 3})],
+    [
+        *((0, {}), (8, {}), (4, {}), (2, {}), (0, {"decoder_layers": 1}), (2, {"layers": 1, "decoder_layers": 3})),
+        *((0, {"family": "mbart"}), (4, {"family": "mbart"})),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_optimum_generates_the_same_text(
-    answering: Callable[..., Any], bits: int, options: dict[str, Any], num_beams: int
+    responding: Callable[..., Any], bits: int, options: dict[str, Any], num_beams: int
 ) -> None:
     optimum = pytest.importorskip("optimum.onnxruntime", exc_type=ImportError)
-    found = answering(0, bits, **options)
+    found = responding(0, bits, **options)
     model = optimum.ORTModelForSeq2SeqLM.from_pretrained(found.directory)
     chosen: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": likeliest(found.model)[3], "num_beams": num_beams}
     sources = {"input_ids": torch.from_numpy(SOURCES), "attention_mask": torch.from_numpy(MASK)}

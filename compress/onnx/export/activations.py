@@ -42,7 +42,7 @@ def _sqrt_softplus(graph: Graph, x: str) -> str:
 
 
 def _laplace(graph: Graph, x: str) -> str:
-    """Normal distribution function with mean sqrt(1/2) and deviation sqrt(1/(4 pi)), in the stock class's digits."""
+    """Normal distribution function with mean sqrt(1/2) and deviation sqrt(1/(4 pi)), rounded as in the stock class."""
     centred = graph.node("Sub", [x, graph.scalar(0.707107)])
     erf = graph.node("Erf", [graph.node("Div", [centred, graph.scalar(0.282095 * math.sqrt(2.0))])])
     return graph.node("Mul", [graph.node("Add", [erf, graph.scalar(1.0)]), graph.scalar(0.5)])
@@ -72,16 +72,16 @@ ACTIVATIONS: dict[str, Activation] = {
     "sqrtsoftplus": _sqrt_softplus,
     "laplace": _laplace,
 }
-"""Every stock activation without weights of its own, by its name in a stock config."""
+"""Every stock activation function without weights, by its name in a stock config."""
 
 
 def require_activation(name: str) -> None:
-    """Raise ModelError for an activation function that has no ONNX form here."""
+    """Raise ModelError for an activation function that cannot be exported."""
     if name not in ACTIVATIONS:
         raise ModelError(f"activation function {name!r} cannot be exported to ONNX. {suggest(name, ACTIVATIONS)}")
 
 
 def activation(graph: Graph, name: str, x: str) -> str:
-    """Add the activation function ``name``; ModelError for one that has no ONNX form here."""
+    """Add the activation function ``name``; ModelError for one that cannot be exported."""
     require_activation(name)
     return ACTIVATIONS[name](graph, x)

@@ -1,22 +1,13 @@
-"""The decoding graph of a causal model, built node by node from its description and weights, float and packed alike."""
+"""Build the decoding graph of a causal model from its description and its weights, float or packed."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import onnx
 
 from compress.models.description import AttentionBlock, Block, FeedForward, Stack
+from compress.onnx.export.attention import TO_THE_END, appends_in_place, lengths, rotary_tables, self_attention
 from compress.onnx.export.graph import FLOAT, INT64, Graph
-from compress.onnx.export.operators import (
-    HEAD_SIZE_MULTIPLE,
-    TO_THE_END,
-    chain,
-    feed_forward,
-    lengths,
-    self_attention,
-    tokens,
-)
+from compress.onnx.export.operators import chain, embeddings, feed_forward
 from compress.onnx.export.weights import Weights
 from compress.onnx.names import GROWING, IN_PLACE, LOGITS_FROM, both_caches, cache_names
 
@@ -28,29 +19,21 @@ def decoding_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
     """Build the graph; its names and shapes follow optimum's conventions for causal models with a cache.
 
     Inputs: ``input_ids`` [B, S], ``attention_mask`` [B, T], ``position_ids`` [B, S], ``past_key_values.i.{key,value}``
-    [B, heads, T - S, head size]. Outputs: ``logits`` [B, S, V], ``present.i.{key,value}`` [B, heads, T, head size].
-    ``logits_from`` [1] may be given too: the first position whose logits are computed, -1 for the last position alone.
-    Any S >= 1 and T >= S. Where the head size allows GroupQueryAttention, S > 1 on a past takes B = 1, and a past and
-    its present may be one buffer longer than T.
+    [B, key/value heads, T - S, head size]. Outputs: ``logits`` [B, S, V], ``present.i.{key,value}``
+    [B, key/value heads, T, head size]. ``logits_from`` [1] is optional: the first position whose logits are computed,
+    -1 for the last position alone. S >= 1 and T >= S. Where the head size allows GroupQueryAttention, S > 1 on a past
+    takes B = 1, and a past and its present may be one buffer longer than T.
     """
     attentions = stack.attentions
-    in_place = all(block.head_size % HEAD_SIZE_MULTIPLE == 0 for block in attentions)
-    graph = Graph(IN_PLACE if in_place else GROWING)
+    graph = Graph(IN_PLACE if all(appends_in_place(block) for block in attentions) else GROWING)
     ids = graph.input("input_ids", INT64, [BATCH, NEW])
     mask = graph.input("attention_mask", INT64, [BATCH, TOTAL])
     positions = graph.input("position_ids", INT64, [BATCH, NEW])
     for index, block in enumerate(attentions):
         for name in cache_names("past_key_values", index):
             graph.input(name, FLOAT, [BATCH, block.kv_heads, PAST, block.head_size])
-    if stack.positions:
-        start = weights.rows(graph, stack.positions, positions), tokens(graph, weights, stack, ids)
-    else:
-        start = tokens(graph, weights, stack, ids), ""
-    at = lengths(graph, ids, mask)
-    if stack.rotary:
-        tables = tuple(weights.vector(graph, f"{stack.rotary}.{part}") for part in ("cos", "sin"))
-        new, total = (graph.node("Shape", [each], start=1, end=2) for each in (ids, mask))
-        at = replace(at, rotary=tables, start=graph.node("Sub", [total, new]))
+    start = embeddings(graph, weights, stack, ids, positions)
+    at = lengths(graph, stack, ids, mask, rotary_tables(graph, weights, stack, positions))
     layer = {block: index for index, block in enumerate(attentions)}
 
     def block_output(block: Block, x: str) -> str:
@@ -60,8 +43,8 @@ def decoding_graph(stack: Stack, weights: Weights) -> onnx.ModelProto:
         return self_attention(graph, weights, block, x, both_caches(layer[block]), at)
 
     states = chain(graph, weights, stack, start, block_output)
-    asked = [states, graph.option(LOGITS_FROM, 0), graph.integers(TO_THE_END), graph.integers(1)]
-    weights.product(graph, stack.head, graph.node("Slice", asked), "logits")
+    scored = [states, graph.option(LOGITS_FROM, 0), graph.integers(TO_THE_END), graph.integers(1)]
+    weights.product(graph, stack.head, graph.node("Slice", scored), "logits")
     graph.output("logits", FLOAT, [BATCH, SCORED, weights.matrices[stack.head].outputs])
     for index, block in enumerate(attentions):
         for name in cache_names("present", index):

@@ -1,4 +1,4 @@
-"""From a torch model to a directory that onnxruntime opens, checked before it is handed out."""
+"""Export a torch model to a directory that onnxruntime opens, and check it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ GraphKind = Literal["decoding", "plain"]
 
 @dataclass(frozen=True)
 class Packed:
-    """Codes and scales of a quantized model and what they mean."""
+    """Codes and scales of a quantized model, and the specification of its matrices."""
 
     spec: QuantizationSpec
     tensors: Mapping[str, Tensor]
     split: bool = False
-    """Token embeddings are stored apart from the head, as float32 rows."""
+    """Store token embeddings separately from the head, as float32 rows."""
 
 
 def export(
@@ -41,14 +41,14 @@ def export(
     external_over: int = EXTERNAL_OVER,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Write graphs as :func:`write_graphs` does, and check them against the model; ``seed`` is of the check's tokens.
+    """Write graphs as :func:`write_graphs` does, and check them against the model. ``seed`` is for the check's tokens.
 
     Returns:
         The figures of :func:`check_parity`.
 
     Raises:
         ParityError: the graph does not compute what the model computes.
-        ModelError: the model has a part with no ONNX form.
+        ModelError: a part of the model cannot be exported.
     """
     write_graphs(model, out, packed=packed, graph=graph, external_over=external_over)
     return check_parity(model, out, packed.spec if packed else None, seed=seed)
@@ -64,17 +64,17 @@ def write_graphs(
 ) -> None:
     """Write ``model.onnx``, or an encoder and its decoder, beside a ``config.json`` that is already in ``out``.
 
-    Nothing is checked: what is handed out comes from :func:`export`.
+    This function checks nothing; :func:`export` does.
 
     Args:
-        model: a model in float32 and evaluation mode; a quantized one as it is deployed.
+        model: in float32 and evaluation mode; a quantized model in its deployed form.
         out: the directory.
-        packed: what a quantized model's graph stores in place of float weights.
-        graph: ``decoding`` is built from fused operators; ``plain`` is what torch's exporter makes, float only.
-        external_over: above this many bytes the weights go to ``model.onnx_data``.
+        packed: codes and scales that the graph of a quantized model stores instead of float weights.
+        graph: ``decoding`` is built from fused operators; ``plain`` comes from torch's exporter, for float models only.
+        external_over: weights of more bytes than this go to ``model.onnx_data``.
 
     Raises:
-        ModelError: the model has a part with no ONNX form.
+        ModelError: a part of the model cannot be exported.
     """
     stacks = describe(model)
     weights = read_weights(model, packed.spec, packed.tensors, split=packed.split) if packed else read_weights(model)

@@ -1,4 +1,4 @@
-"""A small builder of ONNX graphs: each method adds one thing and returns the name of the value it makes."""
+"""A small builder of ONNX graphs. Each method adds one element and returns the name of its value."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from onnx.external_data_helper import set_external_data
 
 OPSET = 21
 CONTRIB = "com.microsoft"
-"""Domain of the operators that onnxruntime adds to the ONNX standard."""
+"""The domain of the operators that onnxruntime adds to the ONNX standard."""
 IR_VERSION = 10
 EXTERNAL_OVER = 2**31 - 2**20
-"""Above this many bytes of weights they go to a second file: a protobuf message holds less than 2 GB."""
+"""Weights of more bytes than this go to a second file: a protobuf message holds less than 2 GB."""
 SHARED_OVER = 4096
-"""Weights of two graphs that have at least this many bytes are stored once for both."""
+"""Equal weights of two graphs are stored once if they have at least this many bytes."""
 ALIGNMENT = 64
-"""Offsets in a file of weights are multiples of this many bytes."""
+"""Offsets in a file of weights are multiples of this number of bytes."""
 
 BOOL = TensorProto.BOOL
 FLOAT = TensorProto.FLOAT
@@ -34,7 +34,7 @@ Dimension = int | str
 class Graph:
     """Nodes, weights, inputs and outputs in the order in which they were added.
 
-    A weight is stored once under its name: asking again for a name returns the stored one.
+    A weight is stored once under its name: adding a name again returns the stored weight.
     """
 
     def __init__(self, name: str) -> None:
@@ -50,21 +50,21 @@ class Graph:
         return name
 
     def option(self, name: str, *values: int) -> str:
-        """Declare an input of int64 that is this vector where a caller gives nothing; sessions do not list it."""
+        """Declare an optional int64 input with this default; sessions do not list it among their inputs."""
         self.weight(name, np.array(values, dtype=np.int64))
         return self.input(name, INT64, [len(values)])
 
     def output(self, name: str, dtype: int, shape: Sequence[Dimension]) -> None:
-        """Declare a graph output; some node must write it."""
+        """Declare a graph output, which a node must write."""
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def weight(self, name: str, value: np.ndarray[Any, Any]) -> str:
-        """Store a weight, or return the one already stored under this name."""
+        """Store a weight, or return the weight already stored under this name."""
         self._weights.setdefault(name, np.ascontiguousarray(value))
         return name
 
     def floats(self, name: str, value: np.ndarray[Any, Any]) -> str:
-        """Store a weight as `weight` does; one of float16 is cast to float32, once, when a session opens."""
+        """Store a weight as `weight` does. A float16 weight is cast to float32 once, when a session opens."""
         new = name not in self._weights
         stored = self.weight(name, value)
         if value.dtype == np.float32:
@@ -76,8 +76,12 @@ class Graph:
         return self.weight("shape_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
 
     def int32(self, value: int) -> str:
-        """A constant int32 vector of one number."""
+        """A constant int32 vector with one element."""
         return self.weight(f"int32_{value}", np.array([value], dtype=np.int32))
+
+    def number(self, value: int) -> str:
+        """A constant int64 scalar."""
+        return self.weight(f"number_{value}", np.array(value, dtype=np.int64))
 
     def scalar(self, value: float) -> str:
         """A constant float32 scalar."""
@@ -93,14 +97,20 @@ class Graph:
     def nodes(
         self, op: str, inputs: Sequence[str], outputs: Sequence[str], *, name: str, domain: str = "", **attributes: Any
     ) -> list[str]:
-        """Add a node with several outputs; an empty input or output leaves an optional one out."""
+        """Add a node with several outputs; an empty name omits an optional input or output."""
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
         return list(outputs)
+
+    def split(self, value: str, sizes: Sequence[int], outputs: Sequence[str], *, name: str) -> list[str]:
+        """Split the last dimension into parts of these sizes."""
+        if len(set(sizes)) == 1:
+            return self.nodes("Split", [value], outputs, name=name, axis=-1, num_outputs=len(sizes))
+        return self.nodes("Split", [value, self.integers(*sizes)], outputs, name=name, axis=-1)
 
     def either(
         self, condition: str, op: str, then: Sequence[str], otherwise: Sequence[str], output: str, **attributes: Any
     ) -> str:
-        """Add a node with one output that reads the inputs ``then`` where ``condition`` holds, else ``otherwise``."""
+        """Add a node with one output. It reads the inputs ``then`` if ``condition`` is true, else ``otherwise``."""
         branches = {}
         for name, inputs in (("then_branch", then), ("else_branch", otherwise)):
             value = f"{output}.{name}"
@@ -110,7 +120,7 @@ class Graph:
         return self.node("If", [condition], output, **branches)
 
     def model(self) -> onnx.ModelProto:
-        """The finished model, free of doc strings and metadata."""
+        """The finished model, without doc strings and metadata."""
         weights = [numpy_helper.from_array(value, name) for name, value in self._weights.items()]
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, weights)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
@@ -118,7 +128,7 @@ class Graph:
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Remove doc strings, metadata and intermediate shapes, in place: an exporter leaves machine paths there."""
+    """Remove doc strings, metadata and intermediate shapes in place: an exporter writes local paths into them."""
     del model.metadata_props[:]
     model.ClearField("doc_string")
     _strip_graph(model.graph)
@@ -151,7 +161,7 @@ def _strip_node(node: onnx.NodeProto) -> None:
 
 
 def _weight_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of the stored weights; a message's own size is not known above 2 GB."""
+    """The bytes of the stored weights. protobuf cannot report the size of a message above 2 GB."""
     return sum(
         math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         for tensor in model.graph.initializer
@@ -159,7 +169,7 @@ def _weight_bytes(model: onnx.ModelProto) -> int:
 
 
 def save(model: onnx.ModelProto, path: Path, *, external_over: int = EXTERNAL_OVER) -> None:
-    """Write ``path``, and ``path`` + ``_data`` beside it when the weights take more than ``external_over`` bytes."""
+    """Write ``path``, and also ``path`` + ``_data`` if the weights take more than ``external_over`` bytes."""
     strip(model)
     if _weight_bytes(model) <= external_over:
         onnx.save_model(model, path)
@@ -172,7 +182,7 @@ def save(model: onnx.ModelProto, path: Path, *, external_over: int = EXTERNAL_OV
 def save_pair(
     first: onnx.ModelProto, second: onnx.ModelProto, paths: tuple[Path, Path], shared: Path, **options: Any
 ) -> None:
-    """Write two graphs; large weights that both hold, if any, go once into ``shared``, which lies beside them.
+    """Write two graphs. Large weights that both hold, if any, go once into the file ``shared`` beside them.
 
     ``options`` are those of :func:`save`.
     """

@@ -1,4 +1,4 @@
-"""The plain graph: the stock torch model traced by torch's exporter, with its cache as flat tensors."""
+"""The plain graph: the stock torch model, traced by torch's exporter, with its cache as separate tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from compress.onnx.names import PLAIN, cache_names
 
 
 class _FlatCache(nn.Module):
-    """The model as a function of plain tensors: the exporter takes no cache object."""
+    """The model as a function of tensors: the exporter does not accept a cache object."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -38,10 +38,12 @@ class _FlatCache(nn.Module):
 
 
 def plain_graph(model: nn.Module, stack: Stack) -> onnx.ModelProto:
-    """Trace the model; inputs, outputs and dynamic dimensions are those of the decoding graph."""
+    """Trace the model. Inputs, outputs and dynamic dimensions are those of the decoding graph."""
     attentions = [block for block in stack.blocks if isinstance(block, AttentionBlock)]
     past = [torch.zeros(2, block.kv_heads, 3, block.head_size) for block in attentions for _ in range(2)]
-    ids, positions = (torch.zeros(2, 2, dtype=torch.long) for _ in range(2))  # one tensor for both would be one input
+    ids, positions = (
+        torch.zeros(2, 2, dtype=torch.long) for _ in range(2)
+    )  # the exporter would merge one shared tensor into one input
     cache = {0: "batch_size", 2: "past_sequence_length"}
     new = {0: "batch_size", 1: "sequence_length"}
     layers = range(len(attentions))
@@ -65,7 +67,7 @@ def plain_graph(model: nn.Module, stack: Stack) -> onnx.ModelProto:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks about itself from the user."""
+    """Hide the exporter's own log messages and warnings from the user."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,16 +1,15 @@
-"""The weights of a torch model, float or packed, in the form that graphs take."""
+"""Read the weights of a torch model, float or packed, for a graph."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from compress.functional.packing import storage_bits
-from compress.models import context_of
-from compress.models.layout import is_embedding, is_product, norm_epsilon, norm_kind, weight_of
+from compress.models.layout import is_embedding, is_norm, is_product, norm_epsilon, norm_kind, weight_of
+from compress.models.rotary import is_rotary, rotary_tables
 from compress.onnx.export.weights import FloatMatrix, Matrix, Norm, PackedMatrix, Weights
 from compress.surgery.quantization import MatrixSpec, QuantizationSpec, Table
 
@@ -22,50 +21,41 @@ def read_weights(
     *,
     split: bool = False,
 ) -> Weights:
-    """Weights of a stock model; what ``spec`` names comes as codes and scales, or as float16, from ``tensors``.
+    """Weights of a stock model. Codes, scales and float16 tables that ``spec`` names are read from ``tensors``.
 
-    Modules that share one parameter share one stored weight. With ``split``, token embeddings do not: they get their
-    dequantized rows in float32.
+    Modules that share one parameter share one stored weight. With ``split``, token embeddings are stored separately as
+    dequantized float32 rows.
     """
     names: dict[int, str] = {}
     matrices: dict[str, Matrix] = {}
     norms: dict[str, Norm] = {}
+    rotary: dict[str, tuple[Any, Any]] = {}
     vectors: dict[str, Any] = {}
     for name, module in model.named_modules():
         if is_product(module) or is_embedding(module):
             stored = names.setdefault(id(module.get_parameter("weight")), f"{name}.weight")
             values = module.weight if is_embedding(module) else weight_of(module)
             matrices[name] = FloatMatrix(stored, values.detach().cpu().numpy())
-        elif (kind := norm_kind(module)) is not None:
-            norms[name] = Norm(kind, norm_epsilon(module))
+        elif is_norm(module):
+            norms[name] = Norm(norm_epsilon(module), centred=norm_kind(module) == "layer")
+        elif is_rotary(module):
+            cosines, sines = rotary_tables(module)
+            rotary[name] = cosines.numpy(), sines.numpy()
         for part, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 1:
                 vectors[f"{name}.{part}"] = parameter.detach().cpu().numpy()
-    vectors |= _rotary_tables(model)
     for name, buffer in model.named_buffers():
-        if buffer.ndim == 2 and len(buffer) == 1:  # a bias of logits, stored as a row
+        if buffer.ndim == 2 and len(buffer) == 1:  # the bias of the logits, stored as one row
             vectors[name] = buffer.detach().cpu().numpy()[0]
     if spec is not None and tensors is not None:
         matrices |= _quantized(model, spec, tensors, split=split)
-    return Weights(matrices, vectors, norms)
-
-
-def _rotary_tables(model: nn.Module) -> dict[str, Any]:
-    """Cosines and sines [positions, head size / 2], in float32, of every module that holds rotary frequencies."""
-    tables: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        if isinstance(frequencies := getattr(module, "inv_freq", None), Tensor):
-            places = np.arange(context_of(model.config), dtype=np.float32)
-            angles = np.outer(places, frequencies.detach().cpu().numpy())
-            scaling = np.float32(module.attention_scaling)
-            tables |= {f"{name}.cos": np.cos(angles) * scaling, f"{name}.sin": np.sin(angles) * scaling}
-    return tables
+    return Weights(matrices, vectors, norms, rotary)
 
 
 def _quantized(
     model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str, Tensor], *, split: bool
 ) -> Mapping[str, Matrix]:
-    """What stands in place of a model's own matrices: float16 tables, codes, and rows that are stored apart."""
+    """The matrices that replace the model's own: float16 tables, codes, and separately stored rows."""
     halved = {name.removesuffix(".weight"): FloatMatrix(name, tensors[name].numpy()) for name in spec.half}
     coded = {matrix.module: _packed(matrix, tensors) for matrix in spec.matrices}
     apart = [matrix for matrix in spec.matrices if split and isinstance(model.get_submodule(matrix.module), Table)]

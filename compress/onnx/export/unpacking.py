@@ -1,4 +1,4 @@
-"""Packed weights as float32 ones, by standard nodes on constants: onnxruntime computes them as a session opens."""
+"""Unpack weights to float32 with standard nodes on constants; onnxruntime runs them once, when a session opens."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from compress.onnx.export.graph import FLOAT, Graph
 
 
 def unpacked(graph: Graph, codes: str, scales: str, *, shape: tuple[int, int, int], bits: int, columns: int) -> str:
-    """codes * scales, [N, K] float32, to the last bit what torch dequantizes.
+    """codes * scales, [N, K] float32, equal to torch's dequantized weights in every bit.
 
     Args:
-        graph: where the nodes go.
-        codes: unsigned codes, the lowest bits of a byte first, uint8 ``shape``: [N, blocks, bytes of a block].
+        graph: receives the nodes.
+        codes: unsigned codes in uint8, the first code in the lowest bits of a byte.
         scales: float32 [N, blocks].
-        shape: of ``codes``.
-        bits: of a code; half of their range is zero.
-        columns: K; what the last block has beyond is cut off.
+        shape: of ``codes``: [N, blocks, bytes per block].
+        bits: of a code; the code 2^(bits - 1) stands for 0.
+        columns: K; padding in the last block is removed.
     """
     rows, blocks, size = shape
     if bits < 8:

@@ -1,10 +1,10 @@
-"""Weights of a decoding graph, float or packed, and the nodes that multiply by them or look rows up in them."""
+"""Weights of a graph, float or packed, and the nodes that multiply by them or look up their rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from onnx import helper
@@ -15,7 +15,7 @@ from compress.onnx.export.unpacking import unpacked
 Array = np.ndarray[Any, Any]
 
 FLOAT_KERNEL_BITS = 4
-"""Codes of these bits are multiplied with float32 inputs as they are; others would be unpacked anew at each product."""
+"""The only number of bits whose kernel takes float32 inputs; other codes would be unpacked again at every product."""
 
 
 class Matrix(Protocol):
@@ -23,7 +23,7 @@ class Matrix(Protocol):
 
     @property
     def name(self) -> str:
-        """Where the graph stores it."""
+        """The name of the stored weight."""
         ...
 
     @property
@@ -37,23 +37,23 @@ class Matrix(Protocol):
         ...
 
     def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
-        """Nodes for x W^T + bias, the product's named ``module``; an empty ``bias`` adds none."""
+        """Add nodes for x W^T + bias. The product is named ``module``; an empty ``bias`` means none."""
         ...
 
     def rows(self, graph: Graph, ids: str) -> str:
-        """Nodes that look rows up."""
+        """Add nodes that look up rows."""
         ...
 
 
 def float_product(graph: Graph, module: str, x: str, weight: str, bias: str, output: str) -> str:
-    """Nodes for x W^T + bias in float32."""
+    """Add nodes for x W^T + bias in float32."""
     product = graph.node("FusedMatMul", [x, weight], "" if bias else output, name=module, domain=CONTRIB, transB=1)
     return graph.node("Add", [product, bias], output) if bias else product
 
 
 @dataclass(frozen=True)
 class FloatMatrix:
-    """A weight [N, K] of float32, or float16 that is computed with in float32."""
+    """A weight [N, K] in float32, or in float16 with products in float32."""
 
     name: str
     values: Array
@@ -75,7 +75,7 @@ class FloatMatrix:
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """Codes [N, blocks, bytes of a block] and scales: one ([]), one a row ([N]), or one a block ([N, blocks])."""
+    """Codes [N, blocks, bytes per block] and scales: one ([]), one per row ([N]), or one per block ([N, blocks])."""
 
     name: str
     codes: Array
@@ -84,16 +84,16 @@ class PackedMatrix:
     block: int
     columns: int
     float_inputs: bool = False
-    """Products take their inputs as they are; otherwise in 8 bits, with a scale per row and block."""
+    """Products read float32 inputs; otherwise inputs are rounded to 8 bits with one scale per row and block."""
 
     @property
     def outputs(self) -> int:
         return int(self.codes.shape[0])
 
     def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
-        """One MatMulNBits, at ``accuracy_level`` 4 for inputs in 8 bits and 1 for float32 ones: codes stay packed.
+        """One MatMulNBits on packed codes: ``accuracy_level`` is 4 for 8-bit inputs and 1 for float32 inputs.
 
-        Codes for which there is no kernel with float32 inputs become a float weight when a session opens.
+        Codes without a kernel for float32 inputs are unpacked to a float weight when a session opens.
         """
         if self.float_inputs and self.bits != FLOAT_KERNEL_BITS:
             return float_product(graph, module, x, self._unpacked(graph), bias, output)
@@ -112,7 +112,7 @@ class PackedMatrix:
         )
 
     def rows(self, graph: Graph, ids: str) -> str:
-        """One GatherBlockQuantized on the bytes that a product with the same matrix reads; padding is cut off."""
+        """One GatherBlockQuantized on the same bytes that a product reads; padding is removed."""
         codes = graph.weight(f"{self.name}.codes", self.codes)
         flat = graph.node("Reshape", [codes, graph.integers(self.codes.shape[0], -1)])
         gathered = graph.node(
@@ -136,7 +136,7 @@ class PackedMatrix:
         return unpacked(graph, codes, self._scales(graph), shape=shape, bits=self.bits, columns=self.columns)
 
     def _scales(self, graph: Graph) -> str:
-        """Scales as the kernels want them, [N, blocks], from the few numbers on disk; folded when a session opens."""
+        """Scales [N, blocks] for the kernels, expanded from the stored ones when a session opens."""
         if self.scales.ndim == 2:
             return graph.floats(f"{self.name}.scales", self.scales)
         shape = graph.integers(*self.codes.shape[:2])
@@ -149,7 +149,7 @@ class PackedMatrix:
 
 @dataclass(frozen=True)
 class FusedMatrix(PackedMatrix):
-    """Packed matrices with the same input, one below the other; each part keeps its own scales."""
+    """Packed matrices with the same input, concatenated by rows; each part keeps its own scales."""
 
     parts: tuple[PackedMatrix, ...] = ()
 
@@ -158,13 +158,13 @@ class FusedMatrix(PackedMatrix):
 
 
 JOIN = "+"
-"""Between the modules in the name of a product that computes them at once."""
+"""Separates the modules in the name of a fused product."""
 
 
 def fused(matrices: Sequence[Matrix]) -> Matrix:
-    """One matrix of several that multiply the same input, their outputs in order.
+    """One matrix of several that multiply the same input; outputs are in the order of the matrices.
 
-    Packed ones have to agree in bits, block, columns and inputs; float ones in columns.
+    Packed matrices must agree in bits, block size, columns and inputs, float matrices in columns.
     """
     name = JOIN.join(matrix.name for matrix in matrices)
     packed = [matrix for matrix in matrices if isinstance(matrix, PackedMatrix)]
@@ -185,7 +185,7 @@ def fused(matrices: Sequence[Matrix]) -> Matrix:
 
 
 def _alike(matrices: Sequence[Matrix]) -> bool:
-    """Whether one product can compute all: float ones, or packed ones with the same bits, block and inputs."""
+    """True if one product can compute all: float matrices, or packed ones with equal bits, block size and inputs."""
 
     def form(matrix: Matrix) -> tuple[object, ...]:
         if isinstance(matrix, PackedMatrix):
@@ -197,22 +197,26 @@ def _alike(matrices: Sequence[Matrix]) -> bool:
 
 @dataclass(frozen=True)
 class Norm:
-    """The kind of a normalization, and what it adds to the variance."""
+    """What a normalization adds to the variance (or mean square), and whether it subtracts the mean."""
 
-    kind: Literal["layer", "rms"]
     epsilon: float
+    centred: bool
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Matrices and normalizations by module; vectors (biases, gains) and tables of rotary positions by parameter."""
+    """Matrices and normalizations by module, vectors (biases, weights of normalizations) by parameter.
+
+    ``rotary`` holds the cosines and sines, each [context, head size / 2], of modules with rotary positions.
+    """
 
     matrices: Mapping[str, Matrix]
     vectors: Mapping[str, Array]
     norms: Mapping[str, Norm]
+    rotary: Mapping[str, tuple[Array, Array]]
 
     def product(self, graph: Graph, module: str | Sequence[str], x: str, output: str = "") -> str:
-        """Multiply by a module's weight and add its bias, if any; several modules give their outputs in order."""
+        """Multiply by a module's weight and add its bias, if any. Outputs of several modules are concatenated."""
         modules = (module,) if isinstance(module, str) else tuple(module)
         matrices = [self.matrices[each] for each in modules]
         if not _alike(matrices):
@@ -220,6 +224,18 @@ class Weights:
             return graph.node("Concat", parts, output, axis=-1)
         matrix = matrices[0] if len(matrices) == 1 else fused(matrices)
         return matrix.product(graph, JOIN.join(modules), x, self._bias(graph, modules), output)
+
+    def products(self, graph: Graph, modules: Sequence[str], x: str) -> list[str]:
+        """The output of each module for the same input, from one fused product if one can compute all.
+
+        Matrices that differ in bits, block size or inputs are multiplied one by one.
+        """
+        matrices = [self.matrices[each] for each in modules]
+        if not _alike(matrices):
+            return [self.product(graph, each, x) for each in modules]
+        outputs = [f"{module}.output" for module in modules]
+        sizes = [matrix.outputs for matrix in matrices]
+        return graph.split(self.product(graph, modules, x), sizes, outputs, name=f"{JOIN.join(modules)}.split")
 
     def _bias(self, graph: Graph, modules: Sequence[str]) -> str:
         names = [f"{module}.bias" for module in modules]
@@ -232,11 +248,11 @@ class Weights:
         return graph.weight(JOIN.join(names), np.concatenate(parts))
 
     def rows(self, graph: Graph, module: str, ids: str) -> str:
-        """Look rows up in a module's weight."""
+        """Look up rows of a module's weight."""
         return self.matrices[module].rows(graph, ids)
 
     def slice(self, graph: Graph, module: str, start: str, end: str) -> str:
-        """Neighbouring rows of a module's float weight."""
+        """Rows ``start`` to ``end`` of a module's float weight."""
         matrix = self.matrices[module]
         assert isinstance(matrix, FloatMatrix), f"{module} is packed"
         return graph.node("Slice", [graph.floats(matrix.name, matrix.values), start, end])

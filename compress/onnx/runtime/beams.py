@@ -1,16 +1,16 @@
-"""Beam search over any decoder that takes tokens and lets its rows be chosen anew.
+"""Beam search over any decoder that takes tokens and can reorder its rows.
 
-The search is the one of ``generate`` of transformers. A prompt has up to K hypotheses that run, each with the sum of
-its log-probabilities; each step ranks their continuations. Those that end among the K best are finished, with the score
-sum / length^penalty (length: new tokens, the end token included), and the K best of all finished ones are kept; the K
-best of the others run on. A prompt is decided when K are finished and, with ``early_stopping``
+The search is that of ``generate`` in transformers. A prompt has up to K running hypotheses, each with the sum of its
+log-probabilities. Each step ranks their continuations. A continuation among the K best that ends is finished: its score
+is sum / length^penalty, where length counts the new tokens, the end token included. The K best finished hypotheses are
+kept, and the K best continuations that do not end go on. A prompt is decided when K hypotheses are finished and
 
-- True: at once;
-- False: when the best running one, were it to end now, would not beat the worst finished one;
-- "never": the same, but a positive penalty counts the greatest length a running one may still reach.
+- ``early_stopping`` is True;
+- it is False, and the best running hypothesis would not beat the worst finished one if it ended now;
+- it is "never", and the same holds with the greatest possible length, where the penalty is positive.
 
-Prompts are searched apart: a decided one leaves the batch. Nothing here stands for a hypothesis that does not exist, so
-that the rows of a prompt are fewer than K at the start, and wherever the rules leave fewer.
+Each prompt is searched on its own and leaves the batch once it is decided. Rows stand for real hypotheses only, so a
+prompt has fewer than K rows at the start, and wherever the rules allow fewer continuations.
 
 Shapes: P prompts, R running hypotheses of a prompt, K beams, N candidates, T tokens so far, V tokens of the vocabulary.
 """
@@ -26,30 +26,30 @@ from compress.onnx.runtime.sampling import Options
 
 Array = np.ndarray[Any, Any]
 GROUP = 64
-"""Tokens of which one maximum is taken before candidates are looked for."""
+"""The search for candidates first takes one maximum over each group of this many tokens."""
 
 
 class Decoder(Protocol):
-    """Rows of tokens with what is remembered of them."""
+    """Rows of tokens with their cache."""
 
     def feed(self, input_ids: Array, /) -> Array:
         """Append tokens [B, S] and return their logits [B, S, V], which the caller may overwrite."""
         ...
 
     def reorder(self, rows: Array, /) -> None:
-        """Go on with these rows, in this order: a row may be named several times, or not at all."""
+        """Keep these rows, in this order. A row may appear several times, or not at all."""
         ...
 
 
 def beam_search(decoder: Decoder, logits: Array, prompts: Array, options: Options, rules: Rules) -> list[Array]:
-    """Return the best text of each prompt, the prompt included and the end token too where it has one.
+    """Return the best text of each prompt, with the prompt, and with the end token if the text has one.
 
     Args:
-        decoder: has been fed the prompts, one row each.
-        logits: what follows them, [P, V]; overwritten.
+        decoder: already holds the prompts, one row each.
+        logits: of the next token, [P, V]; overwritten.
         prompts: [P, T].
-        options: ``num_beams``, ``length_penalty`` and ``early_stopping`` are read.
-        rules: of these options.
+        options: the search reads ``num_beams``, ``length_penalty`` and ``early_stopping``.
+        rules: the rules of these options.
     """
     searches = [_Search(prompt, options, rules) for prompt in prompts]
     while running := [search for search in searches if len(search.sums)]:
@@ -68,23 +68,23 @@ class _Search:
 
     def __init__(self, prompt: Array, options: Options, rules: Rules) -> None:
         self._options, self._rules = options, rules
-        self._kept = max(2, 1 + len(rules.ends)) * options.num_beams  # so many that K of them do not end
+        self._kept = max(2, 1 + len(rules.ends)) * options.num_beams  # enough that at least K do not end
         self._finished: list[tuple[float, Array]] = []
         self.texts = prompt[None]
-        """Those that run, [R, T]; none once the prompt is decided."""
+        """The running hypotheses, [R, T]; empty once the prompt is decided."""
         self.sums = np.zeros(1)
-        """Their log-probabilities, [R], greatest first."""
+        """Their log-probabilities, [R], in descending order."""
 
     def best(self) -> Array:
-        """The finished text of the best score."""
+        """The finished text with the best score."""
         return self._finished[0][1]
 
     def advance(self, logits: Array) -> Array:
-        """Take one step with the logits [R, V] of what follows; return the rows that those now running go on from."""
+        """Take one step with the logits [R, V] of the next token; return the rows that running hypotheses continue."""
         _normalise(logits)
         self._rules.apply(logits, self.texts)
         parents, tokens, sums = largest(logits, self.sums, self._kept)
-        if not len(sums) and not self._finished:  # the rules leave nothing to say
+        if not len(sums) and not self._finished:  # the rules allow no token
             self._finish(self.sums, self.texts)
         texts = np.concatenate([self.texts[parents], tokens[:, None]], axis=1)
         ended = self._rules.ended(tokens) | (texts.shape[1] == self._rules.longest)
@@ -98,13 +98,13 @@ class _Search:
         return parents[going]
 
     def _finish(self, sums: Array, texts: Array) -> None:
-        length = max(1, texts.shape[1] - self._rules.start)  # where no token could follow, the score is the only one
+        length = max(1, texts.shape[1] - self._rules.start)  # without a new token the length must not be 0
         scores = sums / float(length) ** self._options.length_penalty
         found = [*self._finished, *zip(scores.tolist(), texts, strict=True)]
         self._finished = sorted(found, key=lambda pair: -pair[0])[: self._options.num_beams]
 
     def _decided(self, running: Array, length: int) -> bool:
-        """Whether the running ones, of the given new length, can no longer matter."""
+        """True when no running hypothesis, with this many new tokens, can still be among the best."""
         if not len(running):
             return True
         options = self._options
@@ -123,15 +123,15 @@ def _normalise(logits: Array) -> None:
 
 
 def largest(log_probs: Array, sums: Array, count: int) -> tuple[Array, Array, Array]:
-    """Return row, token and sum [N] of the continuations that are most probable and possible, N <= ``count``.
+    """Return row, token and sum [N] of the most probable continuations that are possible, N <= ``count``.
 
-    They come in descending order of ``sums``[row] + ``log_probs``[row, token], equal ones in that of row and token;
-    [R] and [R, V]. No row is sorted: the ``count``-th largest of the maxima over groups of its tokens is a bound that
-    at least ``count`` of its tokens reach, and few others do.
+    They are in descending order of ``sums`` [R] at the row plus ``log_probs`` [R, V] at the row and token; ties are in
+    order of row and token. No row is sorted as a whole: the ``count``-th largest of the maxima over groups of tokens is
+    a bound that at least ``count`` tokens of the row reach, and few others.
     """
     rows, vocabulary = log_probs.shape
     groups = vocabulary // GROUP
-    bounds = np.full((rows, 1), np.finfo(log_probs.dtype).min)  # which leaves out -inf
+    bounds = np.full((rows, 1), np.finfo(log_probs.dtype).min)  # so -inf is left out
     if groups >= count:
         maxima = log_probs[:, : groups * GROUP].reshape(rows, GROUP, groups).max(1)
         bounds = np.maximum(bounds, np.partition(maxima, -count)[:, -count, None])

@@ -1,7 +1,7 @@
-"""What may come next whatever the model says: repeated n-grams, the least length, forced tokens.
+"""Rules that restrict the next token: no repeated n-grams, a minimum length, forced tokens.
 
-Greedy decoding and sampling apply the rules to logits, beam search to log-probabilities, which it does not normalise
-again; both as the stock library does. All rows have one length, padding included, and padding counts as text.
+Greedy decoding and sampling apply the rules to logits. Beam search applies them to log-probabilities and does not
+normalise again. Both follow transformers. All rows have the same length, padding included, and padding counts as text.
 
 Shapes: B rows, T tokens so far, V tokens of the vocabulary.
 """
@@ -22,25 +22,25 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of one generation; lengths are those of whole rows, prompt and new tokens."""
+    """The rules of one generation. Lengths count the prompt and the new tokens."""
 
     start: int
     """Length of the prompts."""
     longest: int
     shortest: int
-    """Below this length no row may end."""
+    """No row may end below this length."""
     ends: Array
-    """Tokens that end a row, [E]."""
+    """The tokens that end a row, [E]."""
     ngram: int
-    """Size of n-grams that may not come twice; 0: all may."""
+    """Size of the n-grams that may not repeat; 0 means no constraint."""
     first: Array
-    """Tokens one of which must follow a row of one token (where a decoder has an encoder: come first). None: any."""
+    """Allowed tokens at position 1; empty means no constraint. For an encoder-decoder this is the first new token."""
     last: Array
-    """Tokens one of which must be the last that the length allows. None: any."""
+    """Allowed tokens at the last position; empty means no constraint."""
 
     @classmethod
     def of(cls, options: Options, start: int, ends: Iterable[int], vocabulary: int) -> Rules:
-        """Rules for prompts of ``start`` tokens; ``ends`` outside the vocabulary never end a row.
+        """Rules for prompts of ``start`` tokens. ``ends`` outside the vocabulary never end a row.
 
         Raises UserError for a forced token outside the vocabulary.
         """
@@ -61,7 +61,7 @@ class Rules:
         )
 
     def apply(self, scores: Array, tokens: Array) -> None:
-        """Change the scores [B, V] of what follows tokens [B, T], in place."""
+        """Change the scores [B, V] of the next token after tokens [B, T], in place."""
         length = tokens.shape[1]
         if 0 < self.ngram <= length:
             rows, repeated = _repeated(tokens, self.ngram)
@@ -74,7 +74,7 @@ class Rules:
             _force(scores, self.last)
 
     def ended(self, tokens: Array) -> Array:
-        """Which tokens end a row, of any shape."""
+        """True at each token that ends a row; any shape."""
         found: Array = (tokens[..., None] == self.ends).any(-1)
         return found
 
@@ -85,7 +85,7 @@ def _force(scores: Array, tokens: Array) -> None:
 
 
 def _repeated(tokens: Array, size: int) -> tuple[Array, Array]:
-    """Rows, and for each a token that would complete an n-gram which the row already has."""
+    """Pairs of a row and a token that would complete an n-gram that the row already has."""
     starts = tokens.shape[1] - size + 1
     same = np.ones((len(tokens), starts), dtype=bool)
     for offset in range(size - 1):

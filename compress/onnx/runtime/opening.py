@@ -1,4 +1,4 @@
-"""Graphs and settings of an exported directory, read for decoding: numpy and onnxruntime are enough."""
+"""Open the graphs and settings of an exported directory; needs only numpy and onnxruntime."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _LOAD_ERRORS = (
 _RUN_ERRORS = (RuntimeError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.RuntimeException)
 _OWN_PLACES = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(?:cc|h):\d+ \S+ ")
 CACHE = "past_key_values."
-"""Of the names of caches."""
+"""Prefix of the names of caches."""
 _INTERFACES = {
     MODEL_FILE: ({"input_ids", "attention_mask", "position_ids"}, "logits"),
     ENCODER_FILE: ({"input_ids", "attention_mask"}, "last_hidden_state"),
     DECODER_FILE: ({"input_ids", "encoder_attention_mask", "encoder_hidden_states"}, "logits"),
 }
-"""What each graph takes besides caches, and its first output."""
+"""The inputs of each graph besides caches, and its first output."""
 _TOKEN = ("pad_token_id", "decoder_start_token_id")
 _TOKENS = ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 
 def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
-    """A session of one of the graphs of an exported directory; ModelError where it cannot be opened, or is another."""
+    """A session of one graph of an exported directory; ModelError if it cannot be opened or has other inputs."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 4  # what fails comes as an exception, too
-    if path.name == ENCODER_FILE:  # or its threads go on looking for work, for 50 ms that the decoder needs
+    options.log_severity_level = 4  # failures are raised as exceptions too
+    if path.name == ENCODER_FILE:  # otherwise its threads spin for 50 ms, which the decoder needs
         options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -50,14 +50,14 @@ def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
     wanted, output = _INTERFACES[path.name]
     if takes != wanted or output not in gives:
         raise ModelError(
-            f"{path}: is another graph: it takes {_few(takes)} and gives {_few(gives)}, "
-            f"where {_few(wanted)} and {output} belong"
+            f"{path}: is another graph: its inputs are {_few(takes)} and its outputs {_few(gives)}; "
+            f"expected {_few(wanted)} and {output}"
         )
     return session
 
 
 def run(session: ort.InferenceSession, binding: ort.IOBinding, length: int) -> None:
-    """Compute what is bound, for rows that then have ``length`` tokens; ModelError where the graph cannot."""
+    """Run with the bound arrays, for rows of ``length`` tokens in total; ModelError if the graph fails."""
     try:
         session.run_with_iobinding(binding)
     except _RUN_ERRORS as error:
@@ -65,12 +65,12 @@ def run(session: ort.InferenceSession, binding: ort.IOBinding, length: int) -> N
             raise MemoryError(reason(error)) from None
         raise ModelError(
             f"rows of {length} tokens cannot be computed ({reason(error)}); "
-            "config.json may name more positions than the weights have"
+            "config.json may give more positions than the weights have"
         ) from None
 
 
 def reason(error: Exception) -> str:
-    """The first line of what onnxruntime says, without the places of its own sources."""
+    """The first line of an onnxruntime message, without the paths of its source files."""
     return _OWN_PLACES.sub("", str(error).splitlines()[0])
 
 
@@ -80,15 +80,15 @@ def _few(names: set[str]) -> str:
 
 
 def decoding_settings(path: Path) -> dict[str, Any]:
-    """What decoding needs of ``config.json`` and ``generation_config.json``; the latter goes first."""
+    """The settings that decoding needs; ``generation_config.json`` takes precedence over ``config.json``."""
     generation = path / "generation_config.json"
     settings, given = json_object(path / "config.json"), json_object(generation) if generation.exists() else {}
     contexts = [settings[name] for name in ("n_positions", "max_position_embeddings") if name in settings]
     if not contexts:
-        raise ModelError(f"{path / 'config.json'}: names no number of positions")
+        raise ModelError(f"{path / 'config.json'}: does not give the number of positions")
     found = settings | {name: value for name, value in given.items() if value is not None} | {"context": contexts[0]}
     if type(found["context"]) is not int or found["context"] < 1:
-        raise ModelError(f"{path / 'config.json'}: {found['context']!r} is no number of positions")
+        raise ModelError(f"{path / 'config.json'}: {found['context']!r} is not a number of positions")
     for name in (*_TOKEN, *_TOKENS):
         value = found.get(name)
         several = name in _TOKENS
@@ -99,11 +99,11 @@ def decoding_settings(path: Path) -> dict[str, Any]:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The object that a file of settings holds; ModelError where it holds none."""
+    """The JSON object in a file of settings; ModelError if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path.parent}: no readable {path.name} ({error})") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{path.parent}: {path.name} holds no JSON object")
+        raise ModelError(f"{path.parent}: {path.name} does not hold a JSON object")
     return value

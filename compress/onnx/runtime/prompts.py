@@ -1,4 +1,4 @@
-"""Tokens and masks as callers give them, made into what graphs read. Shapes: B rows, T tokens."""
+"""Check the tokens and masks of a caller and convert them for a graph. Shapes: B rows, T tokens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ Array = np.ndarray[Any, Any]
 
 
 def prompts(input_ids: Any, attention_mask: Any, vocabulary: int) -> tuple[Array, Array | None]:
-    """Tokens [B, T] int64 and their mask, if there is one, from arrays or lists of rows of one length.
+    """Tokens [B, T] int64 and their mask, if any, from arrays or from lists of rows of equal length.
 
-    What the mask hides may be any whole number: one outside the vocabulary is read as 0.
+    A hidden position may hold any whole number; one outside the vocabulary is read as 0.
 
-    Raises UserError for what has no rows or no tokens, is no token, or for a mask that does not go with it.
+    Raises UserError for tokens without rows or columns, for a number that is not a token, and for a mask that does not
+    fit the tokens.
     """
     ids = _array(input_ids, "input_ids")
     if ids.ndim != 2 or not ids.size:
@@ -45,5 +46,5 @@ def _mask(attention_mask: Any, ids: Array) -> Array:
 def _array(values: Any, name: str) -> Array:
     try:
         return np.asarray(values)
-    except ValueError:  # of numpy, for rows of unequal length
+    except ValueError:  # numpy raises it for rows of unequal length
         raise UserError(f"{name}: the rows differ in length; pad them, with 0 there in attention_mask") from None

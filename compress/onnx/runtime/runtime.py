@@ -1,11 +1,11 @@
-"""Text generation from an exported directory. A deployed process needs numpy and onnxruntime for it, nothing else.
+"""Text generation from an exported directory. A deployed process needs only numpy and onnxruntime.
 
     runtime = Runtime.open("model-onnx", threads=2)
     tokens = runtime.generate(np.array([[464, 3290]]), max_new_tokens=16, num_beams=4)
 
-Shapes: B rows, T tokens, V tokens of the vocabulary. Prompts of unequal length are padded on the left, with 0 there in
-``attention_mask``. Tokens and masks are arrays, or lists of rows of one length; they are checked where a text begins,
-not at each step, nor where they are fed by hand.
+Shapes: B rows, T tokens, V tokens of the vocabulary. Pad prompts of unequal length on the left, with 0 at the padding
+in ``attention_mask``. Tokens and masks are arrays, or lists of rows of equal length. They are checked when a text
+begins; ``feed`` does not check them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_THREADS = 1024
 
 
 class Runtime:
-    """An exported model opened for decoding: a decoder alone, or an encoder and a decoder that answers its sources."""
+    """An exported model opened for decoding: a decoder-only model, or an encoder-decoder model."""
 
     def __init__(self, sessions: Mapping[str, ort.InferenceSession], settings: dict[str, Any]) -> None:
         self._sessions = sessions
@@ -49,7 +49,7 @@ class Runtime:
 
     @classmethod
     def open(cls, directory: str | Path, threads: int | None = None) -> Runtime:
-        """Open an exported directory; ``threads`` None lets onnxruntime take every core."""
+        """Open an exported directory; with ``threads`` None, onnxruntime uses every core."""
         if threads is not None and not (is_whole(threads) and 1 <= threads <= MOST_THREADS):
             raise UserError(f"threads: {threads!r} is not a whole number from 1 to {MOST_THREADS}, or None")
         path = Path(directory)
@@ -59,17 +59,17 @@ class Runtime:
 
     @property
     def files(self) -> str:
-        """The graphs that were opened, for messages."""
+        """The names of the opened graphs, for messages."""
         return ", ".join(self._sessions)
 
     @property
     def reads_sources(self) -> bool:
-        """The model is an encoder and a decoder: what it is given is a source to answer, not a text to continue."""
+        """True for an encoder-decoder model: its input is a source to respond to, not a prompt to continue."""
         return ENCODER_FILE in self._sessions
 
     @property
     def context(self) -> int:
-        """The most tokens a row may have, prompt and generated."""
+        """The largest number of tokens in a row, prompt and new tokens together."""
         return self._context
 
     def logits(self, input_ids: Any, attention_mask: Any = None) -> Array:
@@ -79,26 +79,26 @@ class Runtime:
         return self.start(*ids.shape).feed(ids, mask)
 
     def start(self, batch: int, capacity: int | None = None) -> Decoding:
-        """Begin to decode a batch by hand: ``feed`` takes a prompt, then one token at a time, or several."""
+        """Start to decode a batch step by step: ``feed`` takes a prompt, then one or more tokens at a time."""
         self._require_sources(False, "start", "answer")
-        asked = {"batch": (batch, None), "capacity": (self._context if capacity is None else capacity, self._context)}
-        for name, (value, most) in asked.items():
+        sizes = {"batch": (batch, None), "capacity": (self._context if capacity is None else capacity, self._context)}
+        for name, (value, most) in sizes.items():
             if not isinstance(value, Integral) or value < 1 or (most and value > most):
                 allowed = "of at least 1" if most is None else f"from 1 to the context of {most}"
                 raise UserError(f"{name}: {value!r} is not a whole number {allowed}")
-        return Decoding(self._sessions[MODEL_FILE], batch, asked["capacity"][0])
+        return Decoding(self._sessions[MODEL_FILE], batch, sizes["capacity"][0])
 
     def answer(self, input_ids: Any, attention_mask: Any = None) -> Seq2SeqDecoding:
-        """Begin to answer sources [B, R] by hand: ``feed`` takes the tokens of the answers."""
+        """Start to decode responses to sources [B, R] step by step: ``feed`` takes the tokens of the responses."""
         self._require_sources(True, "answer", "start or logits")
         return self._answer(*self._read(input_ids, attention_mask))
 
     def generate(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Array:
         """Continue prompts: [B, T] -> [B, T + new] int64; ``options`` are those of :class:`Options`.
 
-        Stops when every row has ended; a row that ended earlier is filled with padding. Raises UserError for an option
-        that is out of range, for what is no token, and for a prompt that is empty, ends in padding, or leaves too
-        little of the context.
+        Generation stops when every row has ended; a row that ended earlier is filled with padding. Raises UserError for
+        an option out of range, for a number that is not a token, and for a prompt that is empty, ends in padding, or
+        leaves too little of the context.
         """
         ids, mask, chosen, rules = self._checked(input_ids, attention_mask, options)
         given = self.given(ids)
@@ -113,21 +113,23 @@ class Runtime:
         return padded
 
     def stream(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Iterator[Array]:
-        """Continue prompts, yielding the next token of every row, [B], as soon as it is known.
+        """Continue prompts and yield the next token of every row, [B], as soon as it is known.
 
-        Raises UserError as ``generate`` does, and for beam search, which knows no token before the last.
+        Raises UserError as ``generate`` does, and for beam search, whose tokens are known only at the end.
         """
         ids, mask, chosen, rules = self._checked(input_ids, attention_mask, options)
         if chosen.num_beams > 1:
-            raise UserError(f"num_beams: {chosen.num_beams} beams know no token before the last; stream with 1")
+            raise UserError(
+                f"num_beams: {chosen.num_beams} beams know their tokens only at the end; use num_beams 1 to stream"
+            )
         return self._tokens(ids, mask, chosen, rules)
 
     def begin(
         self, input_ids: Any, attention_mask: Any = None, longest: int | None = None
     ) -> tuple[Decoding | Seq2SeqDecoding, Array]:
-        """Read prompts or sources; return what goes on decoding, and the logits [B, V] of the first new token.
+        """Read prompts or sources; return the decoding state and the logits [B, V] of the first new token.
 
-        ``longest`` is the most tokens a row will have, :meth:`given` and new ones.
+        ``longest`` is the largest number of tokens in a row, those of :meth:`given` and new ones together.
         """
         ids, mask = self._read(input_ids, attention_mask)
         if longest is not None and not self.given(ids).shape[1] <= longest <= self._context:
@@ -135,14 +137,14 @@ class Runtime:
         return self._begin(ids, mask, longest)
 
     def given(self, input_ids: Any) -> Array:
-        """The tokens that new ones follow: the prompts, or for sources the token that begins an answer."""
+        """The tokens before the new ones: the prompts, or for sources the start token of each response."""
         return np.full((len(input_ids), 1), self._start) if self.reads_sources else np.asarray(input_ids)
 
     def _begin(self, ids: Array, mask: Array | None, longest: int | None) -> tuple[Decoding | Seq2SeqDecoding, Array]:
         given = self.given(ids)
         if self.reads_sources:
-            answer = self._answer(ids, mask)
-            return answer, answer.read(given)
+            response = self._answer(ids, mask)
+            return response, response.read(given)
         decoding = self.start(len(given), longest)
         return decoding, decoding.read(given, mask)
 
@@ -154,10 +156,10 @@ class Runtime:
         self._check_length(ids.shape[1], 0)
         return ids, mask
 
-    def _require_sources(self, wanted: bool, asked: str, instead: str) -> None:
+    def _require_sources(self, wanted: bool, method: str, instead: str) -> None:
         if self.reads_sources != wanted:
-            does = "answers sources" if self.reads_sources else "continues prompts"
-            raise UserError(f"{asked}: this model {does} ({self.files}); use {instead}, or begin")
+            does = "responds to sources" if self.reads_sources else "continues prompts"
+            raise UserError(f"{method}: this model {does} ({self.files}); use {instead}, or begin")
 
     def _checked(
         self, input_ids: Any, attention_mask: Any, options: dict[str, Any]
@@ -196,9 +198,11 @@ class Runtime:
 
     def _check_length(self, length: int, new: int) -> None:
         if length + new > self._context:
-            asked = f"input_ids: {length} tokens of prompt and {new} new ones" if new else f"input_ids: {length} tokens"
-            asked = asked if length else f"max_new_tokens: {new} tokens"
-            raise UserError(f"{asked} exceed the context of {self._context}")
+            needed = (
+                f"input_ids: {length} tokens of prompt and {new} new ones" if new else f"input_ids: {length} tokens"
+            )
+            needed = needed if length else f"max_new_tokens: {new} tokens"
+            raise UserError(f"{needed} exceed the context of {self._context}")
 
 
 def _check_ends(attention_mask: Array | None) -> None:

@@ -1,4 +1,4 @@
-"""How the next token is chosen from logits, in numpy. Shapes: B rows, V tokens."""
+"""Choose the next token from logits, in numpy. Shapes: B rows, V tokens of the vocabulary."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from compress.errors import UserError
 
 Array = np.ndarray[Any, Any]
 MOST_PENALTY = 50
-"""Beyond it, lengths to this power leave the range of float64."""
+"""A length to a larger power leaves the range of float64."""
 LEAST_TEMPERATURE = 1e-6
-"""Of text that torch may draw too: it divides logits in float32, which a smaller one would take to infinity."""
+"""For text that torch may also sample: torch divides float32 logits, and a smaller temperature makes them infinite."""
 _LEAST = {"max_new_tokens": 1, "top_k": 0, "seed": 0, "num_beams": 1, "no_repeat_ngram_size": 0, "min_length": 0}
 _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("temperature", "above 0", lambda value: 0 < value < math.inf),
@@ -27,15 +27,15 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 
 @dataclass(frozen=True)
 class Options:
-    """Options of generation; they mean what they mean to ``generate`` of transformers. The defaults decode greedily.
+    """Options of generation, with the meaning they have in ``generate`` of transformers. The defaults decode greedily.
 
-    ``do_sample`` draws from the distribution that ``temperature``, then ``top_k`` (0: off), then ``top_p`` (1: off)
-    leave, with a generator started at ``seed``. ``num_beams`` above 1 is beam search, which ``length_penalty`` and
-    ``early_stopping`` steer (see :mod:`compress.onnx.runtime.beams`).
+    ``do_sample`` samples after ``temperature``, then ``top_k`` (0: off), then ``top_p`` (1: off), with a generator
+    seeded by ``seed``. ``num_beams`` above 1 selects beam search, which reads ``length_penalty`` and ``early_stopping``
+    (see :mod:`compress.onnx.runtime.beams`).
 
-    ``eos_token_id``, one or several, ends a row; ``forced_bos_token_id`` comes first, ``forced_eos_token_id`` where the
-    length allows no more. None takes the model's own; a negative number is no token.
-    ``min_length`` counts the prompt, ``min_new_tokens``, which goes first, does not.
+    ``eos_token_id``, one or several, ends a row. ``forced_bos_token_id`` is the first new token, and
+    ``forced_eos_token_id`` the last one that the length allows. None takes the model's own setting; a negative number
+    means no token. ``min_length`` counts the prompt. ``min_new_tokens`` does not, and takes precedence.
     """
 
     max_new_tokens: int = 20
@@ -69,14 +69,16 @@ class Options:
             self._require(name, number and valid(float(value)), f"a number {allowed}")
         known = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
         self._require("early_stopping", known, "True, False or 'never'")
-        self._require("num_beams", self.num_beams == 1 or not self.do_sample, "1, which do_sample goes with")
+        self._require(
+            "num_beams", self.num_beams == 1 or not self.do_sample, "1, the only number allowed with do_sample"
+        )
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Options:
-        """Options as a caller names them; UserError for one that is unknown or out of range."""
+        """Options from keyword arguments; UserError for one that is unknown or out of range."""
         known = [each.name for each in fields(cls)]
         if unknown := next((name for name in given if name not in known), None):
-            raise UserError(f"{unknown}: is no option of generation; known are {', '.join(known)}")
+            raise UserError(f"{unknown}: is not an option of generation; allowed: {', '.join(known)}")
         return cls(**given)
 
     def _require(self, name: str, valid: bool, allowed: str) -> None:
@@ -85,12 +87,12 @@ class Options:
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value is a whole number, which True and False are not."""
+    """True for a whole number; False for True and False."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def as_tokens(value: int | Sequence[int] | None) -> list[int]:
-    """A token, several or none, as a list."""
+    """One token, several tokens, or None as a list."""
     return [] if value is None else list(value) if isinstance(value, Sequence) else [value]
 
 
@@ -106,13 +108,13 @@ def choose(logits: Array, options: Options, generator: np.random.Generator) -> A
 
 
 def probabilities(logits: Array, options: Options) -> Array:
-    """The distribution that sampling draws from, [B, V] -> [B, V] float64.
+    """The probabilities that sampling uses, [B, V] -> [B, V] float64.
 
     ``top_k`` keeps the k largest logits and those equal to the k-th; ``top_p`` keeps the smallest set of tokens whose
     probability reaches p, at least one (Holtzman et al., arXiv 1904.09751, section 3.1).
     """
     scores = logits.astype(np.float64)
-    with np.errstate(over="ignore"):  # what lies below the largest by more than float64 holds has no probability
+    with np.errstate(over="ignore"):  # a logit too far below the largest gets probability 0
         scores = (scores - scores.max(-1, keepdims=True)) / options.temperature
     if 0 < options.top_k < scores.shape[-1]:
         kth = np.partition(scores, -options.top_k)[:, -options.top_k, None]

@@ -1,4 +1,4 @@
-"""One batch of targets being decoded from its sources by the two sessions of an encoder-decoder model.
+"""Decode one batch of responses to sources with the two sessions of an encoder-decoder model.
 
 Shapes: B rows, R source tokens, S new tokens, V tokens of the vocabulary.
 """
@@ -12,13 +12,13 @@ from compress.onnx.runtime.opening import run
 from compress.onnx.runtime.session import Array, bind_input, bind_output
 
 _OWN = ".decoder."
-"""In the names of caches that grow with each token."""
+"""Part of the names of the caches that grow with each token."""
 
 
 class Seq2SeqDecoding:
     """The encoder's states of a batch, the tokens decoded so far, and the keys and values computed from both.
 
-    ``capacity`` is the most tokens an answer can take; without it, whatever the graph has positions for.
+    ``capacity`` is the largest number of tokens in a response; None means as many as the graph has positions.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Seq2SeqDecoding:
         self._sources = np.arange(len(input_ids))
 
     def read(self, input_ids: Array) -> Array:
-        """Append target tokens [B, S] and return the logits [B, V] of what follows them."""
+        """Append target tokens [B, S] and return the logits [B, V] of the next token."""
         return self.feed(input_ids)[:, -1]
 
     def feed(self, input_ids: Array) -> Array:
@@ -68,7 +68,7 @@ class Seq2SeqDecoding:
             bind_input(binding, name, array)
         for name, value in self._cache.items():
             binding.bind_ortvalue_input(name, value)
-        # what was computed from the source is there after the first call
+        # the keys and values of the source are computed in the first call
         renewed = [name for name in self._cache if _OWN in name or not self._length]
         for name in renewed:
             binding.bind_output(self._presents[name], "cpu")
@@ -80,10 +80,10 @@ class Seq2SeqDecoding:
         return logits
 
     def reorder(self, rows: Array) -> None:
-        """Go on with these rows, in this order; one may be taken several times."""
+        """Keep these rows, in this order. A row may appear several times."""
         sources = self._sources[rows]
         moved = list(self._cache)
-        if np.array_equal(sources, self._sources):  # as in beam search, where rows of one source change places
+        if np.array_equal(sources, self._sources):  # as in beam search, where rows of one source are reordered
             moved = [name for name in moved if _OWN in name]
         else:
             self._mask, self._states, self._sources = self._mask[rows], self._states[rows], sources

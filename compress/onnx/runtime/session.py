@@ -1,4 +1,4 @@
-"""One batch being decoded by an onnxruntime session: its cache, its mask, and the tokens fed to it one call at a time.
+"""Decode one batch with an onnxruntime session: its cache, its mask and its tokens, one call at a time.
 
 Shapes: B rows, S new tokens, T tokens so far, V tokens of the vocabulary.
 """
@@ -25,10 +25,10 @@ class _Cache(Protocol):
 
 
 class _InPlaceCache:
-    """One buffer a tensor, bound as past and as present: a step writes its position and copies nothing.
+    """One buffer per tensor, bound as both past and present: a step writes its own position and copies nothing.
 
-    Rows that were copied from one row share what it held: a position is copied again only where it was written since by
-    another one. ``_writers`` [B, capacity] says for each position which row wrote it, as rows stood then.
+    Rows copied from the same row share its positions. A position is copied again only if another row has written it
+    since. ``_writers`` [B, capacity] holds, for each position, the row that wrote it, numbered as at that time.
     """
 
     def __init__(self, session: ort.InferenceSession, batch: int, capacity: int) -> None:
@@ -45,7 +45,7 @@ class _InPlaceCache:
             bind_output(binding, present, buffer[rows])
 
     def keep(self, binding: ort.IOBinding) -> None:
-        """The buffers already hold what was computed."""
+        """Do nothing: the buffers already hold the new keys and values."""
 
     def reorder(self, rows: Array, length: int) -> None:
         self._writers[:, self._reordered_at : length] = np.arange(len(self._writers))[:, None]
@@ -62,7 +62,7 @@ class _InPlaceCache:
 
 
 class _GrowingCache:
-    """The presents of one call are the pasts of the next."""
+    """The present of one call is the past of the next."""
 
     def __init__(self, session: ort.InferenceSession, batch: int) -> None:
         pairs = _cache_tensors(session)
@@ -76,14 +76,16 @@ class _GrowingCache:
             binding.bind_output(present, "cpu")
 
     def keep(self, binding: ort.IOBinding) -> None:
-        self._values = binding.get_outputs()[: len(self._names)]  # in the order of their first binding, logits last
+        self._values = binding.get_outputs()[
+            : len(self._names)
+        ]  # in the order in which they were first bound, logits last
 
     def reorder(self, rows: Array, length: int) -> None:
         self._values = [ort.OrtValue.ortvalue_from_numpy(value.numpy()[rows]) for value in self._values]
 
 
 class Decoding:
-    """Tokens of a batch and the keys and values computed from them; ``capacity`` is the most tokens a row can take."""
+    """The tokens of a batch with their keys and values; ``capacity`` is the largest number of tokens in a row."""
 
     def __init__(self, session: ort.InferenceSession, batch: int, capacity: int) -> None:
         self._session = session
@@ -100,16 +102,16 @@ class Decoding:
         self._offers_last = LOGITS_FROM in [option.name for option in session.get_overridable_initializers()]
 
     def read(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
-        """Append a prompt [B, S] (mask 0: padding) and return the logits [B, V] of what follows it.
+        """Append a prompt [B, S] (mask 0: padding) and return the logits [B, V] of the next token.
 
-        The last position alone goes through the head, where the graph offers that.
+        If the graph has the option, only the last position goes through the head.
         """
         return self._append(input_ids, attention_mask, first=-1 if self._offers_last else 0)[:, -1]
 
     def feed(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
         """Append tokens [B, S] (mask 0: padding) and return their logits [B, S, V].
 
-        The array belongs to this object: the next call may overwrite it, as the caller may.
+        This object owns the array: the next call may overwrite it. The caller may also overwrite it.
         """
         return self._append(input_ids, attention_mask)
 
@@ -124,7 +126,7 @@ class Decoding:
         positions = (self._mask[:, :total].cumsum(-1) - 1).clip(min=0)[:, past:]
         self._logits = _array_of_shape(self._logits, (batch, 1 if first else new, self._vocabulary))
         self._length = total
-        if self._in_place and batch > 1 and new > 1 and past > 0:  # which GroupQueryAttention takes one row at a time
+        if self._in_place and batch > 1 and new > 1 and past > 0:  # GroupQueryAttention takes one row at a time here
             for row in range(batch):
                 rows, binding = slice(row, row + 1), self._session.io_binding()
                 self._cache.bind(binding, rows)
@@ -134,7 +136,7 @@ class Decoding:
         return self._logits
 
     def reorder(self, rows: Array) -> None:
-        """Go on with these rows, in this order: a row may be named several times, or not at all."""
+        """Keep these rows, in this order. A row may appear several times, or not at all."""
         if np.array_equal(rows, np.arange(len(self._mask))):
             return
         self._cache.reorder(rows, self._length)
@@ -156,12 +158,12 @@ class Decoding:
 
 
 def bind_input(binding: ort.IOBinding, name: str, array: Array) -> None:
-    """Let a graph read an array where it lies."""
+    """Let a graph read an array without a copy."""
     binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
 
 def bind_output(binding: ort.IOBinding, name: str, array: Array) -> None:
-    """Let a graph write into an array."""
+    """Let a graph write into an array without a copy."""
     binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
 
@@ -172,7 +174,7 @@ def _cache_tensors(session: ort.InferenceSession) -> list[tuple[ort.NodeArg, ort
 
 
 def _spread(buffer: Array, rows: Array, length: int) -> Array:
-    """A new buffer of more rows, filled up to a length."""
+    """A new buffer with more rows, filled up to this length."""
     found = np.zeros((len(rows), *buffer.shape[1:]), buffer.dtype)
     found[:, :, :length] = buffer[rows, :, :length]
     return found

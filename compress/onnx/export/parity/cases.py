@@ -1,4 +1,4 @@
-"""What a written graph and the torch model it was made from are both asked, and how each answers.
+"""The inputs of the parity gate, and the logits of the written graph and of the torch model for them.
 
 Shapes: B rows, T tokens, R source tokens, V tokens of the vocabulary.
 """
@@ -17,12 +17,12 @@ from compress.onnx.runtime import Runtime
 from compress.onnx.runtime.session import Array
 
 LONGEST, STEPS = 32, 6
-"""Tokens of the longest row, single tokens fed one after another."""
+"""Tokens of the longest row; number of single tokens fed one after another."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Tokens [B, T] with a mask, fed in pieces of the given lengths; for an encoder-decoder also a source [B, R]."""
+    """Tokens [B, T] with a mask, fed in pieces of these lengths; for an encoder-decoder also a source [B, R]."""
 
     ids: Array
     mask: Array
@@ -34,7 +34,7 @@ class Case:
 def cases_of(
     vocabulary: int, context: int, generator: np.random.Generator, *, with_sources: bool = False
 ) -> Iterator[Case]:
-    """Whole rows and rows in pieces, alone and in batches of unequal length."""
+    """Whole rows and rows in pieces, alone and in batches of unequal lengths."""
     longest = min(LONGEST, context)
     half, steps = max(1, longest // 2), min(STEPS, longest)
     for lengths, pieces in (
@@ -45,7 +45,7 @@ def cases_of(
         ((steps,), (1,) * steps),
         ((half + 2, half), (half, 2)),
     ):
-        ends = np.minimum(np.cumsum(pieces), longest)  # below a context of 4 some pieces do not fit
+        ends = np.minimum(np.cumsum(pieces), longest)  # in a context below 4 some pieces do not fit
         rows = np.clip(lengths, 1, ends[-1])
         mask = (np.arange(ends[-1]) >= ends[-1] - rows[:, None]).astype(np.int64)
         fitting = tuple(int(piece) for piece in np.diff(ends, prepend=0) if piece)
@@ -54,24 +54,24 @@ def cases_of(
 
 
 def _with_source(case: Case, lengths: Array, vocabulary: int, generator: np.random.Generator) -> Case:
-    """Sources of the given lengths, padded on the right; the rows themselves are whole."""
+    """Add sources of these lengths, padded on the right; the rows themselves have no padding."""
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
     return Case(case.ids, np.ones_like(case.mask), case.pieces, generator.integers(0, vocabulary, mask.shape), mask)
 
 
 def graph_logits(runtime: Runtime, case: Case) -> Array:
-    """Logits [B, T, V] of the graph, through its cache."""
+    """Logits [B, T, V] of the graph, computed through its cache."""
     starts = np.cumsum((0, *case.pieces))[:-1]
     pieces = [slice(start, start + length) for start, length in zip(starts, case.pieces, strict=True)]
     if case.source is not None:
-        answer = runtime.answer(case.source, case.source_mask)
-        return np.concatenate([answer.feed(case.ids[:, at]) for at in pieces], axis=1)
+        response = runtime.answer(case.source, case.source_mask)
+        return np.concatenate([response.feed(case.ids[:, at]) for at in pieces], axis=1)
     decoding = runtime.start(*case.ids.shape)
     return np.concatenate([decoding.feed(case.ids[:, at], case.mask[:, at]).copy() for at in pieces], axis=1)
 
 
 def torch_logits(model: nn.Module, case: Case) -> Array:
-    """Logits [B, T, V] of the torch model, in one pass."""
+    """Logits [B, T, V] of the torch model, from one forward pass."""
     inputs: dict[str, Any] = {"input_ids": case.ids, "attention_mask": case.mask}
     if case.source is not None:
         inputs = {"input_ids": case.source, "attention_mask": case.source_mask, "decoder_input_ids": case.ids}

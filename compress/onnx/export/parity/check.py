@@ -1,15 +1,16 @@
 """The gate of an export: does the written graph compute what the torch model computes?
 
-Logits are compared on whole sequences and through the cache, with left padding, single tokens and several tokens on a
-past; then greedy text. A quantized graph passes three tests:
+The gate compares logits on whole sequences and through the cache: with left padding, with single tokens, and with
+several tokens on a past. Then it compares greedy text. A quantized graph must pass three tests:
 
-1. each packed product alone, with 8-bit inputs, within 1e-5 (:mod:`compress.onnx.export.parity.products`);
-2. the whole graph with the products' inputs left in float32, within the limit of float graphs;
-3. the whole graph as it is. Here float32 sums in another order can tip the rounding of some 8-bit input by one step,
-   which moves the inputs of every later layer: two honest evaluations differ by as much as quantizing the inputs does.
-   The limit is 1e-3 of the logits' range or three times the effect of quantizing the inputs, whichever is more.
+1. Each packed product alone, with 8-bit inputs, is within 1e-5 (:mod:`compress.onnx.export.parity.products`).
+2. The whole graph with float32 inputs of products is within the limit of float graphs.
+3. The whole graph as written. Float32 sums in another order can change the rounding of an 8-bit input by one step,
+   which changes the inputs of all later layers. Two correct evaluations therefore differ by as much as quantizing the
+   inputs does. The limit is 1e-3 of the logits' range, or three times the effect of quantizing the inputs if that is
+   larger.
 
-Where products take float32 inputs the second test is the third.
+For products with float32 inputs, tests 2 and 3 are the same.
 
 Shapes: B rows, T tokens, V tokens of the vocabulary.
 """
@@ -37,12 +38,12 @@ from compress.onnx.runtime.session import Array
 from compress.surgery.quantization import Product, QuantizationSpec
 
 FLOAT_LIMIT, PACKED_LIMIT = 1e-4, 1e-3
-"""Largest logit error, in parts of the range of the reference's logits."""
+"""The largest logit error allowed, as a fraction of the range of the reference logits."""
 ROUNDING_LIMIT = 3.0
-"""Largest logit error of a packed graph, in parts of the effect of quantizing the inputs of products."""
+"""The largest logit error of a packed graph, as a multiple of the effect of quantizing the inputs of products."""
 PRODUCT_LIMIT = 1e-5
 NEW_TOKENS = 16
-"""Tokens of greedy text."""
+"""The number of tokens of greedy text."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,14 @@ class _Comparison:
 
     @property
     def spread(self) -> float:
-        """The range of the reference's logits; of one token's, which may all be the same, the range with zero."""
+        """The range of the reference logits; with a vocabulary of one token, the range includes zero."""
         return float(np.ptp(self.reference if self.reference.shape[-1] > 1 else np.append(self.reference, 0)))
 
 
 def check_parity(
     model: nn.Module, directory: Path, spec: QuantizationSpec | None = None, *, seed: int = 0
 ) -> dict[str, float]:
-    """Compare the graphs in a directory with the torch model they were made from, as that is deployed.
+    """Compare the graphs in a directory with the deployed torch model that they were made from.
 
     Returns:
         ``max_logit_error``, its ``limit``, ``logit_range``, ``positions`` compared, ``greedy_tokens`` compared and
@@ -70,7 +71,7 @@ def check_parity(
         quantized ``max_float_logit_error`` (with inputs in float32) and its ``float_limit``.
 
     Raises:
-        ParityError: with the number and the limit.
+        ParityError: an error exceeds its limit; the message has both numbers.
     """
     runtime = Runtime.open(directory)
     generator = np.random.default_rng(seed)
@@ -87,7 +88,7 @@ def check_parity(
             floats = _compare(model, twin, cases)
             float_limit = FLOAT_LIMIT * floats.spread
             _require(runtime, "logits with float inputs of products differ", floats.error, float_limit)
-            _greedy(model, twin, floats.error, float_limit, prompts)  # whose error leaves hardly a token undecided
+            _greedy(model, twin, floats.error, float_limit, prompts)  # the small error leaves almost no token undecided
         figures |= {"max_float_logit_error": floats.error, "float_limit": float_limit}
         effect = float(np.abs(compared.reference - floats.reference).max())
         limit = max(PACKED_LIMIT * compared.spread, ROUNDING_LIMIT * effect)
@@ -111,7 +112,7 @@ def _products(model: nn.Module, runtime: Runtime, directory: Path, spec: Quantiz
 
 @contextmanager
 def float_activations(model: nn.Module) -> Iterator[None]:
-    """Let the packed products of a torch model take their inputs as they are."""
+    """Let the packed products of a torch model read float32 inputs inside this context."""
     specs = {module: module.spec for module in model.modules() if isinstance(module, Product)}
     try:
         for module, spec in specs.items():
@@ -124,7 +125,7 @@ def float_activations(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _float_twin(directory: Path) -> Iterator[Runtime]:
-    """The same graphs and weights, but the products compute with float32 inputs (``accuracy_level`` 1)."""
+    """The same graphs and weights, with products on float32 inputs (``accuracy_level`` 1)."""
     with TemporaryDirectory() as temporary:
         for settings in directory.glob("*config.json"):
             shutil.copyfile(settings, Path(temporary) / settings.name)
@@ -148,24 +149,24 @@ def _compare(model: nn.Module, runtime: Runtime, cases: Iterable[Case]) -> _Comp
         reference = torch_logits(model, case)[real]
         references.append(reference)
         errors.append(float(np.abs(graph_logits(runtime, case)[real] - reference).max()))
-    return _Comparison(float(np.max(errors)), np.concatenate(references))  # which, unlike max, lets no NaN through
+    return _Comparison(float(np.max(errors)), np.concatenate(references))  # unlike max, this propagates NaN
 
 
 def _greedy(model: nn.Module, runtime: Runtime, error: float, limit: float, prompts: Array) -> dict[str, float]:
-    """Let the graph write; wherever torch's choice after the same tokens is clear, it must be the graph's.
+    """Generate greedy text with the graph. Where torch's choice after the same tokens is clear, both must agree.
 
-    One pass of torch over the finished text says what it would have chosen at each place. A choice is clear where its
-    two best logits lie further apart than twice the largest error, that along this text included, which the limit holds
-    too: here may lie a step of rounding that no earlier comparison met. Nothing is chosen where the context has no room
-    for a prompt and a new token, or the vocabulary has one token.
+    One forward pass of torch over the finished text gives its choice at each position. A choice is clear if the two
+    largest logits differ by more than twice the largest error. That error includes the error along this text, which
+    must also be within the limit: this text may meet a rounding step that no earlier case met. Nothing is generated if
+    the context has no room for a prompt and a new token, or if the vocabulary has one token.
     """
-    asked = prompts.shape[1]
-    if not asked or model.config.vocab_size == 1:  # type: ignore[union-attr]
+    prompted = prompts.shape[1]
+    if not prompted or model.config.vocab_size == 1:  # type: ignore[union-attr]
         return {"greedy_tokens": 0, "greedy_undecided": 0}
     free: dict[str, Any] = dict.fromkeys(("eos_token_id", "forced_bos_token_id", "forced_eos_token_id"), -1)
-    text = runtime.generate(prompts, max_new_tokens=min(NEW_TOKENS, runtime.context - asked), **free)
+    text = runtime.generate(prompts, max_new_tokens=min(NEW_TOKENS, runtime.context - prompted), **free)
     source = prompts if runtime.reads_sources else None
-    length = 1 if runtime.reads_sources else asked
+    length = 1 if runtime.reads_sources else prompted
     written, read = text[:, length:], text[:, :-1]
     whole = None if source is None else np.ones_like(source)
     pieces = (length, *(1,) * (read.shape[1] - length))

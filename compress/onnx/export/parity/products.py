@@ -1,9 +1,9 @@
-"""Each packed product of a written graph, alone, against the torch module that it stands for.
+"""Compare each packed product of a written graph, alone, with its torch module.
 
-The reference multiplies the module's own quantized inputs and weights in float64: the kernel's rounding alone is left.
-A kernel of 8-bit inputs keeps codes unsigned: it sums x (code + zero point), takes sum x times the zero point off, and
-rounds both. Of a large input that meets weights of zero alone this is all that it leaves, and much beside a small
-product; so the outlier is put on a channel with large weights.
+The reference multiplies the module's own quantized inputs and weights in float64, so the difference is the kernel's
+rounding alone. A kernel with 8-bit inputs keeps codes unsigned: it sums x (code + zero point), subtracts the zero point
+times the sum of x, and rounds both. For a large input whose weights are all zero, only that rounding error is left, and
+it is large beside a small product. So the outlier is put on a channel with large weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 
 ROWS = 4
 OUTLIER = 50.0
-"""How many times larger than every other channel the injected one is."""
+"""The size of the outlier channel, as a multiple of every other channel."""
 
 
 def product_errors(
@@ -38,12 +38,12 @@ def product_errors(
 ) -> Iterator[tuple[str, float]]:
     """The module and max |y - y_ref| / max |y_ref| of every packed product, for inputs with an outlier channel.
 
-    A matrix of zeros has no weight to measure by: there the error is in parts of what its largest code would make of
-    the outlier, if that is more than max |y_ref|. If that is zero too, so must y be: any error is infinite.
+    A matrix of zeros has max |y_ref| = max |bias|. Its error is relative to the product of its largest code and the
+    outlier, if that is larger than max |y_ref|. If both are zero, any error is infinite.
 
     Raises:
-        ParityError: the graphs, named by their files, hold no packed product for one of the matrices, or one for none
-            of them: 8-bit inputs that no other test of the gate would hold to more than their rounding.
+        ParityError: the graphs, named by their files, have no packed product for one of the matrices, or a packed
+            product for none of them. The other tests of the gate would not bound the rounding of its 8-bit inputs.
     """
     generator = np.random.default_rng(0)
     places = {module: place for file, graph in graphs.items() for module, place in _places(file, graph, matrices)}
@@ -52,7 +52,7 @@ def product_errors(
         if isinstance(module, Table):
             continue
         if matrix.module not in places:
-            raise ParityError(f"the graph holds no packed product for {matrix.module}")
+            raise ParityError(f"the graph has no packed product for {matrix.module}")
         graph, node, outputs = places[matrix.module]
         assert isinstance(module, Product)
         weight = module.quantizer().detach().numpy()
@@ -68,7 +68,7 @@ def product_errors(
 
 @torch.no_grad()
 def _reference(product: Product, x: Array) -> Array:
-    """What a module makes of x, its inputs and weights rounded as they are and all else in float64."""
+    """The output of a module for x: inputs and weights are rounded as in the module, the rest is in float64."""
     bias = None if product.bias is None else product.bias.double()
     taken = product.activations(torch.from_numpy(x))
     y: Array = F.linear(taken.double(), product.quantizer().double(), bias).numpy()
@@ -78,7 +78,7 @@ def _reference(product: Product, x: Array) -> Array:
 def _places(
     file: str, graph: onnx.ModelProto, matrices: Sequence[MatrixSpec]
 ) -> Iterator[tuple[str, tuple[onnx.ModelProto, onnx.NodeProto, slice]]]:
-    """Where a graph computes a module's product: the node, and which of its outputs are the module's."""
+    """The node that computes each module's product, and the slice of its outputs that belongs to the module."""
     rows = {matrix.module: matrix.shape[0] for matrix in matrices}
     stored = {tensor.name for tensor in graph.graph.initializer}
     for node in graph.graph.node:
@@ -87,23 +87,23 @@ def _places(
             start = 0
             for module in node.name.split(JOIN):
                 if module not in rows:
-                    raise ParityError(f"{file}: holds a packed product that torch has not: {module}")
+                    raise ParityError(f"{file}: has a packed product that the torch model does not have: {module}")
                 yield module, (graph, node, slice(start, start + rows[module]))
                 start += rows[module]
 
 
 def large_channels(weight: Array) -> Array:
-    """Channels of [N, K] whose largest weight is at least half of the largest of all."""
+    """Channels of a weight [N, K] whose largest entry is at least half of the largest entry of all."""
     sizes = np.abs(weight).max(0)
-    return np.flatnonzero(~(sizes < sizes.max() / 2))  # all, if there is a NaN, which the product will show
+    return np.flatnonzero(~(sizes < sizes.max() / 2))  # with NaN all channels; the product then shows the NaN
 
 
 def product_inputs(columns: int, block: int, generator: np.random.Generator, channels: Array | None = None) -> Array:
     """Inputs [rows, K] float32 whose 8-bit codes do not depend on the last bit of the arithmetic.
 
-    In each block one channel takes code 127 and the others stay 0.2 away from a tie between two codes. One channel,
-    the outlier, is 50 times larger than all others: in its block they take codes of -2 to 2. It is drawn from
-    ``channels``, or from all.
+    In each block one channel has code 127, and the others are at least 0.2 away from a tie between two codes. One
+    channel, the outlier, is 50 times larger than all others: the others in its block have codes from -2 to 2. The
+    outlier is drawn from ``channels``, or from all channels.
     """
     blocks = -(-columns // block)
     codes = generator.integers(-127, 128, (ROWS, blocks * block)).astype(np.float64)
@@ -121,9 +121,9 @@ def product_inputs(columns: int, block: int, generator: np.random.Generator, cha
 
 
 def _run_alone(graph: onnx.ModelProto, node: onnx.NodeProto, x: Array) -> tuple[Array, Array]:
-    """Run one node of a graph, with the constants it reads and the bias that a node of its own adds, on x.
+    """Run one node of a graph on x, with the constants it reads and the separate node that adds its bias.
 
-    Returns its output, and the scales of each output's codes: 0 where it multiplies by weights that are unpacked.
+    Returns its output, and the scales of each output's codes: 0 for a product with unpacked weights.
     """
     biases = JOIN.join(f"{module}.bias" for module in node.name.split(JOIN))
     behind = [each for each in graph.graph.node if list(each.input) == [node.output[0], biases]]

@@ -157,12 +157,12 @@ def test_uniform_config_needs_equal_layers_and_the_head_size(tiny_gpt2, tiny_bar
 
 @pytest.mark.parametrize(("hidden", "opens"), [(24, True), (20, False)])
 def test_a_hidden_size_that_the_heads_do_not_divide_is_not_a_stock_shape(tiny_llama, hidden, opens):
-    config = tiny_llama(heads=6, kv_heads=3, hidden=30).config
+    config = tiny_llama(heads=6, kv_heads=3, hidden=36).config
     sizes = {"hidden": hidden} | {f"layer.{n}.heads": 3 for n in range(2)}
     small = family_of(config).uniform_config(config, sizes)
     assert (small is not None) == opens
     if small is not None:
-        assert (small.hidden_size, small.num_attention_heads, small.head_dim) == (24, 3, 5)
+        assert (small.hidden_size, small.num_attention_heads, small.head_dim) == (24, 3, 6)
 
 
 def test_gpt2_keeps_saying_four_times_where_it_said_so(tiny_gpt2):

@@ -166,7 +166,7 @@ def test_kept_groups_hold_equally_many_heads(tiny_llama, keep):
 
 
 def test_query_heads_are_ranked_within_their_groups(tiny_llama):
-    axes = sized_axes(model := tiny_llama(heads=6, kv_heads=3), family_of(model.config))
+    axes = sized_axes(model := tiny_llama(heads=6, kv_heads=3, hidden=36), family_of(model.config))
     scores = {"layer.0.heads": torch.tensor([6.0, 5, 1, 2, 4, 3]), "layer.0.groups": torch.tensor([1.0, 3, 2])}
     assert ranked(scores, {"layer.0.heads": 3}, axes)["layer.0.heads"].tolist() == [0, 3, 4]
     both = ranked(scores, {"layer.0.heads": 2, "layer.0.groups": 2}, axes)

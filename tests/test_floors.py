@@ -5,10 +5,18 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as SEQ2SEQ
+
+from compress.models.families import BUILT_IN
+from compress.models.family import ModelFamily
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "compress").rglob("*.py"))
@@ -91,12 +99,76 @@ def test_heavy_libraries_stay_in_their_places(file: Path) -> None:
         assert part(file) in ONLY_IN.get(library, {part(file)}), f"{file.name} imports {name}"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_model_names_live_in_models(file: Path) -> None:
-    if part(file) == "models":
-        return
-    names = {node.value for node in ast.walk(parsed(file)) if isinstance(node, ast.Constant)}
-    assert not names & {"gpt2", "bart", "GPT2LMHeadModel", "BartForConditionalGeneration"}
+def tables(value: Any) -> Iterator[Any]:
+    """A family and every table below it."""
+    yield value
+    for each in fields(value):
+        below = getattr(value, each.name)
+        for table in below if isinstance(below, tuple) else [below]:
+            if is_dataclass(table):
+                yield from tables(table)
+
+
+def config_fields(family: ModelFamily) -> set[str]:
+    """Every name in a family's tables that is a field of its stock config."""
+    config = AutoConfig.for_model(family.model_types[0])
+    found: set[str] = set(family.refused)
+    for table in tables(family):
+        for each in fields(table):
+            value = getattr(table, each.name)
+            found |= set(value if isinstance(value, tuple | Mapping) else [value]) & set(config.to_dict())
+            found |= set(value) if each.name in ("fields", "rotary_settings") else set()
+    return found
+
+
+CONFIG_FIELDS = frozenset().union(*(config_fields(family) for family in BUILT_IN))
+OWN_NAMES = {
+    ("terms/token_contrastive.py", "hidden_size"),  # of a Side, which measures it on tensors
+    # a machine that only serves has no torch, and therefore no family tables
+    ("onnx/runtime/opening.py", "n_positions"),
+    ("onnx/runtime/opening.py", "max_position_embeddings"),
+}
+OUTSIDE_FAMILIES = [file for file in FILES if file.parent != ROOT / "compress" / "models" / "families"]
+
+
+def config_reads(tree: ast.AST) -> set[str]:
+    """Fields of stock configs that code names: attributes, strings (of getattr, setattr, keys), keyword arguments."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+        elif isinstance(node, ast.keyword) and node.arg:
+            found.add(node.arg)
+    return found & CONFIG_FIELDS
+
+
+@pytest.mark.parametrize("file", OUTSIDE_FAMILIES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_only_families_name_families_and_fields_of_their_configs(file: Path) -> None:
+    name = file.relative_to(ROOT / "compress").as_posix()
+    tree = parsed(file)
+    assert {field for field in config_reads(tree) if (name, field) not in OWN_NAMES} == set()
+    constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    classes = {name for auto in (CAUSAL, SEQ2SEQ) for kind, name in auto.items() if kind in FAMILY_NAMES}
+    assert not constants & (FAMILY_NAMES | classes)
+
+
+FAMILY_NAMES = {name for family in BUILT_IN for name in (family.name, *family.model_types)}
+
+
+def test_the_fields_that_are_looked_for_are_those_of_every_family() -> None:
+    assert {"n_embd", "d_model", "num_key_value_heads", "head_dim", "rope_scaling", "hidden_act"} <= CONFIG_FIELDS
+    assert {"scale_attn_weights", "add_cross_attention", "scale_embedding", "decoder_layers"} <= CONFIG_FIELDS
+    for code in ("model.config.d_model", "getattr(config, 'n_head')", "config['n_inner']", "with_(n_layer=2)"):
+        assert config_reads(ast.parse(code)), code
+    assert not config_reads(ast.parse("config.vocab_size, config.tie_word_embeddings, hidden.layers"))
+
+
+def test_the_runtime_finds_the_context_of_every_family() -> None:
+    assert {family.context for family in BUILT_IN} == {
+        name for file, name in OWN_NAMES if file == "onnx/runtime/opening.py"
+    }
 
 
 def test_every_part_has_a_floor() -> None:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from compress.distributed import collectives
+from compress.errors import ModelError
 from compress.functional import importance
 from compress.models.family import ModelFamily
 from compress.models.structure import MASKS, AxisKind, sized_axes, stock_tensors
 from compress.surgery.coverage import Coverage
-from compress.surgery.masks import attach, detach, masks_of
+from compress.surgery.masks import attach, detach, masks_of, missing_kinds
 from compress.surgery.units import unit_weights
 from compress.terms.mask_l1 import MaskL1
 from compress.training.config import Group
@@ -66,8 +67,13 @@ def unit_values(
 
     Returns:
         The values, what was touched (axes in place of modules, units in place of parameters), and the training metrics.
+
+    Raises:
+        ModelError: the model has no axis of one of these kinds.
     """
     model.requires_grad_(weights_lr is not None)
+    if missing := missing_kinds(axes, sized_axes(model, family)):
+        raise ModelError(missing)
     attach(model, family, axes)
     try:
         metrics: dict[str, float] = {}

@@ -123,15 +123,16 @@ def describe(model: nn.Module) -> Description:
 
 def require_described(config: Any) -> None:
     """Raise ModelError for a model with rotary frequencies that change with the length of a row."""
-    family = family_of(config)
-    kind = rotary_kind(config)
-    if any(stack.rotary for stack in family.stacks) and kind in LENGTH_DEPENDENT:
-        raise ModelError(f"rotary positions of type {kind!r} change with the length of a row; a graph cannot hold them")
+    for stack in family_of(config).stacks:
+        if (kind := rotary_kind(config, stack)) in LENGTH_DEPENDENT:
+            raise ModelError(
+                f"rotary positions of type {kind!r} change with the length of a row; a graph cannot hold them"
+            )
 
 
-def rotary_kind(config: Any) -> str:
-    """The type of rotary positions; versions of the stock library keep it under different names."""
-    for name in ("rope_parameters", "rope_scaling"):
+def rotary_kind(config: Any, stack: LayerStack) -> str:
+    """The type of a stack's rotary positions: "default" where the config does not say, or the stack has none."""
+    for name in stack.rotary_settings:
         settings = getattr(config, name, None)
         if isinstance(settings, dict) and (kind := settings.get("rope_type", settings.get("type"))):
             return str(kind)

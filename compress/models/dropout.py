@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-FUNCTIONAL = ("dropout", "activation_dropout")
-"""Attributes that stock modules hand to ``torch.nn.functional.dropout``."""
+FUNCTIONAL = ("dropout", "activation_dropout", "attention_dropout")
+"""Attributes of stock modules with a dropout probability that they pass to a function."""
 
 SKIPPING = "layerdrop"
 """Attribute with the probability that a stock stack skips a whole layer."""
@@ -18,7 +18,8 @@ SKIPPING = "layerdrop"
 def set_dropout(model: nn.Module, p: float | None) -> Iterator[None]:
     """Use dropout ``p`` everywhere in ``model`` inside the context; None leaves the model's own.
 
-    0 drops nothing, whole layers included; any other ``p`` leaves their probability alone, which is of another kind.
+    With ``p`` = 0 nothing is dropped, and no layer is skipped. Any other ``p`` leaves the probability of skipping a
+    layer as it is, because that is a different quantity.
     """
     places: list[tuple[nn.Module, str, float]] = []
     for module in model.modules():

@@ -80,6 +80,8 @@ class LayerStack:
     """Row of that table for position 0."""
     rotary: str = ""
     """Path of the module with the frequencies of rotary positions; empty where there is none."""
+    rotary_settings: tuple[str, ...] = ()
+    """Config fields that may hold the settings of rotary positions; the name depends on the stock library's version."""
     embedding_norm: str = ""
     """Path of the normalization of the embeddings; empty where there is none."""
     final_norm: str = ""
@@ -169,6 +171,8 @@ class ModelFamily:
             if heads is None or ffn is None:
                 return None
             if self.head_size:
+                if hidden % heads and (hidden, heads) != (before, now):
+                    return None  # version 5 of the stock library refuses to open such a config
                 fields[self.head_size] = self.channels(config, stack)
             elif hidden * now != heads * before:
                 return None

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from compress.artifact import Artifact, save_masks, save_model
 from compress.engine.masking import Method, unit_values, used_terms
 from compress.engine.term_checks import term_problems
+from compress.models import family_of
 from compress.models.stock_files import copy_settings
 from compress.models.structure import AxisKind
 from compress.stages.fitting import TaughtStage, Terms, fit, require_ancestor, side
 from compress.stages.stage import Context, Result, Shape, Stage
+from compress.surgery.masks import missing_kinds
 from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.mask_l1 import MaskL1
 from compress.training.config import Group, TrainConfig
@@ -70,7 +72,7 @@ class LearnMasks(TaughtStage, UnitFields):
         if self.method != "magnitude" and self.train.steps == 0:
             raise ValueError(f"method {self.method} needs steps to train; give train: {{steps: N}}")
         if not self.axes or len(set(self.axes)) != len(self.axes):
-            raise ValueError("axes names each of hidden, heads, ffn at most once, and one at least")
+            raise ValueError("axes names each of hidden, heads, groups, ffn at most once, and one at least")
         return self
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
@@ -121,6 +123,8 @@ class LearnMasks(TaughtStage, UnitFields):
         return replace(super().shape(source), masked=self.axes, scored=self.method != "learned")
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+        if missing := missing_kinds(self.axes, family_of(source.config).axes(source.config)):
+            yield missing
         if self.method != "magnitude":
             yield from term_problems(used_terms(self.terms, self.method), source, teacher, masked=True)
             if self._scores_nothing(source, teacher):

@@ -8,7 +8,7 @@ the network that is left will. So m = 1 is the model itself, and a binary m the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -69,18 +69,26 @@ def attach(
     """
     if hasattr(model, MASKS):
         raise ModelError("this model has masks attached already")
-    chosen = [axis for axis in sized_axes(model, family) if axis.kind in axes]
+    every = sized_axes(model, family)
+    chosen = [axis for axis in every if axis.kind in axes]
     if not chosen:
         raise NothingDoneError(f"masks on {sorted(axes)}: the model has no such axis")
     like = model.get_submodule(family.head).get_parameter("weight")
     masks = Masks(chosen, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     if values is not None:
         masks.load(values)
-    for axis, slot, module in _masked_slots(model, sized_axes(model, family), chosen):
+    for axis, slot, module in _masked_slots(model, every, chosen):
         masks.handles.append(_hook(module, masks, axis, slot))
     model.add_module(MASKS, masks)
     _ignore_on_save(model, add=True)
     return masks
+
+
+def missing_kinds(kinds: Iterable[AxisKind], axes: Iterable[Axis]) -> str:
+    """What to say of kinds that no axis has; empty where every kind has one."""
+    have = list(dict.fromkeys(axis.kind for axis in axes))
+    missing = [kind for kind in kinds if kind not in have]
+    return f"axes: {missing[0]!r} is not an axis of this model; allowed: {', '.join(have)}" if missing else ""
 
 
 def detach(model: nn.Module) -> dict[str, Tensor]:

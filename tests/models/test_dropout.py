@@ -21,12 +21,14 @@ DROPPED = {
         "encoder_layerdrop": 0.5,
         "decoder_layerdrop": 0.6,
     },
+    "llama": {"attention_dropout": 0.4},
 }
+DROPPED["mbart"] = DROPPED["bart"]
 
 
-@pytest.fixture(params=["gpt2", "bart"])
-def model(request: pytest.FixtureRequest, tiny_gpt2: Any, tiny_bart: Any) -> Any:
-    config = copy.deepcopy((tiny_gpt2 if request.param == "gpt2" else tiny_bart)(layers=4).config)
+@pytest.fixture(params=list(DROPPED))
+def model(request: pytest.FixtureRequest) -> Any:
+    config = copy.deepcopy(request.getfixturevalue(f"tiny_{request.param}")(layers=4).config)
     for name, value in DROPPED[request.param].items():
         setattr(config, name, value)
     return build(config).train()
@@ -74,7 +76,7 @@ def test_what_was_comes_back_after_an_error_too(model: Any) -> None:
         assert numbers(model) != before
         raise KeyError
     assert numbers(model) == before
-    assert len(before) > 8
+    assert len(before) >= 4  # one attention per layer of the smallest family
 
 
 def test_a_probability_written_as_an_integer_is_one(tiny_bart: Any) -> None:

@@ -9,9 +9,8 @@ from compress.models import family_of
 from compress.models.loading import build, load_config, load_stock, load_tokenizer
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bart"])
-def test_a_stock_directory_loads_in_float32_and_eval(tiny_gpt2, tiny_bart, tmp_path, name):
-    model = tiny_gpt2() if name == "gpt2" else tiny_bart()
+def test_a_stock_directory_loads_in_float32_and_eval(tiny_model, tmp_path):
+    model = tiny_model
     model.save_pretrained(tmp_path)
     loaded = load_stock(tmp_path)
     assert not loaded.training
@@ -43,9 +42,10 @@ def test_scores_are_scaled_as_the_config_says(tiny_gpt2, tiny_inputs, tmp_path, 
             torch.testing.assert_close(model(**inputs).logits[1], expected[1])
 
 
-def test_an_untied_encoder_and_decoder_open_as_they_were_saved(tiny_bart, tiny_inputs, tmp_path):
+@pytest.mark.parametrize("family", ["tiny_bart", "tiny_mbart"])
+def test_an_untied_encoder_and_decoder_open_as_they_were_saved(family, request, tiny_inputs, tmp_path):
     """Version 4 of the stock library saves a table that its classes share once, and opens the others as noise."""
-    model = tiny_bart(tie=False)
+    model = request.getfixturevalue(family)(tie=False)
     sites = [model.get_submodule(name) for name in family_of(model.config).embeddings]
     assert len({id(site.weight) for site in sites}) == 3
     inputs = tiny_inputs(model)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from compress.errors import DataError, ModelError
+from compress.models import families, family_named
+from compress.models.families import BUILT_IN
 from compress.models.families.bart import BART
 from compress.models.families.gpt2 import GPT2
 from compress.models.loading import build, load_stock, load_tokenizer
@@ -74,6 +76,41 @@ def test_what_a_tokenizer_returns_can_be_given_to_an_exported_model(tmp_path: Pa
     encoded = tokenizer("the cat", return_tensors="pt")
     found = optimum.ORTModelForCausalLM.from_pretrained(tmp_path / "tokenizer").generate(**encoded, max_new_tokens=2)
     assert found.shape[1] > encoded["input_ids"].shape[1]
+
+
+SEQ2SEQ = {
+    "d_model": 8,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+}
+SIZES = {
+    "gpt2": {"n_layer": 1, "n_embd": 8, "n_head": 2},
+    "bart": SEQ2SEQ,
+    "mbart": SEQ2SEQ,
+    "llama": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1},
+}
+
+
+def test_every_family_has_sizes_here() -> None:
+    assert {family.name for family in families()} >= set(SIZES) == {family.name for family in BUILT_IN}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_model_from_nothing_reads_its_tokenizers_text(name: str) -> None:
+    """The family's special tokens are the tokenizer's, and the model knows them by the same ids."""
+    family = family_named(name)
+    tokenizer = train_bpe(TEXTS, 280, family)
+    assert {key: getattr(tokenizer, key) for key in family.special_tokens} == family.special_tokens
+    config = new_config({"model_type": name, **SIZES[name]}, tokenizer)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(config, key) == getattr(tokenizer, key)
+    model = build(config)
+    encoded = tokenizer("the cat", return_tensors="pt")
+    assert model(**encoded).logits.shape == (1, encoded["input_ids"].shape[1], 280)
+    text = tokenizer.decode(encoded["input_ids"][0], skip_special_tokens=True)
+    assert text == "the cat"
 
 
 def test_too_little_text_is_told() -> None:

@@ -44,9 +44,9 @@ def test_a_uniform_llama_opens_with_the_stock_class(tiny_llama, kv_heads):
     assert {axis.name: axis.size for axis in sized_axes(small, family)} == sizes
 
 
-@pytest.fixture(params=["gpt2", "bart"])
-def model(request, tiny_gpt2, tiny_bart):
-    return tiny(request.param, tiny_gpt2, tiny_bart)
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model
 
 
 def counted(model):
@@ -156,6 +156,16 @@ def test_uniform_config_needs_equal_layers_and_the_head_size(tiny_gpt2, tiny_bar
     assert family_of(bart).uniform_config(bart, small | {"decoder.layer.1.cross_heads": 2}) is None
 
 
+@pytest.mark.parametrize(("hidden", "opens"), [(24, True), (20, False)])
+def test_a_hidden_size_that_the_heads_do_not_divide_is_not_a_stock_shape(tiny_llama, hidden, opens):
+    config = tiny_llama(heads=6, kv_heads=3, hidden=36).config
+    sizes = {"hidden": hidden} | {f"layer.{n}.heads": 3 for n in range(2)}
+    small = family_of(config).uniform_config(config, sizes)
+    assert (small is not None) == opens
+    if small is not None:
+        assert (small.hidden_size, small.num_attention_heads, small.head_dim) == (24, 3, 6)
+
+
 def test_gpt2_keeps_saying_four_times_where_it_said_so(tiny_gpt2):
     config = tiny_gpt2().config
     family = family_of(config)
@@ -204,7 +214,13 @@ def test_attentions_name_the_projections_that_fill_the_cache(model, tiny_inputs)
             layers = (cache.cross_attention_cache if attention.cross else cache.self_attention_cache).layers
         assert attention.causal != attention.cross
         layer = layers[int(attention.axis.split("layer.")[1].split(".")[0])]
-        for projection, kept in ((attention.key, layer.keys), (attention.value, layer.values)):
+        pairs = [(attention.value, layer.values)]
+        if not any(stack.rotary for stack in family.stacks):  # rotated keys are cached, and none is rotated at 0
+            pairs.append((attention.key, layer.keys))
+        else:
+            key = outputs[attention.key.module][:, 0]
+            torch.testing.assert_close(key, layer.keys.transpose(1, 2).flatten(2)[:, 0])
+        for projection, kept in pairs:
             part = outputs[projection.module].chunk(projection.blocks, dim=-1)[projection.block]
             assert torch.equal(part, kept.transpose(1, 2).flatten(2))
 

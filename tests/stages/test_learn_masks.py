@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from compress.artifact import MASKS
+from compress.engine.masking import unit_values
+from compress.errors import ModelError
 from compress.models.loading import load_stock
 from compress.registry import STAGES
 from compress.surgery.masks import attach, masks_of
@@ -55,6 +58,18 @@ def test_masks_train_and_frozen_weights_stay_bit_for_bit(
     stock_model, plain = load_stock(made.path), source.model()
     for name, tensor in plain.state_dict().items():
         assert torch.equal(stock_model.state_dict()[name], tensor)
+
+
+def test_groups_are_refused_before_any_work_where_a_model_has_none(base: Any, shape_of: Any) -> None:
+    read = STAGES.read({"type": "learn_masks", "method": "magnitude", "axes": ["ffn", "groups"]})
+    for family, told in (("tiny_gpt2", True), ("tiny_llama", False)):
+        source = base(family)
+        problems = [str(problem) for problem in read.problems(shape_of(source), None)]
+        assert any("'groups' is not an axis of this model" in text for text in problems) == told
+        model = source.model()
+        with pytest.raises(ModelError, match="'groups'") if told else nullcontext():
+            values, _, _ = unit_values(model, source.family(), read.axes, read.method)
+            assert {axis.rpartition(".")[2] for axis in values} == {"ffn", "groups"}
 
 
 def test_masks_start_at_one(base: Any, learnable: Any, run_stage: Any) -> None:

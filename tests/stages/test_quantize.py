@@ -62,7 +62,15 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize(("family", "stock"), [("gpt2", AutoModelForCausalLM), ("bart", AutoModelForSeq2SeqLM)])
+STOCK = {
+    "gpt2": AutoModelForCausalLM,
+    "bart": AutoModelForSeq2SeqLM,
+    "mbart": AutoModelForSeq2SeqLM,
+    "llama": AutoModelForCausalLM,
+}
+
+
+@pytest.mark.parametrize(("family", "stock"), STOCK.items())
 def test_packed_directory(tmp_path: Path, request: pytest.FixtureRequest, family: str, stock: Any) -> None:
     request.getfixturevalue(f"tiny_{family}")(layers=1).save_pretrained(tmp_path / "base")
     base = adopt(tmp_path / "base")

@@ -166,7 +166,7 @@ def test_kept_groups_hold_equally_many_heads(tiny_llama, keep):
 
 
 def test_query_heads_are_ranked_within_their_groups(tiny_llama):
-    axes = sized_axes(model := tiny_llama(heads=6, kv_heads=3), family_of(model.config))
+    axes = sized_axes(model := tiny_llama(heads=6, kv_heads=3, hidden=36), family_of(model.config))
     scores = {"layer.0.heads": torch.tensor([6.0, 5, 1, 2, 4, 3]), "layer.0.groups": torch.tensor([1.0, 3, 2])}
     assert ranked(scores, {"layer.0.heads": 3}, axes)["layer.0.heads"].tolist() == [0, 3, 4]
     both = ranked(scores, {"layer.0.heads": 2, "layer.0.groups": 2}, axes)
@@ -202,8 +202,9 @@ def test_a_cut_of_nothing_changes_nothing(tiny_gpt2, tiny_inputs):
 
 
 @pytest.mark.parametrize("scale", [False, True])
-def test_shared_parameters_stay_shared_and_count_once(tiny_gpt2, tiny_bart, scale):
-    for model in (tiny_gpt2(), tiny_bart(scale_embedding=scale)):
+def test_shared_parameters_stay_shared_and_count_once(tiny_gpt2, tiny_bart, tiny_mbart, tiny_llama, scale):
+    models = (tiny_gpt2(), tiny_bart(scale_embedding=scale), tiny_mbart(scale_embedding=scale), tiny_llama(tie=True))
+    for model in models:
         family = family_of(model.config)
         tensors = len(stock_tensors(model))
         keep = keep_of(model, 0)
@@ -231,8 +232,11 @@ def test_buffers_and_requires_grad_survive(tiny_bart):
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_generation_with_a_cache_equals_generation_without(tiny_gpt2, tiny_bart, tiny_inputs, num_beams):
-    for model in (tiny_gpt2(), tiny_bart(decoder_heads=2, scale_embedding=True)):
+def test_generation_with_a_cache_equals_generation_without(
+    tiny_gpt2, tiny_bart, tiny_mbart, tiny_llama, tiny_inputs, num_beams
+):
+    seq2seq = {"decoder_heads": 2, "scale_embedding": True}
+    for model in (tiny_gpt2(), tiny_bart(**seq2seq), tiny_mbart(**seq2seq), tiny_llama(), tiny_llama(kv_heads=4)):
         cut(model, family_of(model.config), keep_of(model, 3))
         inputs = tiny_inputs(model)
         inputs.pop("decoder_input_ids", None)
@@ -249,33 +253,35 @@ def test_generation_with_a_cache_equals_generation_without(tiny_gpt2, tiny_bart,
 
 def uniform_keep(model: Any, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
     axes = sized_axes(model, family_of(model.config))
-    return ranked({axis.name: torch.rand(axis.size) for axis in axes}, {axis.name: sizes[axis.kind] for axis in axes})
+    chosen = {axis.name: sizes[axis.kind] for axis in axes if axis.kind in sizes}
+    return ranked({axis.name: torch.rand(axis.size) for axis in axes}, chosen, axes)
 
 
 RELOAD = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 sys.modules["compress"] = None
-inputs, expected, kind = torch.load(sys.argv[1] + "/case.pt", weights_only=True)
-model = {"gpt2": AutoModelForCausalLM, "bart": AutoModelForSeq2SeqLM}[kind].from_pretrained(sys.argv[1]).eval()
+inputs, expected, task = torch.load(sys.argv[1] + "/case.pt", weights_only=True)
+model = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}[task].from_pretrained(sys.argv[1]).eval()
 assert torch.allclose(model(**inputs).logits, expected, atol=1e-6), (model(**inputs).logits - expected).abs().max()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt2", "bart"])
-def test_a_uniform_cut_reloads_with_the_stock_library_alone(tiny_gpt2, tiny_bart, tiny_inputs, tmp_path, name):
-    model = tiny_gpt2() if name == "gpt2" else tiny_bart(decoder_heads=2, scale_embedding=True)
+@pytest.mark.parametrize("name", ["gpt2", "bart", "mbart", "llama"])
+def test_a_uniform_cut_reloads_with_the_stock_library_alone(request, tiny_inputs, tmp_path, name):
+    options = {"decoder_heads": 2, "scale_embedding": True} if "bart" in name else {}
+    model = request.getfixturevalue(f"tiny_{name}")(**options)
     family = family_of(model.config)
     keep = uniform_keep(model, {"hidden": 16, "heads": 2, "ffn": 20})
-    if name == "bart":
+    if family.task == "seq2seq":
         keep |= {axis: [1] for axis in keep if axis.startswith("decoder") and axis.endswith("heads")}
     config = family.uniform_config(model.config, {axis: len(units) for axis, units in keep.items()})
     cut(model, family, keep)
     assert model.config.to_dict() == config.to_dict()
     inputs = tiny_inputs(model)
     model.save_pretrained(tmp_path)
-    torch.save((inputs, model(**inputs).logits.detach(), name), tmp_path / "case.pt")
+    torch.save((inputs, model(**inputs).logits.detach(), family.task), tmp_path / "case.pt")
     done = subprocess.run([sys.executable, "-c", RELOAD, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

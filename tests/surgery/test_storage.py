@@ -28,6 +28,7 @@ from compress.surgery.quantization.spec import QuantizationSpec
 
 HALF = Storage(scales="float16", positions="float16")
 POSITIONS = ("wpe.weight", "embed_positions.weight")
+LEARNED_POSITIONS = ["gpt2", "bart", "mbart"]
 
 
 def settings_of(granularity: str = "tensor", store: Storage = HALF) -> Quantization:
@@ -53,7 +54,7 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return found
 
 
-@pytest.fixture(params=["gpt2", "bart"])
+@pytest.fixture(params=["gpt2", "bart", "mbart", "llama"])
 def tiny(request: pytest.FixtureRequest) -> Callable[..., Any]:
     factory: Callable[..., Any] = request.getfixturevalue(f"tiny_{request.param}")
     return factory
@@ -133,6 +134,7 @@ def test_scales_beyond_float16_stay_float32(tiny_gpt2: Any, tiny_inputs: Any, si
 
 
 @pytest.mark.parametrize("value", [7e4, -7e4, float("nan")])
+@pytest.mark.parametrize("tiny", LEARNED_POSITIONS, indirect=True)
 def test_positions_beyond_float16_stay_float32(tiny: Any, value: float) -> None:
     model = quantized(tiny(), settings_of())
     name = next(name for name, _ in model.named_parameters() if name.endswith(POSITIONS))
@@ -144,6 +146,7 @@ def test_positions_beyond_float16_stay_float32(tiny: Any, value: float) -> None:
     assert left_in_float32(intended, spec) == [name]
 
 
+@pytest.mark.parametrize("tiny", LEARNED_POSITIONS, indirect=True)
 def test_records_say_nothing_of_what_stays_as_it_was(tiny: Any) -> None:
     """What was made before the option came keeps its key and its digest."""
     _, spec = packed_state(quantized(tiny(), settings_of("row", Storage())))

@@ -28,6 +28,7 @@ LLAMA = ModelFamily(
             ffn="intermediate_size",
             tokens="model.embed_tokens",
             rotary="model.rotary_emb",
+            rotary_settings=("rope_parameters", "rope_scaling"),
             final_norm="model.norm",
             attentions=(
                 AttentionTable(

@@ -334,7 +334,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    """Of the files in the directory itself: what lies deeper, such as runs that were started there, is no part."""
+    """Only files directly in the directory count. Deeper ones, such as runs started there, do not belong to it."""
     return {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.is_file() and path.name != MANIFEST}
 
 

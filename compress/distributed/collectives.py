@@ -1,4 +1,4 @@
-"""What the processes of a run do together; in a run of one process, nothing.
+"""What the processes of a run compute together. With one process, nothing happens.
 
 Each function but ``join`` must be called by every process, in the same order. Shapes: N rows of one process.
 """
@@ -23,11 +23,11 @@ _SPLITTING = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
 _PATIENCE = timedelta(days=1)
-"""The others wait as long as the main process exports and measures; a process that ends is noticed at once."""
+"""The others wait while the main process exports and measures. A process that ends is noticed at once."""
 
 
 def join(device: str) -> None:
-    """Connect this process to the others of its run, once; without others, nothing happens.
+    """Connect this process to the others of its run, once. Without others, nothing happens.
 
     Raises UserError where the launcher was asked for what splits a model, or for more processes than there are devices.
     """
@@ -41,7 +41,7 @@ def join(device: str) -> None:
             f"accelerate launch: process {local_rank()} of this machine has no CUDA device of its own; "
             f"allowed: --num_processes {torch.cuda.device_count()} at most, or --device cpu"
         )
-    from accelerate import PartialState  # knows what every launcher leaves in the environment
+    from accelerate import PartialState  # reads the environment variables of every launcher
 
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     try:
@@ -59,13 +59,13 @@ def leave() -> None:
 
 
 def wait() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process has reached this point."""
     mean(torch.zeros(1))
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Let the main process do the block first, and the others when it is through; they find what it wrote."""
+    """The main process runs the block first. The others run it afterwards, and find what it wrote."""
     if not is_main():
         wait()
     yield
@@ -74,7 +74,7 @@ def main_first() -> Iterator[None]:
 
 
 def mean(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over the processes, the same bits on each; ``tensor`` itself where there is one process."""
+    """The mean of a tensor over the processes, bit for bit the same on each. With one process, ``tensor`` itself."""
     if count() == 1:
         return tensor
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -84,7 +84,7 @@ def mean(tensor: Tensor) -> Tensor:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows [N, ...] of every process, first those of process 0; N may differ."""
+    """The rows [N, ...] of every process, in the order of the processes. N may differ."""
     if count() == 1:
         return rows
     with _together():
@@ -97,12 +97,12 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
 
 
-def told(text: str) -> str:
-    """What the main process says, on every process."""
+def from_main(text: str) -> str:
+    """The text of the main process, on every process."""
     if count() == 1:
         return text
-    said = list(text.encode()) if is_main() else []
-    return bytes(gathered(torch.tensor(said, dtype=torch.uint8)).tolist()).decode()
+    encoded = list(text.encode()) if is_main() else []
+    return bytes(gathered(torch.tensor(encoded, dtype=torch.uint8)).tolist()).decode()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Which process of a run this is, as the launcher says: one by default, several under ``accelerate launch``.
+"""Which process of a run this is. There is one by default, and several under ``accelerate launch``.
 
-Every process runs the same code over the same files. Process 0, the main one, alone makes, measures and tells.
+Every process runs the same code over the same files. Only process 0, the main one, writes results, measures and prints.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ _LOCAL = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_CO
 
 
 def count() -> int:
-    """Processes of this run, on all machines."""
-    return _told(_COUNT, 1)
+    """The number of processes of this run, on all machines."""
+    return _from_launcher(_COUNT, 1)
 
 
 def rank() -> int:
     """This process's number, from 0."""
-    return _told(_RANK, 0) if count() > 1 else 0
+    return _from_launcher(_RANK, 0) if count() > 1 else 0
 
 
 def local_rank() -> int:
     """This process's number on its machine, from 0."""
-    return _told(_LOCAL, rank()) if count() > 1 else 0
+    return _from_launcher(_LOCAL, rank()) if count() > 1 else 0
 
 
 def is_main() -> bool:
@@ -34,12 +34,12 @@ def is_main() -> bool:
 
 
 def share(size: int) -> slice:
-    """Which of ``size`` things are this process's: each has one owner, and no owner has two more than another."""
+    """The share of ``size`` items that this process owns. Each item has one owner; shares differ by one at most."""
     return slice(rank() * size // count(), (rank() + 1) * size // count())
 
 
 def on_cpu() -> bool:
-    """Whether the launcher was told ``--cpu``."""
+    """Whether the launcher was started with ``--cpu``."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
 
 
@@ -48,5 +48,5 @@ def alone_by_mistake() -> bool:
     return count() == 1 and on_cpu() and "MASTER_ADDR" in os.environ
 
 
-def _told(names: tuple[str, ...], otherwise: int) -> int:
+def _from_launcher(names: tuple[str, ...], otherwise: int) -> int:
     return next((int(os.environ[name]) for name in names if os.environ.get(name)), otherwise)

@@ -26,7 +26,7 @@ Kept = StrictInt | tuple[StrictInt, ...]
 def _readable(value: Any) -> Any:
     parts = list(value.values()) if isinstance(value, Mapping) else [value]
     if wrong := [part for part in parts or [value] if not _is_kept(part)]:
-        given = f"{wrong[0]} is neither; " if isinstance(value, Mapping) else ""  # else told anyway
+        given = f"{wrong[0]} is neither; " if isinstance(value, Mapping) else ""  # otherwise pydantic reports it
         raise ValueError(
             f"{given}write a number of layers, from 1, or a list from 0, ascending, each once, such as [0, 2, 5]"
         )

@@ -55,7 +55,7 @@ class ExportOnnx(Stage):
         _write_tokenizer_file(source, out)
         parity = export(model, out, packed=packed, graph=self.graph, seed=context.seed)
         (out / "details.json").write_text(json.dumps({"parity": parity, "tables": source.family().embeddings}))
-        with torch.device("meta"):  # a quantizer beside its product is no module more
+        with torch.device("meta"):  # the quantizer of a product is not counted as a module
             modules = len(owners(build(source.config())))
         numbers = sum(tensor.numel() for tensor in stock_tensors(model))
         coverage = Coverage(
@@ -110,7 +110,7 @@ def _write_tokenizer_file(source: Artifact, out: Path) -> None:
 
 
 def _with_inputs(source: Artifact, spec: QuantizationSpec, activations: ActivationName) -> QuantizationSpec:
-    """The same codes, the inputs of products taken otherwise."""
+    """The same codes, with another quantization of the inputs of products."""
     tables = source.family().embeddings
     taken = {"activations": activations, "clip": None}
     matrices = tuple(each if each.module in tables else each.model_copy(update=taken) for each in spec.matrices)

@@ -1,4 +1,4 @@
-"""What every stage that trains does: bring student, teacher, terms and data together and run the loop."""
+"""What every training stage shares: its fields, and running the loop on student, teacher, terms and data."""
 
 from __future__ import annotations
 

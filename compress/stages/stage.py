@@ -1,4 +1,4 @@
-"""What a stage is: a frozen config and one method, artifact to artifact."""
+"""A stage: a frozen config with one method, from artifact to artifact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compress.surgery.quantization import QuantizationSpec, Scheme
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may use besides its source: named artifacts, the run's data, device and seed."""
+    """What a stage may use besides its source: named artifacts, the data of the run, device and seed."""
 
     models: Mapping[str, Artifact]
     data: Data | None = None
@@ -44,19 +44,19 @@ class Context:
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage hands to the pipeline, which seals it: traits, units and layers, quantization, coverage, metrics."""
+    """What a stage returns, which the pipeline seals: traits, units, layers, quantization, coverage and metrics."""
 
     traits: frozenset[str]
     coverage: Coverage
     kept: Mapping[str, list[int]] = field(default_factory=dict)
     layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """The source's layers that stayed, by stack; an absent stack keeps all. ``kept`` numbers layers anew."""
+    """The layers of the source that stayed, by stack. An absent stack keeps all. ``kept`` uses new layer numbers."""
     quantization: QuantizationSpec | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 LOAD_ONLY = "opens with compress.load only"
-"""Of sizes that no stock class can be built with."""
+"""The note of a model whose sizes no stock class can express."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ class Shape:
 
     @property
     def note(self) -> str:
-        """What to know of the result besides its traits."""
-        if self.traits & {"quantized", "onnx", "bitsandbytes", "targets"}:  # no stock class opens them anyway
+        """A remark on the result that its traits do not make."""
+        if self.traits & {"quantized", "onnx", "bitsandbytes", "targets"}:  # no stock class opens these
             return ""
         return "" if family_of(self.config).uniform_config(self.config, self.sizes) else LOAD_ONLY
 
 
 class Stage(Strict):
-    """One step of a recipe. Subclasses add fields and ``run``; nothing of a run is kept on the stage.
+    """One step of a recipe. Subclasses add fields and ``run``. A stage holds no state of a run.
 
     ``run`` writes a model directory into ``out``, a directory that survives an interruption (so checkpoints go to
     ``out/checkpoints``), and never sees the recipe or its neighbours.
@@ -95,9 +95,9 @@ class Stage(Strict):
 
     type: str
     name: str = ""
-    """What later stages, teachers and measurements call the result; without it, the stage's type."""
+    """The name of the result for later stages, teachers and measurements. The default is the stage's type."""
     source: str | None = None
-    """The artifact to start from; without it, what the stage before left, generated targets aside."""
+    """The artifact to start from. The default is the result of the stage before, except generated targets."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     forbids: ClassVar[frozenset[str]] = frozenset()
@@ -122,5 +122,5 @@ class Stage(Strict):
         return iter(())
 
     def shape(self, source: Shape) -> Shape:
-        """What is known of the result before any work; only called where :meth:`problems` finds none."""
+        """What is known of the result before any work. It is called only if :meth:`problems` finds nothing."""
         return replace(source, name=self.name or self.type, traits=self.traits_after(source.traits))

@@ -76,8 +76,8 @@ class Checkpoints:
     ) -> Progress | None:
         """Load the newest whole checkpoint into model, optimizer and the random state; None when there is none.
 
-        One that cannot be read is told and removed. ``best``: the best weights will be asked for, so a checkpoint that
-        speaks of them is not whole without them.
+        One that cannot be read is reported and removed. ``best``: the best weights will be needed, so a checkpoint that
+        names them is incomplete without them.
         """
         with collectives.main_first():  # which removes what is torn, so that the others find what is whole
             found = self._newest(best, tell)
@@ -136,7 +136,7 @@ class MemoryCheckpoints:
         self._best: dict[str, Tensor] = {}
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Do nothing: there is no place to resume from."""
+        """Do nothing: there is nowhere to resume from."""
 
     def latest(self) -> None:
         """There is no checkpoint on disk."""

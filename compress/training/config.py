@@ -43,7 +43,7 @@ class TrainConfig(Strict):
     eval_every: int | None = Field(None, ge=1)
     """Steps between evaluations; without it, ten times in a stage."""
     keep: Literal["best", "last"] = "best"
-    """Which weights the stage hands on: the best on ``data.eval`` (the last where there is none), or the last."""
+    """Which weights the stage keeps: the best on ``data.eval`` (the last without ``data.eval``), or the last."""
     checkpoint_every: int | None = Field(None, ge=1)
     """Steps between checkpoints; without it, with each evaluation."""
     trackers: tuple[str, ...] = ()

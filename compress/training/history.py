@@ -33,7 +33,7 @@ class History:
 
 
 def _within(line: str, step: int) -> bool:
-    """Whether a line is of a step up to ``step``, and whole: a kill leaves half of one, a loss of power garbage."""
+    """Whether a line is complete and of a step up to ``step``. A kill may leave half a line."""
     try:
         return bool(line.endswith("\n") and json.loads(line)["step"] <= step)
     except (ValueError, TypeError, KeyError):

@@ -120,7 +120,7 @@ class _Loop:
         collectives.join(place.device)
         self.checkpoints: Checkpoints | MemoryCheckpoints = MemoryCheckpoints()
         if place.out is not None:
-            self.checkpoints = Checkpoints(Path(collectives.told(str(place.out))) / "checkpoints")
+            self.checkpoints = Checkpoints(Path(collectives.from_main(str(place.out))) / "checkpoints")
         self.accelerator = Accelerator(
             cpu=place.device == "cpu",
             mixed_precision="no",  # the recipe says it, not the launcher

@@ -105,7 +105,7 @@ class RowMeter:
 
 @contextmanager
 def counting(console: Console | None, name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Draw a bar with the time to go while ``total`` rows are done; what is yielded is told how many more are.
+    """Draw a bar with the remaining time for ``total`` rows. Call what is yielded with the number of rows just done.
 
     The bar is gone at the end; without a console, or off a terminal, nothing is written at all.
     """

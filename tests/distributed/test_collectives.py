@@ -29,7 +29,7 @@ print(json.dumps({
     "gathered": collectives.gathered(rows).tolist(),
     "empty": collectives.gathered(torch.zeros(3 * rank, dtype=torch.uint8)).tolist(),
     "strided": collectives.gathered(apart).tolist(),
-    "told": collectives.told(f"said by {rank}: \\u00fc" * (rank + 1)),
+    "told": collectives.from_main(f"said by {rank}: \\u00fc" * (rank + 1)),
     "times": times,
 }))
 collectives.leave()
@@ -58,7 +58,7 @@ def test_alone_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.distributed.is_initialized()
     tensor = torch.ones(2)
     assert collectives.mean(tensor) is tensor and collectives.gathered(tensor) is tensor
-    assert collectives.told("text") == "text"
+    assert collectives.from_main("text") == "text"
     with collectives.main_first():
         collectives.wait()
 

@@ -222,3 +222,51 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'shrink'"):
         compress.shrink  # noqa: B018
+
+
+SAME_NAME = {
+    "fitting": "the stage's side and the engine's side of one thing",
+    "plots": "figures of the report, and the public figures drawn with the same code",
+    "units": "units of an axis, and units of measurement",
+}
+"""Base names that several packages use, and why."""
+
+
+def test_base_names_do_not_repeat_without_need() -> None:
+    names: dict[str, list[str]] = {}
+    for file in FILES:
+        if file.name != "__init__.py":
+            names.setdefault(file.stem, []).append(str(file.relative_to(ROOT)))
+    assert {name for name, places in names.items() if len(places) > 1} == set(SAME_NAME)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions and under TYPE_CHECKING count."""
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
+    edges = {
+        name: {target for target in _targets(file, modules) if target != name} - CIRCLES.get(name, set())
+        for name, file in modules.items()
+    }
+    while leaves := [name for name, targets in edges.items() if not targets & edges.keys()]:
+        for name in leaves:
+            del edges[name]
+    in_a_circle = {name: sorted(targets & edges.keys()) for name, targets in edges.items()}
+    assert not in_a_circle
+
+
+CIRCLES: dict[str, set[str]] = {
+    "compress.models.structure": {"compress.models.family"},  # for annotations alone
+}
+
+
+def _targets(file: Path, modules: dict[str, Path]) -> Iterator[str]:
+    for node in ast.walk(parsed(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                if inner in modules:
+                    yield inner
+                elif node.module in modules and node.module != "compress":
+                    yield node.module

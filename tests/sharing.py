@@ -19,12 +19,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from compress.data import DataSpec, ModelInterface, open_data
 from compress.distributed import collectives, processes
+from compress.engine.masking import _Scores
 from compress.generation.on_policy import OnPolicy, StudentResponses
 from compress.generation.subject import TorchSubject
 from compress.models import family_of
 from compress.models.dropout import set_dropout
 from compress.registry import TERMS
-from compress.stages.learn_masks import _Scores
 from compress.surgery.masks import attach, masks_of
 from compress.surgery.quantization import EmbeddingQuantization, Quantization, WeightQuantization, quantize
 from compress.training.config import TrainConfig

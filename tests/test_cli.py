@@ -307,7 +307,7 @@ def test_generate_refuses_what_does_not_fit(cli: Command, finished: Path, name: 
 @pytest.mark.slow
 def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> None:
     pair = artifact(finished, "tuned"), artifact(finished, "onnx")
-    told = cli("bench", *pair, "--prompt", 4, "--new-tokens", 2, "--threads", 1, "--device", "cpu")
+    told = cli("bench", *pair, "--prompt-tokens", 4, "--new-tokens", 2, "--threads", 1, "--device", "cpu")
     assert told.code == 0
     titles, _, *lines = (re.split(r"\s{2,}", line.strip()) for line in told.out.splitlines())
     assert titles[-6:] == ["tokens/s", "prefill", "per token", "MB/token", "floor ms", "above"]
@@ -322,13 +322,13 @@ def test_bench_takes_any_directories(cli: Command, finished: Path, tmp_path: Pat
     deployed, sealed = tmp_path / "a" / "m", tmp_path / "b" / "m"
     shutil.copytree(artifact(finished, "onnx"), deployed, ignore=shutil.ignore_patterns("artifact.json"))
     shutil.copytree(artifact(finished, "onnx"), sealed)
-    settings = {"prompt": 4, "new_tokens": 2, "threads": 1, "rounds": 2}
+    settings = {"prompt_tokens": 4, "new_tokens": 2, "threads": 1, "rounds": 2}
     records = bench_models([deployed, sealed], settings, "cpu", console())
     assert [record["name"] for record in records] == ["a/m", "b/m"]
     first, second = (record["conditions"]["speed"] for record in records)
     assert first == second and first["runtime"] == "onnxruntime" and first["rounds"] == 2
     assert records[0]["speed"]["weight_bytes_per_token"] == records[1]["speed"]["weight_bytes_per_token"]
-    told = cli("bench", deployed, "--prompt", 4, "--new-tokens", 2, "--threads", 1, "--rounds", 0)
+    told = cli("bench", deployed, "--prompt-tokens", 4, "--new-tokens", 2, "--threads", 1, "--rounds", 0)
     refused(told, "--rounds")
     (deployed / "config.json").unlink()
     refused(cli("bench", deployed), "config.json")

@@ -284,7 +284,9 @@ def test_kept_models_of_other_code_are_made_anew(
     assert contender.finished(place, make) == {"at": 2}
 
 
-@pytest.mark.parametrize("changed", ["onnx/layers.py", "surgery/quantize/spec.py", "models/gpt2.py", None])
+@pytest.mark.parametrize(
+    "changed", ["onnx/export/operators.py", "surgery/quantization/spec.py", "models/families/gpt2.py", None]
+)
 def test_a_change_of_code_changes_what_models_are_made_by(
     benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str | None
 ) -> None:

@@ -491,12 +491,12 @@ def test_a_later_measurement_stands_beside_the_first() -> None:
         "name": "one",
         "quality": {
             "perplexity": 9.0,
-            "perplexity (split eval, beams 4)": 8.0,
-            "bleu (split eval, beams 4)": 3.0,
+            "perplexity (split eval, num_beams 4)": 8.0,
+            "bleu (split eval, num_beams 4)": 3.0,
         },
         "conditions": {
             "quality": {"split": "data.test"},
-            "quality (split eval, beams 4)": {"split": "data.eval"},
+            "quality (split eval, num_beams 4)": {"split": "data.eval"},
         },
     }
 
@@ -537,8 +537,8 @@ def test_what_two_measurements_do_otherwise() -> None:
     searched = {"metric": "bleu", "decoding": {"num_beams": 4}}
     ruled = {"metric": "bleu", "decoding": {"num_beams": 4, "no_repeat_ngram_size": 3}}
     pair = [Quality.model_validate(each) for each in (ruled, searched)]
-    assert difference(*pair) == "no_repeat_ngram 0"  # a dump leaves it out at its default
-    assert difference(*reversed(pair)) == "no_repeat_ngram 3"
+    assert difference(*pair) == "no_repeat_ngram_size 0"  # a dump leaves it out at its default
+    assert difference(*reversed(pair)) == "no_repeat_ngram_size 3"
     slow, fast = Speed(prompt_tokens=8, threads=2), Speed(prompt_tokens=8, new_tokens=4)
     assert difference(slow, fast) == "new_tokens 4, threads default"
 

@@ -71,7 +71,7 @@ def test_targets_are_made_once_and_the_next_stage_starts_from_a_model(recipe: Pa
 
 def test_a_key_covers_the_targets_and_not_their_name(recipe: Path) -> None:
     run(recipe)
-    changed = states(recipe, "stages.kd.decoding.beams=1")
+    changed = states(recipe, "stages.kd.decoding.num_beams=1")
     assert (changed["kd"], changed["taught"], changed["plain"]) == ("runs", "runs", "reused")
     renamed = states(recipe, "stages.kd.name=said", "stages.taught.targets=said")
     assert set(renamed.values()) == {"reused"}

@@ -195,7 +195,7 @@ def test_long_inputs_are_cut_behind_a_word_in_markdown_alone(tmp_path):
 
 def test_settings_and_signatures_stand_with_the_conditions(report):
     for line in (
-        "- quality.decoding.beams: 5",
+        "- quality.decoding.num_beams: 5",
         "- quality.decoding.length_penalty: 1.25",
         "- quality.signatures.bleu: nrefs:var|case:mixed",
     ):

@@ -56,7 +56,7 @@ class Quality(Measurement):
     sentences: Literal["lines", "stops"] = "lines"
     """Sentence ends for ROUGE-Lsum: line breaks, or also . ! ? before a blank ("Mr. Smith" then splits)."""
     bleu_tokenize: Literal["13a", "intl", "zh", "char", "none"] = added("13a")
-    """BLEU's tokenizer: WMT's (13a), Unicode classes (intl), characters of Chinese (zh) or of all text (char), or blanks
+    """BLEU's tokenizer: WMT's (13a), Unicode classes (intl), characters of Chinese (zh) or all text (char), or blanks
     (none)."""
     reference: str | None = None
     """The model that ``agreement`` compares each model with."""

@@ -1,4 +1,4 @@
-"""Artifacts: one directory each, a stock Hugging Face directory plus ``artifact.json``, whole or absent."""
+"""Artifacts. Each is a stock Hugging Face directory plus ``artifact.json``. It is complete or absent."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ MANIFEST = "artifact.json"
 MASKS = "masks.safetensors"
 QUANTIZED = "quantized.safetensors"
 TARGETS = "targets.jsonl"
-"""Rows of a source and the target that a model generated for it, in place of a model."""
+"""Rows of a source and the target that a model generated for it. An artifact with this file holds no model."""
 NOTES = ("history.jsonl", "details.json")
-"""Files a stage may add that tell how it went; hashed, but not part of the digest."""
+"""Optional files in which a stage reports on its run. They are hashed, but are not part of the digest."""
 
 
 class Step(Strict):
-    """One stage in an artifact's lineage: what ran, on what, and what it did."""
+    """One stage in an artifact's lineage: its config, its inputs and its effect."""
 
     stage: str
     type: str
@@ -53,10 +53,11 @@ class Step(Strict):
 
 
 class Manifest(Strict):
-    """What ``artifact.json`` holds.
+    """The content of ``artifact.json``.
 
-    ``layers`` lists the layers of the root base left in a stack (absent: all). ``sizes`` and ``kept`` number layers as
-    the model itself does: the units the root has on an axis, and those of them that are left (absent: all).
+    ``layers`` lists which layers of the root base are left in each stack (absent: all). ``sizes`` holds the number of
+    units of the root on each axis, and ``kept`` lists which of them are left (absent: all). Axis names in ``sizes`` and
+    ``kept`` use the layer numbers of this model, not those of the root.
     """
 
     format: Literal[1] = 1
@@ -75,7 +76,7 @@ class Manifest(Strict):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model directory with its manifest. The base of a run is a stock directory whose manifest is made on the fly."""
+    """A model directory and its manifest. A stock directory, the base of a run, gets a manifest in memory only."""
 
     path: Path
     manifest: Manifest
@@ -90,27 +91,27 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """Hash of tensors, codes, masks, graphs, targets and config; not of times, paths or metrics."""
+        """Hash of tensors, codes, masks, graphs, targets and config. Times, paths and metrics are not included."""
         return self.manifest.digest
 
     def config(self) -> Any:
-        """The stock configuration; for non-uniform shapes that of the root base."""
+        """The stock configuration. A model with non-uniform sizes has the configuration of the root base."""
         return load_config(self.path)
 
     def family(self) -> ModelFamily:
-        """The table of this model."""
+        """The model family, which describes the architecture of this model."""
         return family_of(self.config())
 
     def tokenizer(self) -> Any:
-        """The tokenizer, or None for a model over ready token rows."""
+        """The tokenizer, or None for a model that has none and reads token ids."""
         return load_tokenizer(self.path)
 
     def sizes(self) -> dict[str, int]:
-        """Units left on each axis."""
+        """The number of units left on each axis."""
         return {axis: len(self.manifest.kept.get(axis, range(size))) for axis, size in self.manifest.sizes.items()}
 
     def stock_shape(self) -> bool:
-        """Whether a stock class, built from the config, has these sizes."""
+        """Whether the stock class has these sizes when it is built from the config."""
         return self.sizes() == {axis.name: axis.size for axis in self.family().axes(self.config())}
 
     def model(
@@ -118,8 +119,8 @@ class Artifact:
     ) -> nn.Module:
         """Build the working model in float32 and evaluation mode; see :func:`load`.
 
-        ``quantization`` reads the same codes in another way than the manifest says, such as with float inputs of
-        products. It is ignored for a float model.
+        ``quantization`` replaces the manifest's specification while the codes stay the same. An example is float
+        inputs of products. It is ignored for a float model.
         """
         if "onnx" in self.traits:
             raise ModelError(f"{self.path}: is an ONNX directory; open it with compress.onnx.runtime.Runtime")
@@ -146,12 +147,12 @@ class Artifact:
         return model.to(device).eval()
 
     def masks(self) -> dict[str, Tensor]:
-        """What ``prune`` ranks the units of a masked artifact by: masks, or scores of units that are masked by 1."""
+        """The values by which ``prune`` ranks units: learned masks, or scores when all masks are 1."""
         return {name.replace("/", "."): values for name, values in load_file(self.path / MASKS).items()}
 
     @property
     def scored(self) -> bool:
-        """A masked artifact's units are scored, and their masks stay at 1."""
+        """Whether a masked artifact holds scores of its units. Its masks are then all 1."""
         if "masked" not in self.traits:
             return False
         with safe_open(self.path / MASKS, framework="pt") as file:
@@ -168,8 +169,8 @@ class Artifact:
 def adopt(source: str | Path) -> Artifact:
     """Open a sealed artifact, or take a stock directory (or hub id) as the base of a run.
 
-    Raises :class:`ModelError` when there is nothing there, the family is not supported, or a sealed artifact's files
-    are not the ones that were sealed.
+    Raises :class:`ModelError` when the directory is missing, the family is not supported, or the files of a sealed
+    artifact have changed since it was sealed.
     """
     path = resolve(source)
     if (path / MANIFEST).exists():
@@ -188,7 +189,7 @@ def adopt(source: str | Path) -> Artifact:
 
 
 def adopt_deployed(source: str | Path) -> Artifact:
-    """As :func:`adopt`, but a directory with ``.onnx`` files and no manifest is an exported model, to be timed."""
+    """Like :func:`adopt`, but accept a directory with ``.onnx`` files and no manifest as an exported model."""
     path = Path(source)
     if (path / MANIFEST).exists() or not any(path.glob("*.onnx")):
         return adopt(source)
@@ -217,9 +218,10 @@ def seal(
     layers: Mapping[str, Sequence[int]] | None = None,
     quantization: QuantizationSpec | None = None,
 ) -> Artifact:
-    """Hash every file of ``directory``, write the manifest last, and give the directory its name ``final``.
+    """Hash every file of ``directory``, write the manifest last, and rename the directory to ``final``.
 
-    ``layers`` are the parent's that stayed, by stack (absent: all); ``kept`` counts units of the root, layers anew.
+    ``layers`` lists which layers of the parent stayed, by stack (absent: all). ``kept`` lists units by their numbers in
+    the root, under axis names with the layer numbers of the new model.
     """
     files = _hashes(directory)
     manifest = Manifest(
@@ -250,7 +252,7 @@ def seal_root(
     layers: dict[str, list[int]],
     quantization: QuantizationSpec | None,
 ) -> Artifact:
-    """Seal a directory that no stage of a recipe made; its own digest is its root where ``root`` is empty."""
+    """Seal a directory that was not made by a stage. If ``root`` is empty, the directory's own digest is its root."""
     files = _hashes(directory)
     digest = _digest(directory, files)
     manifest = Manifest(
@@ -269,27 +271,27 @@ def seal_root(
 
 
 def _published(directory: Path, final: Path, manifest: Manifest) -> Artifact:
-    """Write the manifest last, and give the directory its name."""
+    """Write the manifest last, and rename the directory to ``final``."""
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
     publish(directory, final)
     return Artifact(final, manifest)
 
 
 def save_model(model: Any, source: Artifact, out: Path) -> None:
-    """Write a stock directory: ``config.json``, ``model.safetensors`` with shared tensors once, tokenizer files."""
+    """Write a stock directory: ``config.json``, tokenizer files, and ``model.safetensors`` with shared tensors once."""
     copy_settings(source.path, out)
     save_config(model, out)
     save_file(stock_state(model), out / "model.safetensors", metadata={"format": "pt"})
 
 
 def save_masks(values: Mapping[str, Tensor], out: Path, *, scores: bool) -> None:
-    """Write ``masks.safetensors``: masks by axis, or scores to rank the units of a model whose masks stay at 1."""
+    """Write ``masks.safetensors``: masks by axis, or scores that rank the units of a model whose masks are all 1."""
     state = {axis.replace(".", "/"): value.detach().cpu().float().contiguous() for axis, value in values.items()}
     save_file(state, out / MASKS, metadata={"holds": "scores" if scores else "masks"})
 
 
 def stock_state(model: Any) -> dict[str, Tensor]:
-    """The stock state of a model, shared tensors once under the name that plain ``from_pretrained`` looks for."""
+    """The stock state of a model. A shared tensor appears once, under the name that ``from_pretrained`` reads."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
     seen: set[int] = set()
     state: dict[str, Tensor] = {}
@@ -304,9 +306,9 @@ def stock_state(model: Any) -> dict[str, Tensor]:
 def load(path: str | Path, *, device: str = "cpu", dequantize: bool = False) -> nn.Module:
     """Load any artifact (or stock directory) as a working torch model.
 
-    A quantized artifact computes as it will be deployed: weights from packed codes, activations quantized.
-    ``dequantize=True`` gives a stock model holding the dequantized weights, which any other tool can evaluate. A masked
-    artifact carries its soft masks.
+    A quantized artifact computes as when deployed: weights come from packed codes, and activations are quantized.
+    ``dequantize=True`` returns a stock model with the dequantized weights, which any other tool can evaluate. A masked
+    artifact applies its soft masks.
     """
     return adopt(path).model(device=device, dequantize=dequantize)
 
@@ -334,7 +336,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    """Only files directly in the directory count. Deeper ones, such as runs started there, do not belong to it."""
+    """Hash the files directly in the directory. Files in subdirectories, such as runs started there, are ignored."""
     return {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.is_file() and path.name != MANIFEST}
 
 

@@ -1,8 +1,8 @@
-"""Exceptions a user can meet. The command line prints their text as one line and never a traceback."""
+"""Exceptions that users see. The command line prints their text on one line, without a traceback."""
 
 
 class CompressError(Exception):
-    """A run failed for a reason that can be named; finished artifacts stay whole."""
+    """A run failed for a known reason. Finished artifacts stay intact."""
 
     exit_code = 1
 
@@ -14,7 +14,7 @@ class UserError(CompressError):
 
 
 class RecipeError(UserError):
-    """A recipe that cannot run; the text starts with the path to the field, such as ``stages[1].teacher``."""
+    """A recipe that cannot run. The text starts with the path to the field, such as ``stages[1].teacher``."""
 
 
 class DataError(UserError):
@@ -22,20 +22,20 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
-    """A model directory that is missing, broken, or of a family or shape that cannot do what was asked."""
+    """A model directory that is missing or damaged, or whose family or shape does not support the request."""
 
 
 class NothingDoneError(CompressError):
-    """A step that was asked for something and touched nothing."""
+    """A step that should change something, but changed nothing."""
 
 
 class DivergedError(CompressError):
-    """A loss became NaN or infinite; the text names the step, the term and the last good checkpoint."""
+    """A loss became NaN or infinite. The text names the step, the term and the last good checkpoint."""
 
 
 class ParityError(CompressError):
-    """An exported graph that does not compute what the model computes."""
+    """An exported graph whose results differ from those of the model."""
 
 
 class LostError(CompressError):
-    """Another process of the run ended, and this one cannot go on alone."""
+    """Another process of the run ended, and this one cannot continue alone."""

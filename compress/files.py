@@ -1,4 +1,4 @@
-"""Files and directories that are whole or absent, also after the power was lost."""
+"""Files and directories that are complete or absent, even after a power loss."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 PARTIAL = ".partial"
-"""Ends the name of what is not whole yet."""
+"""The suffix of files and directories that are not complete yet."""
 
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Put all of a file or directory on the disk, and only then give it its final name, replacing what has that name.
+    """Write all of a file or directory to the disk, and then rename it to ``final``, replacing what has that name.
 
-    A rename alone does not do: after a loss of power it may be there while the content is not.
+    A rename alone is not enough. After a power loss the new name may exist while the content is missing.
     """
     for path in (*partial.rglob("*"), partial):
         _sync(path)
@@ -31,7 +31,7 @@ def publish(partial: Path, final: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a complete file, or none if writing is interrupted."""
     partial = path.with_name(path.name + PARTIAL)
     partial.write_text(text, encoding="utf-8")
     publish(partial, path)
@@ -44,7 +44,7 @@ def sha256(path: Path) -> str:
 
 
 def changed(directory: Path, hashes: Mapping[str, str]) -> str | None:
-    """What is wrong with the first file, by name and hash, that is missing or another than it was; None where none."""
+    """The problem with the first file that is missing or whose hash differs from ``hashes``, or None."""
     for name, digest in hashes.items():
         if not (directory / name).exists():
             return f"{name} is missing; the artifact is not whole"
@@ -54,10 +54,10 @@ def changed(directory: Path, hashes: Mapping[str, str]) -> str | None:
 
 
 def require_whole(file: Path) -> None:
-    """Raise ValueError, with the reason in one line, for a safetensors file that is missing or not whole."""
+    """Raise ValueError, with the reason on one line, if a safetensors file is missing or incomplete."""
     try:
         with safe_open(file, framework="np"):
-            """Opening compares the length with what the header says."""
+            """Opening compares the length of the file with its header."""
     except (OSError, SafetensorError) as error:
         raise ValueError(" ".join(str(error).split())) from None
 

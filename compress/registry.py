@@ -1,6 +1,6 @@
 """Names a recipe may use, and the classes behind them.
 
-Built-ins are import paths, so that listing names imports nothing; other distributions add theirs through entry points.
+Built-ins are import paths, so that listing names imports nothing. Other packages add names through entry points.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from compress.errors import RecipeError
 
 @dataclass(frozen=True)
 class Registry:
-    """A kind of thing (``stage``, ``term``, ``measurement``) that is chosen by name."""
+    """All classes of one kind (``stage``, ``term``, ``measurement``). A recipe chooses among them by name."""
 
     kind: str
     group: str
@@ -31,11 +31,11 @@ class Registry:
         return {point.name: point for point in entry_points(group=self.group)}
 
     def names(self) -> list[str]:
-        """Every known name: the built-ins in their written order, then plug-ins."""
+        """Every known name: the built-ins in their declared order, then plug-ins in alphabetical order."""
         return list(self.builtin) + sorted(set(self._plugins) - set(self.builtin))
 
     def get(self, name: object) -> Any:
-        """Return the class called ``name``, or raise with the nearest known name."""
+        """Return the class called ``name``. Raises RecipeError, with the nearest known name, if there is none."""
         if isinstance(name, str):
             if path := self.builtin.get(name):
                 module, attribute = path.split(":")
@@ -45,18 +45,18 @@ class Registry:
         raise RecipeError(f"unknown {self.kind} {name!r}. {suggest(name, self.names())}")
 
     def known(self, name: str) -> str:
-        """Return ``name`` if it is known; for pydantic fields that hold a name alone. Raises ValueError otherwise."""
+        """Return ``name`` if it is known, otherwise raise ValueError. For pydantic fields that hold only a name."""
         if name not in self.names():
             raise ValueError(f"unknown {self.kind} {name!r}. {suggest(name, self.names())}")
         return name
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
-        """As metadata of a field: a name, or a mapping with the fields of the class that its type names."""
+        """JSON schema of a field: a name, or a mapping with the fields of the class that its ``type`` names."""
         known = [handler(self.get(name).__pydantic_core_schema__) for name in self.names()]
         return {"anyOf": [{"enum": self.names()}, {"required": ["type"], "anyOf": known}]}
 
     def read(self, value: object) -> Any:
-        """Validate ``{type: NAME, ...}`` (or a bare ``NAME``) as the class called NAME; for pydantic fields."""
+        """Validate ``{type: NAME, ...}`` or ``NAME`` as the class called NAME. For pydantic fields."""
         if isinstance(value, str):
             value = {"type": value}
         if not isinstance(value, Mapping):
@@ -72,7 +72,7 @@ class Registry:
 
 
 def suggest(name: object, known: Iterable[str]) -> str:
-    """Say which known name was probably meant, and list them all."""
+    """Return a hint with the closest known name, and the list of all known names."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""

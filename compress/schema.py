@@ -1,4 +1,4 @@
-"""The base of everything a user can write in a recipe or find in ``artifact.json``."""
+"""The base class of all models of recipes and of ``artifact.json``."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
@@ -24,10 +24,10 @@ def added(default: Any) -> Any:
 
 
 class Strict(BaseModel):
-    """A frozen pydantic model that rejects unknown keys, NaN and infinity; a field's docstring is its description."""
+    """A frozen pydantic model that rejects unknown keys, NaN and infinity. Field docstrings become descriptions."""
 
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Old spellings of fields, and the new ones, which errors name."""
+    """Old names of fields and their new names. The error about an old name states the new one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -45,13 +45,13 @@ class Strict(BaseModel):
                 text = f"unknown key {key!r}. {suggest(key, known)}"
                 raise PydanticCustomError("unknown_key", "{text}", {"text": text, "key": key})
             if isinstance(given, bool) and not {bool, Any} & _kinds(known[key]) and {int, float} & _kinds(known[key]):
-                text = f"{key} is {str(given).lower()}; give a number"  # it would be read as 0 or 1
+                text = f"{key} is {str(given).lower()}; give a number"  # pydantic would read it as 0 or 1
                 raise PydanticCustomError("unknown_key", "{text}", {"text": text, "key": key})
         return value
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """Every type that takes part in an annotation."""
+    """All types that occur in an annotation."""
     return {annotation}.union(*map(_kinds, get_args(annotation))) if _hashable(annotation) else set()
 
 

@@ -1,6 +1,6 @@
 """What the processes of a run compute together. With one process, nothing happens.
 
-Each function but ``join`` must be called by every process, in the same order. Shapes: N rows of one process.
+Every process must call each function except ``join``, in the same order. Shapes: N rows of one process.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _SPLITTING = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
 _PATIENCE = timedelta(days=1)
-"""The others wait while the main process exports and measures. A process that ends is noticed at once."""
+"""Timeout of the other processes while the main one exports and measures. A process that ends is noticed at once."""
 
 
 def join(device: str) -> None:
     """Connect this process to the others of its run, once. Without others, nothing happens.
 
-    Raises UserError where the launcher was asked for what splits a model, or for more processes than there are devices.
+    Raises UserError if the launcher was asked to split a model, or to start more processes than there are devices.
     """
     for variable, name in _SPLITTING.items():
         if os.environ.get(variable, "").lower() in ("1", "true", "yes"):

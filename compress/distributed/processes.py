@@ -34,7 +34,7 @@ def is_main() -> bool:
 
 
 def share(size: int) -> slice:
-    """The share of ``size`` items that this process owns. Each item has one owner; shares differ by one at most."""
+    """The share of ``size`` items that this process owns. Each item has one owner. Shares differ by at most one."""
     return slice(rank() * size // count(), (rank() + 1) * size // count())
 
 
@@ -44,7 +44,7 @@ def on_cpu() -> bool:
 
 
 def alone_by_mistake() -> bool:
-    """Whether ``accelerate launch --cpu`` was asked for several processes: it starts one, unless through mpirun."""
+    """Whether ``accelerate launch --cpu`` was asked for several processes but started one. mpirun starts several."""
     return count() == 1 and on_cpu() and "MASTER_ADDR" in os.environ
 
 

@@ -31,7 +31,7 @@ def journaled(
 
     Each finished batch is appended to ``directory/responses.jsonl``. Each batch has its own seed, so an interrupted and
     continued run gives the same responses as an uninterrupted one. Raises KeyboardInterrupt after the current batch
-    where the user asks to stop.
+    if the user asks to stop.
     """
     journal = directory / "responses.jsonl"
     done = _whole(journal)
@@ -68,7 +68,7 @@ def _line(batch: list[list[int]]) -> str:
 
 
 def _whole(journal: Path) -> list[list[list[int]]]:
-    """The batches before the first damaged line. A kill leaves half a line, a loss of power leaves garbage."""
+    """The batches before the first damaged line. A killed process may leave half a line, a power loss garbage."""
     found: list[list[list[int]]] = []
     lines = journal.read_text(errors="replace").splitlines(keepends=True) if journal.exists() else []
     for line in lines:

@@ -35,7 +35,7 @@ class OnPolicy(Strict):
     top_k: int = Field(0, ge=0)
     """Tokens to sample from; 0 for all."""
     max_new_tokens: int = Field(64, ge=1)
-    """Maximum tokens of a response. One without an end token is scored as far as it goes."""
+    """Maximum tokens of a response. A response without an end token is scored up to its last token."""
 
     @field_validator("fraction")
     @classmethod
@@ -45,7 +45,7 @@ class OnPolicy(Strict):
         return fraction
 
     def problems(self, terms: Sequence[LossTerm]) -> Iterator[str]:
-        """What is wrong with these terms on responses that are not the data's, each as ``field: what``."""
+        """Problems of these terms with responses that are not from the data, each as ``field: problem``."""
         for i, term in enumerate(terms):
             if term.needs_labels:
                 yield f"terms[{i}] ({term.type}) scores the data's own tokens, and on_policy puts others in their place"
@@ -53,14 +53,14 @@ class OnPolicy(Strict):
                 yield f"terms[{i}] ({term.type}) keeps something of each row of the data, which on_policy changes"
 
     def responses(self, source: Artifact, model: nn.Module, data: Split, seed: int, precision: str) -> StudentResponses:
-        """What samples the responses of ``model``, which was made from ``source`` and trains on ``data``."""
+        """The sampler of responses of ``model``, which was made from ``source`` and trains on ``data``."""
         autocast = torch.bfloat16 if precision == "bf16" else None
         return StudentResponses(self, TorchSubject.with_model(source, model), data.model, seed, autocast)
 
 
 @dataclass(frozen=True)
 class StudentResponses:
-    """The student's responses in place of the data's. Seed, step and student determine them."""
+    """Replaces the targets of the data by the student's responses. Seed, step and student determine them."""
 
     config: OnPolicy
     student: TorchSubject
@@ -69,7 +69,7 @@ class StudentResponses:
     autocast: torch.dtype | None
 
     def chosen(self, step: int) -> bool:
-        """Whether step ``step`` (from 0) is on the student's responses; the same in every process."""
+        """Whether step ``step`` (from 0) uses the student's responses. The result is the same in every process."""
         return bool(np.random.default_rng([self.seed, step]).random() < self.config.fraction)
 
     def batch(self, batch: Batch, step: int, part: int) -> Batch:

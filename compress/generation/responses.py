@@ -18,7 +18,7 @@ Generate = Callable[[Sequence[list[int]], int], list[list[int]]]
 
 
 class Response(NamedTuple):
-    """A generated text, and whether it has as many tokens as it may have, its end token included."""
+    """A generated text, and whether it has the maximum number of tokens, counting its end token."""
 
     text: str
     full: bool
@@ -37,7 +37,7 @@ def responses(
 
     Args:
         prompts: token ids of each prompt.
-        batch_size: how many prompts are answered together. Prompts of similar length share a batch.
+        batch_size: how many prompts each batch has. Prompts of similar length share a batch.
         generate: called once per batch with its prompts and its number, from 0.
         longest_first: start with the longest prompts, so that a lack of memory shows at once.
         done: responses of the first batches, from an earlier run with the same prompts and batch size.
@@ -81,12 +81,12 @@ def response_texts(
 
 def _response(ids: list[int], tokenizer: Any, decoding: Decoding) -> Response:
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-    # the end token takes the last place; where it is forced, the text did not end by itself
+    # A forced end token takes the last place. Such a text did not end by itself, so it counts as full.
     return Response(text, len(ids) + 1 >= decoding.max_new_tokens)
 
 
 def samples(examples: Sequence[Example], outputs: Sequence[str]) -> list[dict[str, Any]]:
-    """Return up to :data:`SAMPLES` evenly spread rows, from the first on: number, input, references and output."""
+    """Return number, input, references and output of up to :data:`SAMPLES` evenly spread rows, including the first."""
     count = min(SAMPLES, len(outputs))
     rows = [at * len(outputs) // count for at in range(count)]
     return [

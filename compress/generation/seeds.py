@@ -6,9 +6,10 @@ import numpy as np
 
 
 def seed_of(*numbers: int) -> int:
-    """Derive one seed from whole numbers from 0, such as (seed, step).
+    """Derive one seed from non-negative integers, such as (seed, step).
 
-    Different tuples give different seeds (up to collisions of 32 bits), also where one is the other with zeros added.
+    Different tuples give different seeds, except for 32-bit collisions. This holds even if one tuple is the other with
+    zeros appended.
     """
-    # the count comes first, because a SeedSequence ignores zeros at the end of its numbers
+    # the count comes first, because a SeedSequence ignores trailing zeros
     return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1)[0])

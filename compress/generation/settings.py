@@ -20,7 +20,7 @@ from compress.schema import Strict, added
 class Generation(Strict):
     """How text is generated. Every choice is stated; a model's own generation defaults are not used.
 
-    A setting that takes no part is refused.
+    A setting without effect is rejected.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"beams": "num_beams", "no_repeat_ngram": "no_repeat_ngram_size"}
@@ -28,16 +28,16 @@ class Generation(Strict):
     max_new_tokens: int = Field(64, ge=1)
     num_beams: int = Field(1, ge=1)
     length_penalty: float = 1.0
-    """Of beam search: scores are divided by length to this power."""
+    """Beam search divides scores by length to this power."""
     do_sample: bool = False
     temperature: float = Field(1.0, ge=LEAST_TEMPERATURE)
     top_k: int = Field(0, ge=0)
-    """Tokens sampling chooses among; 0 for all."""
+    """Number of most probable tokens to sample from; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = added(0)
-    """N-grams of this many tokens that come only once, a prompt that is continued included; 0: all may come again."""
+    """N-grams of this many tokens may not repeat, counting a continued prompt; 0 allows all repetitions."""
     min_new_tokens: Annotated[int, Field(ge=0)] = added(0)
-    """Tokens before which no text ends."""
+    """Minimum number of new tokens of a text."""
 
     @model_validator(mode="after")
     def _room_for_the_least(self) -> Self:
@@ -59,7 +59,7 @@ class Generation(Strict):
         return self
 
     def options(self) -> dict[str, Any]:
-        """The settings that take part, named as ``generate`` of either runtime names them."""
+        """The settings that have an effect, under the names that ``generate`` of both runtimes uses."""
         found = self.model_dump(include={"max_new_tokens", "do_sample", "min_new_tokens"})
         found |= {"no_repeat_ngram_size": self.no_repeat_ngram_size} if self.no_repeat_ngram_size else {}
         if self.do_sample:
@@ -70,18 +70,18 @@ class Generation(Strict):
 
 
 class Decoding(Generation):
-    """How the text of a measurement is generated, and how often where it is drawn."""
+    """How the text of a measurement is generated, and with which seeds if it is sampled."""
 
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
-    """Of sampling: each seed generates once, and the mean and standard deviation are reported."""
+    """Seeds of sampling. Each seed generates once, and the mean and standard deviation are reported."""
 
     @property
     def runs(self) -> tuple[int, ...]:
-        """The seeds to generate with; one where nothing is random."""
+        """The seeds to generate with. Without sampling, only one."""
         return self.seeds if self.do_sample else self.seeds[:1]
 
     def conditions(self) -> dict[str, Any]:
-        """The settings that take part, as a recipe names them."""
+        """The settings that have an effect, under their names in a recipe."""
         if self.do_sample:
             return self.model_dump(exclude={"num_beams", "length_penalty"})
         penalty = {"length_penalty"} if self.num_beams > 1 else set()
@@ -90,18 +90,18 @@ class Decoding(Generation):
 
 
 def ends_of(artifact: Artifact, tokenizer: Any) -> list[int]:
-    """The tokens that end a row in either runtime: those of its generation settings and of its tokenizer."""
+    """The end tokens of a model in either runtime, from its generation settings and its tokenizer."""
     own = as_tokens(decoding_settings(artifact.path).get("eos_token_id"))
     return list(dict.fromkeys([*own, *as_tokens(getattr(tokenizer, "eos_token_id", None))]))
 
 
 def forced_tokens(config: Any) -> dict[str, Any]:
-    """The tokens that the responses of a model have to begin and end with, in either runtime."""
+    """The tokens with which the responses of a model must begin and end, in either runtime."""
     return {name: getattr(config, name, None) for name in ("forced_bos_token_id", "forced_eos_token_id")}
 
 
 def generation_settings(config: Any, tokenizer: Any, ends: Sequence[int], decoding: Generation) -> GenerationConfig:
-    """Spell out ``decoding`` for ``generate``, with the special tokens of the model and nothing else of its own."""
+    """Convert ``decoding`` for ``generate``. Only the special tokens come from the model's own settings."""
     known = ModelInterface.of(config, tokenizer)
     chosen = decoding.options()
     if known.task == "seq2seq":
@@ -112,7 +112,7 @@ def generation_settings(config: Any, tokenizer: Any, ends: Sequence[int], decodi
 
 
 def padded(rows: Sequence[list[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Return ids and attention mask of rows padded to the longest, [B, T] each."""
+    """Return ids [B, T] and attention mask [B, T] of rows padded to the longest row."""
     width = max(map(len, rows))
     gaps = [[pad] * (width - len(row)) for row in rows]
     ids = [gap + row if left else row + gap for row, gap in zip(rows, gaps, strict=True)]
@@ -122,11 +122,11 @@ def padded(rows: Sequence[list[int]], pad: int, *, left: bool) -> tuple[Tensor, 
 
 
 def until_end(row: list[int], end: int | Sequence[int] | None) -> list[int]:
-    """Return the tokens before the first that is an end token."""
+    """Return the tokens before the first end token."""
     ends = as_tokens(end)
     return row[: next((at for at, token in enumerate(row) if token in ends), len(row))]
 
 
 def through_end(row: list[int], end: int | Sequence[int] | None) -> list[int]:
-    """Return the tokens up to the first that is an end token, and that one."""
+    """Return the tokens up to and including the first end token."""
     return row[: len(until_end(row, end)) + 1]

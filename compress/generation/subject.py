@@ -36,7 +36,7 @@ class Subject(Protocol):
     runtime: str
 
     def nll(self, batch: Batch) -> tuple[float, int]:
-        """Summed negative log-likelihood of the scored positions in nats, and their number."""
+        """Summed negative log-likelihood of the scored positions in nats, and the number of positions."""
         ...
 
     def logits(self, batch: Batch) -> Tensor:
@@ -44,7 +44,7 @@ class Subject(Protocol):
         ...
 
     def generate(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
-        """Continue prompts (or respond to sources): the new tokens of each row before its end token."""
+        """Continue prompts, or respond to sources. Return the new tokens of each row before its end token."""
         ...
 
 
@@ -63,7 +63,7 @@ class TorchSubject:
 
     @classmethod
     def of(cls, artifact: Artifact, device: str) -> Self:
-        """An artifact as ``compress.load`` opens it."""
+        """Open an artifact as ``compress.load`` does."""
         return cls.with_model(artifact, artifact.model(device=device))
 
     @classmethod
@@ -87,11 +87,11 @@ class TorchSubject:
     def complete(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
         """Responses to train on. A row includes its end token where the model wrote one; no end token is forced."""
         settings = generation_settings(self.side.config, self.tokenizer, self.ends, decoding)
-        settings.forced_eos_token_id = None  # or a student would learn to stop where a response was cut
+        settings.forced_eos_token_id = None  # otherwise a student would learn to stop where a response was cut
         return [through_end(row, self.ends) for row in self._new_tokens(prompts, settings, seed)]
 
     def _new_tokens(self, prompts: Sequence[list[int]], settings: GenerationConfig, seed: int) -> list[list[int]]:
-        """The new tokens of each row, with padding after its end. The model stays as it was."""
+        """The new tokens of each row, with padding after its end. The model's generation settings are restored."""
         model: Any = self.side.model
         seq2seq = self.side.family.task == "seq2seq"
         ids, mask = padded(prompts, settings.pad_token_id, left=not seq2seq)

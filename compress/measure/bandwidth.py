@@ -1,4 +1,4 @@
-"""How fast this machine reads memory, as a product of a matrix and a vector reads it."""
+"""Read bandwidth of this machine's memory, measured with matrix-vector products."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import time
 import torch
 
 BYTES = 2**28
-"""Of the matrix: many times what processor caches hold."""
+"""Size of the matrix: many times the size of processor caches."""
 COLUMNS = 2**13
 READS = 4
 
 
 class MemoryRead:
-    """A float32 matrix of 256 MiB that is multiplied by a vector: every byte is read once, and hardly any is written.
+    """A float32 matrix of 256 MiB that is multiplied by a vector. Every byte is read once; hardly any is written.
 
-    A product of this kind is what decoding a token consists of, and it read faster here than sums and copies did.
+    Decoding a token consists of such products. In tests they also read faster than sums and copies.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class MemoryRead:
         self._out = torch.empty(len(self._matrix))
 
     def bytes_per_second(self) -> float:
-        """The fastest of a few reads, with the threads that torch has now; what else runs can only slow one down."""
+        """The fastest of a few reads, with torch's current threads. Other work on the machine only slows reads down."""
         return max(BYTES / self._seconds() for _ in range(READS))
 
     def _seconds(self) -> float:

@@ -1,6 +1,7 @@
-"""About the least time of a token: bytes of weights that it reads / bandwidth of memory, as far as that is known.
+"""Approximate lower bound on the time of a token: bytes of weights that it reads / memory bandwidth.
 
-Weights count as they are stored and caches are left out, so that a runtime which unpacks its weights stays far above.
+Weights count in their stored size, and caches are not counted. A runtime that unpacks its weights is far above this
+bound.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from compress.models.description import AttentionBlock, Block, CrossAttention, d
 
 
 def model_step_bytes(model: nn.Module) -> int:
-    """Bytes of a torch model that one more token reads: the decoder's weights once, and a row of each embedding.
+    """Bytes of a torch model that one more token reads: the decoder's weights once, and one row of each embedding.
 
-    A tied head is read whole beside that row. Keys and values of an encoder's states are projected once for a text,
-    and do not count.
+    A tied head is read completely, in addition to that row. The key and value projections of an encoder's states run
+    once per text, so they do not count.
     """
     stack = describe(model).decoder
     names = [stack.head, stack.norm, *(name for block in stack.blocks for name in _modules(block))]

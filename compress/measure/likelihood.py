@@ -1,4 +1,4 @@
-"""What a model thinks of given tokens: perplexity, and agreement with a reference model.
+"""Likelihood of given tokens under a model: perplexity, and agreement with a reference model.
 
 Shapes: N scored positions, V vocabulary.
 """
@@ -19,7 +19,7 @@ from compress.training.progress import Advance
 Record = dict[str, Any]
 
 LARGEST = 700
-"""Nats whose exponential is a number."""
+"""Largest nats whose exponential is computed; a much larger one overflows float64."""
 
 
 def perplexity(subject: Subject, split: Split, batch_size: int, advance: Advance = lambda rows: None) -> Record:
@@ -39,7 +39,7 @@ def perplexity(subject: Subject, split: Split, batch_size: int, advance: Advance
         record |= {"words": split.words}
         if total / split.words < LARGEST:
             record["word_perplexity"] = math.exp(total / split.words)
-        else:  # text without spaces is few long words
+        else:  # text without spaces has few, long words
             record["note"] = f"no word perplexity: {tokens / split.words:,.0f} tokens a word are beyond any number"
         record |= {"bits_per_byte": bits / len(split.text.encode()), "bits_per_character": bits / len(split.text)}
     return record
@@ -66,6 +66,6 @@ def agreement(
 
 
 def _rows(batch: Batch) -> Iterator[Batch]:
-    """One row at a time, so that two sets of logits stay small."""
+    """Yield one row at a time, so that the logits of two models need little memory."""
     for at in range(len(batch["input_ids"])):
         yield {name: tensor[at : at + 1] for name, tensor in batch.items()}

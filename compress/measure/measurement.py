@@ -1,4 +1,4 @@
-"""What a measurement is: a frozen config and one method, artifacts to numbers."""
+"""The base class of measurements: a frozen config with a ``run`` method from artifacts to numbers."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ class Measurement(Strict):
 
     type: str
     of: Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_names), AfterValidator(_some)] = "all"
-    """Names of what is measured; one name may stand alone."""
+    """Names of the artifacts to measure: one name, a list, or all."""
 
     needs_data: ClassVar[bool] = False
-    """The measurement reads ``data.test``, or ``data.eval`` where there is none."""
+    """Whether the measurement reads ``data.test``, or ``data.eval`` if there is no test split."""
     names: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say what is measured; the others say how."""
+    """Fields that define what is measured. The other fields define how."""
     version: ClassVar[int] = 1
-    """Part of the key under which results are reused; raise it when numbers change."""
+    """Part of the cache key of results. Increase it when the numbers change."""
 
     @property
     def compared_with(self) -> tuple[str, ...]:
-        """Names, besides ``of``, on which the numbers depend."""
+        """Names of artifacts, besides ``of``, on which the numbers depend."""
         return ()
 
     def run(
         self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None
     ) -> dict[str, dict[str, Any]]:
-        """Measure, and return for each measured name what joins its record.
+        """Measure, and return for each measured name the values to add to its record.
 
         Args:
-            artifacts: every artifact of the run in its order, the base model first; ``of`` chooses among them.
+            artifacts: every artifact of the run in its order, the base model first. ``of`` selects from them.
             data: the run's data, if it has any.
-            device: where torch models run.
-            console: where progress is shown, if anywhere.
+            device: the device of torch models.
+            console: shows progress; None for no progress.
         """
         raise NotImplementedError
 
     def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
-        """What is wrong that can be seen before any work.
+        """Problems that can be found before any work.
 
         Args:
             configs: the stock config of each measured model.
@@ -67,7 +67,7 @@ class Measurement(Strict):
         return iter(())
 
     def chosen(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
-        """Return the artifacts that ``of`` names, in the order it names them."""
+        """Return the artifacts that ``of`` names, in the order of ``of``."""
         if self.of == "all":
             return dict(artifacts)
         for name in self.of:

@@ -1,7 +1,7 @@
 """``python -m compress.measure.peak DIR {torch|onnx} WORKLOAD``: load time and peak memory of one process that decodes.
 
-Prints one line of JSON. A process of its own, because memory that was freed is still counted in a peak, and because an
-exported artifact must be charged for numpy and onnxruntime alone.
+Prints one line of JSON. It runs in a process of its own for two reasons. A peak also counts memory that was freed
+earlier. The peak of an exported artifact must include numpy and onnxruntime only.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from compress.measure.workload import OnnxStepper, Stepper, Workload, timed_pass
 def measure_in_fresh_process(directory: Path, kind: str, work: Workload) -> dict[str, float | int]:
     """Run this module on a directory and return ``load_s`` and ``peak_rss_bytes``.
 
-    ``load_s`` is the time from files to a model that can decode, for either runtime without imports and without the
-    hashing that opening an artifact does.
+    ``load_s`` is the time from files to a model that can decode. In either runtime it excludes imports, and the hashing
+    that opening an artifact does.
     """
     paths = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, "-m", "compress.measure.peak", str(directory), kind, json.dumps(asdict(work))]
@@ -37,9 +37,9 @@ def measure_in_fresh_process(directory: Path, kind: str, work: Workload) -> dict
 
 
 def peak_rss() -> int:
-    """Most bytes of memory that this process has held since it was started."""
+    """Peak memory of this process since its start, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # rusage would also count the parent, which was copied to start this process
+    if status.exists():  # rusage also counts the parent, which was copied to start this process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -62,7 +62,7 @@ def _opener(directory: Path, kind: str, threads: int) -> Callable[[], Stepper]:
 
 
 def main(directory: str, kind: str, workload: str) -> None:
-    """Open, decode once, and print what it took."""
+    """Open the artifact, decode once, and print load time and peak memory."""
     work = Workload(**json.loads(workload))
     opener = _opener(Path(directory), kind, work.threads)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How good models are: perplexity, agreement with a reference model, and metrics of generated text."""
+"""Quality of models: perplexity, agreement with a reference model, and metrics of generated text."""
 
 from __future__ import annotations
 
@@ -29,35 +29,37 @@ _OF_LOGITS = ("perplexity", "agreement")
 
 
 class Quality(Measurement):
-    """Quality of torch and ONNX artifacts through one path, in float32.
+    """Quality of torch and ONNX artifacts, measured by the same code in float32.
 
-    ``perplexity`` = exp(nll / tokens) over the scored tokens, each seen once with the context that its block or row
-    gives it. On running text also ``word_perplexity`` = exp(nll / (words + lines)), ``bits_per_byte`` and
-    ``bits_per_character`` = nll / ln 2 / their number in the text, which do not depend on the vocabulary.
-    ``agreement`` is the share x 100 of scored tokens on which the most probable token is that of ``reference``, and
-    ``kl`` the mean KL(reference || model) in nats.
+    ``perplexity`` = exp(nll / tokens) over the scored tokens. Each token is scored once, with the context in its block
+    or row. On running text the record also has ``word_perplexity`` = exp(nll / (words + lines)), and ``bits_per_byte``
+    and ``bits_per_character`` = nll / ln 2 / number of bytes or characters. These do not depend on the vocabulary.
+    ``agreement`` is the percentage of scored tokens at which model and ``reference`` have the same most probable token.
+    ``kl`` is the mean KL(reference || model) in nats.
 
-    The others look at generated text. ``rouge`` (1, 2, L, Lsum; the best of several references), ``bleu``, ``chrf`` and
-    ``exact_match`` compare it with all references. ROUGE is refused where most rows have references with letters, none
-    of them of a to z; BLEU of another tokenizer than 13a is named so, as ``bleu_zh``. ``length`` counts words between
-    blanks: mean and median of outputs and of references, their ratio, and the share x 100 of outputs that are ``empty``
-    and that took all of ``max_new_tokens``, the end token counted (``full_length``). ``distinct`` 1, 2, 3 are distinct
-    n-grams / n-grams x 100 over all outputs.
+    The other metrics score generated text. ``rouge`` (1, 2, L, Lsum; the best of several references), ``bleu``,
+    ``chrf`` and ``exact_match`` compare it with all references. ROUGE is rejected if most rows have references with
+    letters but none from a to z. BLEU with a tokenizer other than 13a has the tokenizer in its name, as in ``bleu_zh``.
+
+    ``length`` counts words separated by whitespace: mean and median of outputs and of references, and their ratio. It
+    also has the percentage of outputs that are ``empty``, and of outputs that have ``max_new_tokens`` tokens, counting
+    the end token (``full_length``). ``distinct`` 1, 2, 3 is distinct n-grams / n-grams x 100 over all outputs.
     """
 
     type: Literal["quality"] = "quality"
     metric: Several[Metric] = ("perplexity",)
     """One metric, or several."""
     split: Literal["test", "eval"] = "test"
-    """What to measure on; where a run has no such split, the other one, which the conditions then say."""
+    """The split to measure on. If a run has no such split, the other one is used, and the conditions name it."""
     batch: int = Field(8, ge=1)
-    """Rows at once."""
+    """Rows per batch."""
     sentences: Literal["lines", "stops"] = "lines"
-    """What ends a sentence for ROUGE-Lsum: a line break, or also . ! ? before a blank ("Mr. Smith" is two then)."""
+    """Sentence ends for ROUGE-Lsum: line breaks, or also . ! ? before a blank ("Mr. Smith" then splits)."""
     bleu_tokenize: Literal["13a", "intl", "zh", "char", "none"] = added("13a")
-    """How BLEU finds words: as WMT has it, by Unicode's classes, Chinese or all by characters, or at blanks."""
+    """BLEU's tokenizer: WMT's (13a), Unicode classes (intl), characters of Chinese (zh) or all text (char), or blanks
+    (none)."""
     reference: str | None = None
-    """The model that ``agreement`` compares with."""
+    """The model that ``agreement`` compares each model with."""
     decoding: Decoding = Decoding()
     """How text is generated."""
 
@@ -101,7 +103,7 @@ class Quality(Measurement):
         reference: Subject | None = None,
         console: Console | None = None,
     ) -> dict[str, Any]:
-        """Measure one model on one split; ``console`` shows a progress bar under ``name``."""
+        """Measure one model on one split. ``console`` shows a progress bar with the title ``name``."""
         if self._texts:
             self._check_examples(split, self._texts[0])
         with counting(console, name, self._passes * len(split)) as advance:
@@ -212,14 +214,17 @@ class Quality(Measurement):
         scores: dict[str, Record] = {
             name: metrics.score(name, texts, references, **options.get(name, {})) for name in self._texts
         }
-        if self.bleu_tokenize != "13a":  # figures of two tokenizers are not of one kind
+        if self.bleu_tokenize != "13a":  # scores with different tokenizers cannot be compared
             found, name = scores.pop("bleu"), f"bleu_{self.bleu_tokenize}"
             scores[name] = {name: found["bleu"], "signature": found["signature"]}
         return scores
 
 
 def _check_letters(split: Split) -> None:
-    """Refuse references of which ROUGE sees no letter in more than half of the rows; digits alone say too little."""
+    """Reject references if more than half of the rows have letters but none from a to z, which ROUGE would ignore.
+
+    Digits alone, which ROUGE still sees, are not enough to score such rows.
+    """
     rows = [set("".join(example.references).lower()) for example in split.examples]
     lost = sum(any(map(str.isalpha, row)) and row.isdisjoint(string.ascii_lowercase) for row in rows)
     if lost > len(rows) / 2:

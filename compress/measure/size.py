@@ -1,4 +1,4 @@
-"""How large artifacts are on disk, and how many numbers they hold."""
+"""Size of artifacts on disk, and their number of parameters."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from compress.models.structure import count_parameters
 
 
 class Size(Measurement):
-    """Bytes and parameters. Megabytes made of them anywhere in this project are of 2^20 bytes.
+    """Bytes and parameters. A megabyte is 2^20 bytes everywhere in this project.
 
-    ``bytes`` counts model files (``*.safetensors`` and ``*.onnx*``), ``bytes_total`` every file of the directory.
-    ``parameters`` are logical: the numbers of the float model, shared ones once and saved buffers included, so that
-    quantizing changes bytes and not parameters. ``compression_ratio`` = 4 x parameters of the base / bytes, that is
-    against its float32 weights; ``compression_ratio_fp16`` = 2 x parameters of the base / bytes. The base is the first
-    model of the run.
+    ``bytes`` counts model files (``*.safetensors`` and ``*.onnx*``). ``bytes_total`` counts every file of the
+    directory. ``parameters`` is the number of values of the float model. It counts shared tensors once and includes
+    saved buffers. Quantization changes bytes but not parameters. ``compression_ratio`` = 4 x parameters of the base /
+    bytes, which compares with the float32 weights of the base. ``compression_ratio_fp16`` = 2 x parameters of the base
+    / bytes. The base is the first model of the run.
     """
 
     type: Literal["size"] = "size"
@@ -50,7 +50,7 @@ def size_of(artifact: Artifact, base_parameters: int) -> dict[str, Any]:
 
 
 def logical_parameters(artifact: Artifact) -> int:
-    """Count the numbers of the float model with the units the artifact kept; loads no weights."""
+    """Count the parameters of the float model with the units that the artifact kept, without loading weights."""
     with torch.device("meta"):
         model = build(artifact.config())
     return int(count_parameters(model, artifact.family().axes(artifact.config()), artifact.sizes()))

@@ -1,4 +1,4 @@
-"""How fast artifacts decode: prompt and tokens apart, all artifacts interleaved in one run."""
+"""Decoding speed of artifacts: prompt and tokens timed separately, all artifacts interleaved in one run."""
 
 from __future__ import annotations
 
@@ -30,18 +30,21 @@ CPU_ONLY = "not measured: the exported graph is for the CPU"
 
 
 class Speed(Measurement):
-    """Latency, throughput, load time and peak memory, in float32 arithmetic (or the artifact's packed one), greedy.
+    """Latency, throughput, load time and peak memory of greedy decoding, in float32 or in packed arithmetic.
 
-    ``prefill_ms`` is the time from a prompt to its first new token, ``per_token_ms`` that of each further token;
-    medians and 95th percentiles over ``rounds``. ``tokens_per_s`` = batch x tokens / time, of the further tokens alone.
-    In each round every artifact decodes once, in turn and after a rest of 0.1 s, so that a busy moment of the machine
-    meets all of them and no runtime's idle threads the next; one round before is not counted. ``load_s`` and
-    ``peak_rss_bytes`` are those of a fresh process on the CPU. With a CUDA device, torch artifacts are timed on it too,
-    under ``gpu``.
+    ``prefill_ms`` is the time from a prompt to its first new token. ``per_token_ms`` is the time of each further token.
+    Both are medians and 95th percentiles over ``rounds``. ``tokens_per_s`` = batch x tokens / time, for the further
+    tokens only.
 
-    ``floor_ms`` is the time in which the CPU reads ``weight_bytes_per_token``, the weights that a step needs as they
-    are stored, from memory, and ``above_floor`` how many times as long a step takes. The bandwidth is the highest
-    of all rounds, each of which reads 256 MiB; weights that processor caches hold can be read faster.
+    In each round every artifact decodes once, in turn, after a pause of 0.1 s. A busy moment of the machine then
+    affects all artifacts, and the idle threads of one runtime do not slow the next. A first round is not counted.
+
+    ``load_s`` and ``peak_rss_bytes`` come from a fresh process on the CPU. With a CUDA device, torch artifacts are also
+    timed on it, under ``gpu``.
+
+    ``weight_bytes_per_token`` is the size of the weights, as stored, that one step needs. ``floor_ms`` is the time in
+    which the CPU reads them from memory. ``above_floor`` = time of a step / ``floor_ms``. The bandwidth is the highest
+    of all rounds, each of which reads 256 MiB. Weights in processor caches can be read faster.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"prompt": "prompt_tokens"}
@@ -50,11 +53,11 @@ class Speed(Measurement):
     prompt_tokens: int = Field(64, ge=1)
     """Tokens of the prompt (of the source, for sequence-to-sequence models)."""
     new_tokens: int = Field(64, ge=1)
-    """Tokens timed one by one after the first."""
+    """Number of tokens after the first, each of which is timed."""
     batch: int = Field(1, ge=1)
-    """Rows at once."""
+    """Rows per batch."""
     threads: int | None = Field(None, ge=1, le=1024)
-    """Of both runtimes; without it, every core."""
+    """Threads of both runtimes. The default is one per core."""
     rounds: int = Field(10, ge=1)
 
     def run(
@@ -88,14 +91,14 @@ class Speed(Measurement):
                 yield f"{given} exceed the {context} positions of {name}"
 
     def timed(self, steppers: Mapping[str, Stepper], work: Workload) -> tuple[dict[str, list[Times]], float]:
-        """Decode with every stepper in each round; return their times, and the bandwidth of memory in bytes per s."""
+        """Decode with every stepper in each round. Return their times, and the memory bandwidth in bytes per second."""
         reader, bandwidths = MemoryRead(), list[float]()
         with _torch_threads(work.threads):
             times = self._rounds(steppers, work, lambda: bandwidths.append(reader.bytes_per_second()))
         return times, max(bandwidths)
 
     def workload(self, vocabulary: int) -> Workload:
-        """What every model decodes; prompts are drawn from the smallest vocabulary."""
+        """The workload of every model. ``vocabulary`` is the smallest of all models, so that each knows every token."""
         threads = self.threads or len(os.sched_getaffinity(0))
         return Workload(self.prompt_tokens, self.new_tokens, self.batch, threads, vocabulary)
 
@@ -146,7 +149,7 @@ def _step_bytes(artifact: Artifact, stepper: Stepper) -> int:
 
 
 def floor(step_bytes: int, bandwidth: float, per_token_ms: float) -> dict[str, float]:
-    """The time in which memory delivers the weights of one step, and how many times as long a step takes."""
+    """The time to read the weights of one step from memory, and the ratio of the time of a step to it."""
     floor_ms = 1000 * step_bytes / bandwidth
     return {"weight_bytes_per_token": step_bytes, "floor_ms": floor_ms, "above_floor": per_token_ms / floor_ms}
 

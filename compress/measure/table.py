@@ -1,4 +1,4 @@
-"""The table of what was measured, as the terminal and notebooks show it."""
+"""The table of measured values for the terminal and notebooks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table in the one style of this command; ``right`` names the columns of numbers."""
+    """An empty table in the common style. ``right`` names the columns that are aligned to the right (numbers)."""
     empty = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
         empty.add_column(column, justify="right" if column in right else "left", no_wrap=column in ("name", *right))
@@ -18,7 +18,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def records_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """What was measured, a line per artifact; columns that nothing filled are left out."""
+    """The measured values, one line per artifact. Columns without a value are omitted."""
     rows = [_cells(record) for record in records]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     shown = table(*columns, right=columns[1:])
@@ -51,7 +51,7 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _comparison(speed: Mapping[str, Any]) -> dict[str, str]:
-    """What stands only where models were timed against the first of them."""
+    """The columns that exist only if models were timed relative to the first one."""
     if "faster" not in speed:
         return {}
     return {

@@ -26,7 +26,7 @@ class TorchStepper:
 
     @classmethod
     def of(cls, artifact: Artifact, device: str) -> Self:
-        """An artifact as ``compress.load`` gives it."""
+        """Open an artifact as ``compress.load`` does."""
         return cls(artifact.model(device=device), device)
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""What a speed measurement asks of a model, and how one pass of it is timed; needs neither torch nor transformers.
+"""The workload of a speed measurement, and the timing of one pass. Needs neither torch nor transformers.
 
 Shapes: B rows, T tokens.
 """
@@ -17,13 +17,13 @@ from compress.onnx.runtime.seq2seq_session import Seq2SeqDecoding
 from compress.onnx.runtime.session import Array, Decoding
 
 REST = 0.1
-"""Seconds before each pass, in which the threads of the runtime before it stop looking for work: for about 50 ms they
-take the processor from whoever runs next, which doubled the time of a prompt."""
+"""Seconds of pause before each pass. The threads of the previous runtime keep looking for work for about 50 ms. Without
+the pause they take processor time from the next pass, which doubled the time of a prompt."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Feed ``prompt`` tokens a row, then choose and feed ``new_tokens`` one by one, greedily."""
+    """Feed ``prompt`` tokens per row, then choose and feed ``new_tokens`` tokens one by one, greedily."""
 
     prompt: int
     new_tokens: int
@@ -42,24 +42,24 @@ class Stepper(Protocol):
     runtime: str
 
     def prefill(self, ids: Any, new_tokens: int) -> None:
-        """Forget what was, read prompts [B, T], and choose the first new token."""
+        """Discard earlier state, read prompts [B, T], and choose the first new token."""
         ...
 
     def step(self) -> None:
-        """Feed the token chosen last, and choose the next."""
+        """Feed the last chosen token, and choose the next one."""
         ...
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one pass: of the prompt, and of each further token."""
+    """Seconds of one pass: for the prompt, and for each further token."""
 
     prefill: float
     steps: tuple[float, ...]
 
 
 def timed_pass(stepper: Stepper, work: Workload) -> Times:
-    """Decode once and say how long each part took."""
+    """Decode once and return the time of each part."""
     ids = work.ids()
     start = time.perf_counter()
     stepper.prefill(ids, work.new_tokens)

@@ -1,1 +1,1 @@
-"""The stages a recipe chains: one file each, a frozen config with one ``run``."""
+"""The stages of a recipe. Each file holds one stage: a frozen config with a ``run`` method."""

@@ -1,4 +1,4 @@
-"""The baseline that every user can reach in three lines: bitsandbytes through transformers."""
+"""A baseline that needs no training: bitsandbytes through transformers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage, owners
 
 BLOCK = 64
-"""Weights that share a scale in 4 bits; bitsandbytes packs other widths into models that cannot compute on a CPU."""
+"""Number of 4-bit weights that share a scale. With widths that are not multiples of it, bitsandbytes builds models that
+cannot compute on a CPU."""
 
 
 class BitsAndBytes(Stage):
     """Quantize the products without training: ``nf4``, ``fp4`` (QLoRA, arXiv 2305.14314) or ``int8`` (LLM.int8,
     arXiv 2208.07339).
 
-    Token embeddings and a tied head stay float32. The result loads as it is, but goes into no other stage.
+    Token embeddings and a tied head stay float32. The result can be loaded, but no other stage accepts it.
     """
 
     type: Literal["bitsandbytes"] = "bitsandbytes"

@@ -16,7 +16,7 @@ from compress.terms.logits import AdaptiveKL
 
 
 class Distill(TaughtStage):
-    """Minimise a weighted sum of terms between student and teacher; adaptive KL over logits by default.
+    """Minimise a weighted sum of terms between student and teacher. The default term is adaptive KL over logits.
 
     With ``on_policy`` some steps train on the student's own responses to the prompts or sources of the data.
     """

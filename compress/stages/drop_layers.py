@@ -1,4 +1,4 @@
-"""Remove whole layers: a model of the same width and less depth."""
+"""Remove whole layers. The result has the same width and fewer layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Kept = StrictInt | tuple[StrictInt, ...]
 def _readable(value: Any) -> Any:
     parts = list(value.values()) if isinstance(value, Mapping) else [value]
     if wrong := [part for part in parts or [value] if not _is_kept(part)]:
-        given = f"{wrong[0]} is neither; " if isinstance(value, Mapping) else ""  # otherwise pydantic reports it
+        given = f"{wrong[0]} is neither; " if isinstance(value, Mapping) else ""  # pydantic reports other values itself
         raise ValueError(
             f"{given}write a number of layers, from 1, or a list from 0, ascending, each once, such as [0, 2, 5]"
         )
@@ -41,13 +41,19 @@ def _is_kept(value: Any) -> bool:
 
 
 class DropLayers(Stage):
-    """Keep some layers of each stack and remove the others for good, as DQ-BART starts its students (Li et al. 2022).
+    """Keep some layers of each stack and permanently remove the others. DQ-BART (Li et al. 2022) makes its initial
+    students this way.
 
-    ``keep`` is a number of layers, a list of layers counted from 0, or one of these by stack (``{encoder: 3, decoder:
-    [5]}``); a bare one holds for every stack, and a stack that is not named keeps all. A number of six layers takes
-    DQ-BART's map: 1: 5; 2: 0, 5; 3: 0, 2, 5; 4: 0, 2, 3, 5; 5: 0, 1, 3, 4, 5. Of any other depth the layers are evenly
-    spaced from the first to the last, halves rounded down, and one layer is the last. Layers are those the source has
-    now, numbered anew in the result. Masks come along with their layers.
+    ``keep`` is a number of layers, a list of layer numbers from 0, or a mapping from stacks to either of these
+    (``{encoder: 3, decoder: [5]}``). Without a mapping it applies to every stack. A stack that the mapping does not
+    name keeps all its layers.
+
+    If ``keep`` is a number and the stack has six layers, DQ-BART's choice applies: 1: 5; 2: 0, 5; 3: 0, 2, 5;
+    4: 0, 2, 3, 5; 5: 0, 1, 3, 4, 5. In a stack of any other depth the kept layers are evenly spaced from the first to
+    the last, halves rounded down. A single kept layer is the last one.
+
+    Layer numbers refer to the layers that the source has now. The result numbers its layers from 0 again. Kept layers
+    keep their masks.
     """
 
     type: Literal["drop_layers"] = "drop_layers"
@@ -97,7 +103,7 @@ class DropLayers(Stage):
         )
 
     def _layers(self, config: Any) -> Layers:
-        """The layers that stay in each stack that loses some; raises ModelError for those that cannot be."""
+        """The kept layers of each stack that loses some. Raises ModelError if the model has no such layers."""
         stacks = {stack.name: stack for stack in family_of(config).stacks}
         named = self.keep if isinstance(self.keep, dict) else dict.fromkeys(stacks, self.keep)
         if unknown := sorted(set(named) - set(stacks)):

@@ -25,20 +25,22 @@ from compress.surgery.quantization import ActivationName, QuantizationSpec
 
 
 class ExportOnnx(Stage):
-    """Write ``model.onnx`` with a key/value cache, or an encoder and its decoder, float or packed as the source is.
+    """Write ``model.onnx`` with a key/value cache, or an encoder and a decoder. The graph is float or packed, like the
+    source.
 
-    ``graph: decoding`` is built from onnxruntime's fused operators; ``plain`` is what torch's exporter makes of the
-    stock model, float only. A packed graph takes the inputs of products as the source does: in 8 bits per block, as the
-    fast kernels do, or as they are (weight-only). No kernel takes them as ``scheme: paper`` does. What ``replace`` and
-    ``float`` make is not what was trained, so its quality has to be measured again on the exported artifact.
+    ``graph: decoding`` is built from onnxruntime's fused operators. ``plain`` is the output of torch's exporter for the
+    stock model, and is float only. A packed graph treats the inputs of products as the source does. It quantizes them
+    in 8 bits per block, as the fast kernels do, or leaves them in float (weight-only). No kernel quantizes them as
+    ``scheme: paper`` does. With ``replace`` or ``float`` the exported model differs from the trained one, so measure
+    its quality again on the exported artifact.
     """
 
     type: Literal["export_onnx"] = "export_onnx"
     graph: Literal["decoding", "plain"] = "decoding"
     activations: Literal["exact", "replace", "float"] = "exact"
-    """Inputs of packed products: as the source takes them; in 8 bits per block instead; or in float32 instead."""
+    """Inputs of packed products: as in the source (exact), in 8 bits per block (replace), or in float32 (float)."""
     head: Literal["tied", "split"] = added("tied")
-    """Of a packed model: the token embedding reads the head's codes, or has rows of its own in float32."""
+    """In a packed model the token embedding reads the head's codes (tied) or its own float32 rows (split)."""
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "onnx", "bitsandbytes"})
     gives: ClassVar[frozenset[str]] = frozenset({"onnx"})
@@ -55,7 +57,7 @@ class ExportOnnx(Stage):
         _write_tokenizer_file(source, out)
         parity = export(model, out, packed=packed, graph=self.graph, seed=context.seed)
         (out / "details.json").write_text(json.dumps({"parity": parity, "tables": source.family().embeddings}))
-        with torch.device("meta"):  # the quantizer of a product is not counted as a module
+        with torch.device("meta"):  # a stock model, because the quantizer of a product does not count as a module
             modules = len(owners(build(source.config())))
         numbers = sum(tensor.numel() for tensor in stock_tensors(model))
         coverage = Coverage(
@@ -103,14 +105,14 @@ class ExportOnnx(Stage):
 
 
 def _write_tokenizer_file(source: Artifact, out: Path) -> None:
-    """Write ``tokenizer.json`` for a source that has its older parts alone: deployment reads nothing else."""
+    """Write ``tokenizer.json`` if the source has only the older tokenizer files, which deployment does not read."""
     file = out / "tokenizer.json"
     if not file.exists() and (tokenizer := source.tokenizer()) is not None:
         tokenizer.backend_tokenizer.save(str(file))
 
 
 def _with_inputs(source: Artifact, spec: QuantizationSpec, activations: ActivationName) -> QuantizationSpec:
-    """The same codes, with another quantization of the inputs of products."""
+    """The same specification, with another quantization of the inputs of products."""
     tables = source.family().embeddings
     taken = {"activations": activations, "clip": None}
     matrices = tuple(each if each.module in tables else each.model_copy(update=taken) for each in spec.matrices)

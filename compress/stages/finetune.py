@@ -1,4 +1,4 @@
-"""Train a model on data alone."""
+"""Train a model on data, without a teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compress.terms.logits import CrossEntropy
 
 
 class Finetune(TrainingStage):
-    """Minimise the cross-entropy of the data's own tokens; also how a teacher or a control is trained."""
+    """Minimise the cross-entropy of the tokens of the data. A teacher or a control model is trained this way too."""
 
     type: Literal["finetune"] = "finetune"
     terms: Terms = (CrossEntropy(),)

@@ -1,4 +1,4 @@
-"""What every training stage shares: its fields, and running the loop on student, teacher, terms and data."""
+"""Shared parts of all training stages: their fields, and the call of the training loop."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Training = Annotated[TrainConfig, AfterValidator(_some)]
 
 
 class TrainingStage(Stage):
-    """The fields and the traits that every stage that trains a float model shares."""
+    """The common fields and traits of stages that train a float model."""
 
     terms: Terms
-    """The loss terms, whose weighted sum is minimised."""
+    """The loss terms. Training minimises their weighted sum."""
     train: TrainConfig
     targets: str | None = added(None)
-    """A result of ``seq_kd``, whose targets take the place of those of ``data.train``."""
+    """A result of ``seq_kd``. Its targets replace those of ``data.train``."""
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     trains: ClassVar[bool] = True
@@ -51,7 +51,7 @@ class TaughtStage(TrainingStage):
     """A stage that may train with a teacher."""
 
     teacher: str | None = None
-    """The artifact whose outputs the terms compare with."""
+    """The artifact whose outputs the terms compare the student with."""
 
     def taught_by(self, context: Context) -> Artifact | None:
         """The teacher's artifact, if the stage names one."""
@@ -59,7 +59,7 @@ class TaughtStage(TrainingStage):
 
 
 def side(artifact: Artifact, model: nn.Module) -> Side:
-    """A model as the objective sees it, with the units and layers it kept of its root."""
+    """A model for the objective, with the units and layers of its root that it kept."""
     return Side(model, artifact.family(), artifact.manifest.kept, artifact.manifest.layers)
 
 
@@ -98,7 +98,7 @@ def fit(
 
 
 def finished(source: Artifact, model: nn.Module, out: Path, metrics: Mapping[str, float]) -> Result:
-    """Save a model whose weights all trained and whose shape stayed."""
+    """Save a model after training of all its weights with an unchanged shape."""
     save_model(model, source, out)
     return Result(
         traits=source.traits, coverage=Coverage.of_training(model), kept=source.manifest.kept, metrics=metrics
@@ -106,7 +106,7 @@ def finished(source: Artifact, model: nn.Module, out: Path, metrics: Mapping[str
 
 
 def require_ancestor(terms: Sequence[LossTerm], source: Artifact, teacher: Artifact | None) -> None:
-    """Refuse terms that compare unit by unit with a teacher that lacks units of the student's root."""
+    """Reject terms that compare unit by unit if the teacher lacks units of the student's root."""
     if teacher is None or (teacher.manifest.root == source.manifest.root and not teacher.manifest.kept):
         return
     for term in terms:

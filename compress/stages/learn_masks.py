@@ -32,9 +32,10 @@ def _default_terms(given: dict[str, Any]) -> tuple[LossTerm, ...]:
 
 
 class UnitFields(Stage):
-    """Which units are masked, and how. Pydantic validates these fields before ``terms``, whose default depends on them.
+    """Which units are masked, and how.
 
-    It reads the fields of the last base class first.
+    The default of ``terms`` depends on these fields, so they must be validated before it. Pydantic validates the fields
+    of the last base class first, which is why this class is a separate base.
     """
 
     axes: tuple[AxisKind, ...] = ("hidden", "heads", "ffn")
@@ -42,19 +43,21 @@ class UnitFields(Stage):
 
 
 class LearnMasks(TaughtStage, UnitFields):
-    """One value per head, FFN neuron and hidden dimension; ``prune`` cuts the result to any number of sizes.
+    """Store one value per head, FFN neuron and hidden dimension. ``prune`` can cut the result to several sizes.
 
-    ``learned`` (SIMPLE, Tao et al. 2023, section 3.1) trains masks from 1 under distillation and an L1 penalty, with
-    the weights frozen unless ``weights_lr`` is given. The masks of the last step are handed on whatever ``train.keep``
-    says: sparsity grows while the evaluation falls. The baselines leave masks at 1, hand on the source's weights and
-    store scores to rank units by: ``magnitude`` the L2 norm of a unit's weights, ``loss_aware`` the summed |m dL/dm|,
-    ``movement`` the summed -m dL/dm while the weights train at ``weights_lr``, less the lowest of them where that is
-    negative. ``mask_l1`` is a constant there and left out.
+    ``learned`` (SIMPLE, Tao et al. 2023, section 3.1) trains masks, which start at 1, with distillation and an L1
+    penalty. The weights are frozen unless ``weights_lr`` is given. The result has the masks of the last step, whatever
+    ``train.keep`` says, because quality falls in evaluations while sparsity grows.
+
+    The baselines keep all masks at 1 and keep the source's weights. They store scores that rank the units.
+    ``magnitude`` is the L2 norm of a unit's weights. ``loss_aware`` is the sum of |m dL/dm|. ``movement`` is the sum of
+    -m dL/dm while the weights train at ``weights_lr``. If the lowest movement score is negative, it is subtracted from
+    all of them. The baselines omit ``mask_l1``, which is a constant when all masks are 1.
     """
 
     type: Literal["learn_masks"] = "learn_masks"
     terms: Terms = Field(default_factory=_default_terms)
-    """Without it, forward_kl and mask_l1 (weight 1e-4) to learn masks, cross_entropy to score units."""
+    """The default is forward_kl and mask_l1 (weight 1e-4) to learn masks, and cross_entropy to score units."""
     weights_lr: float | None = Field(None, gt=0)
     train: TrainConfig = TrainConfig(steps=0)
 

@@ -1,4 +1,4 @@
-"""Cut a masked model to size: smaller tensors, same classes."""
+"""Cut a masked model to smaller tensors of the same classes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from compress.surgery.masks import detach, fold
 
 
 class Prune(Stage):
-    """Keep the units with the largest |m| and remove the rest for good (SIMPLE, Tao et al. 2023).
+    """Keep the units with the largest |m| and permanently remove the others (SIMPLE, Tao et al. 2023).
 
-    ``keep`` is one exact fraction for every masked axis (``2/4``) or one per kind (``{heads: 2/4, ffn: 1/4}``);
-    ``parameters`` asks instead for the largest uniform fraction within a budget, a share of the source's parameters or
-    a count. Uniform cuts keep as many units in every layer, which stock classes can express; ``uniform: false`` ranks
-    heads and FFN neurons across layers, rounds, and keeps one of each per layer. Sizes that no stock class has, as of
-    heads in another ratio than hidden where a config ties them, open with ``compress.load`` only; plan, run and report
-    say so.
-    Kept units get mask 1; ``fold: true`` multiplies their mask values into the weights.
+    ``keep`` is one exact fraction for every masked axis (``2/4``) or one per kind (``{heads: 2/4, ffn: 1/4}``).
+    ``parameters`` is a budget instead: a share of the source's parameters, or a count. The largest uniform fraction
+    within the budget is kept.
+
+    Uniform cuts keep the same number of units in every layer, which stock classes can express. ``uniform: false`` ranks
+    heads and FFN neurons across layers, rounds their number, and keeps at least one of each per layer. Some sizes have
+    no stock class, for example where a config ties the ratio of heads to hidden size and the cut changes it. Such
+    models open with ``compress.load`` only; plan, run and report say so.
+
+    Kept units get mask 1. ``fold: true`` multiplies their mask values into the weights.
     """
 
     type: Literal["prune"] = "prune"

@@ -40,13 +40,14 @@ from compress.terms.logits import ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
 
 SAMPLE = 1024
-"""Embedding rows that the cosine is taken over."""
+"""Number of embedding rows used for the mean cosine similarity."""
 
 
 class Quantize(TaughtStage):
-    """Module-wise dynamic scaling (QuantGPT, Tao et al. 2022) or a baseline, with packed codes as the result.
+    """Quantize with module-wise dynamic scaling (QuantGPT, Tao et al. 2022) or a baseline. The result is packed codes.
 
-    The default terms are the paper's: distillation on the logits and 0.1 of token-level contrastive distillation.
+    The default terms are the paper's: distillation on the logits, and token-level contrastive distillation with
+    weight 0.1.
     """
 
     type: Literal["quantize"] = "quantize"
@@ -68,7 +69,7 @@ class Quantize(TaughtStage):
         return self
 
     def quantization(self) -> Quantization:
-        """What the surgery has to know."""
+        """The settings that the quantization of the model needs."""
         return Quantization(
             weights=self.weights,
             embedding=self.embedding,

@@ -25,8 +25,8 @@ class SeqKd(Stage):
     """Generate responses to the prompts or sources of the training data (Kim and Rush, 2016). The result holds rows,
     not a model.
 
-    A stage that trains uses the responses as its targets with ``targets: NAME``. A row with an empty response stays:
-    its target is the end token alone. A response that does not end within ``max_new_tokens`` has no end token.
+    A stage that trains uses the responses as its targets with ``targets: NAME``. A row with an empty response is
+    kept, and its target is only the end token. A response that does not end within ``max_new_tokens`` has no end token.
     """
 
     type: Literal["seq_kd"] = "seq_kd"
@@ -78,7 +78,7 @@ def _lines(prompts: Sequence[list[int]], found: Sequence[list[int]], tokenizer: 
     lines = []
     for prompt, response in zip(prompts, found, strict=True):
         row: dict[str, Any] = {"source": prompt, "target": response}
-        if tokenizer is not None:  # for people to read; training uses the tokens
+        if tokenizer is not None:  # the text is only for readers; training uses the tokens
             row["text"] = tokenizer.decode(response, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return lines

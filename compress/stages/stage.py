@@ -1,4 +1,4 @@
-"""A stage: a frozen config with one method, from artifact to artifact."""
+"""A stage: a frozen config with a ``run`` method that makes one artifact from another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compress.surgery.quantization import QuantizationSpec, Scheme
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may use besides its source: named artifacts, the data of the run, device and seed."""
+    """Inputs of a stage besides its source: named artifacts, the data of the run, device and seed."""
 
     models: Mapping[str, Artifact]
     data: Data | None = None
@@ -29,14 +29,14 @@ class Context:
     bar: bool = True
 
     def trained_on(self, targets: str | None) -> Context:
-        """This context with the generated ``targets`` (an artifact's name) in place of those of ``data.train``."""
+        """This context, with the targets of ``data.train`` replaced by those of the artifact named ``targets``."""
         if targets is None or self.data is None:
             return self
         data = with_targets(self.data, self.models[targets].path / TARGETS, targets)
         return replace(self, data=data)
 
     def train(self, name: str) -> Split:
-        """The rows to train on; raises DataError, with the stage's ``name``, where there are none."""
+        """The rows to train on. Raises DataError, with the stage's ``name``, if there are none."""
         if self.data is None or self.data.train is None:
             raise DataError(f"{name}: trains, but the recipe has no data.train")
         return self.data.train
@@ -44,7 +44,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage returns, which the pipeline seals: traits, units, layers, quantization, coverage and metrics."""
+    """The facts that a stage returns and the pipeline seals with its files."""
 
     traits: frozenset[str]
     coverage: Coverage
@@ -56,32 +56,32 @@ class Result:
 
 
 LOAD_ONLY = "opens with compress.load only"
-"""The note of a model whose sizes no stock class can express."""
+"""The note on a model whose sizes no stock class can express."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is known of a stage's input or teacher before any work."""
+    """Facts about a stage's input or teacher that are known before any work."""
 
     name: str
     config: Any
     sizes: Mapping[str, int]
     traits: frozenset[str]
     root: str
-    """Name of the model in the recipe that this one descends from; itself for a base."""
+    """Name of the recipe's base model that this one was made from. A base names itself."""
     masked: tuple[AxisKind, ...] = ()
     """Kinds of axes that carry masks."""
     scored: bool = False
-    """Masked, with units scored and their masks left at 1."""
+    """Whether a masked model holds scores of its units and all its masks are 1."""
     layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """The root's layers that are left, by stack; an absent stack has all."""
     scheme: Scheme | None = None
-    """How a quantized model quantizes the inputs of its products; None for others."""
+    """How a quantized model quantizes the inputs of its products. None for a model that is not quantized."""
 
     @property
     def note(self) -> str:
-        """A remark on the result that its traits do not make."""
-        if self.traits & {"quantized", "onnx", "bitsandbytes", "targets"}:  # no stock class opens these
+        """A note on the result that its traits do not express."""
+        if self.traits & {"quantized", "onnx", "bitsandbytes", "targets"}:  # no stock class opens these anyway
             return ""
         return "" if family_of(self.config).uniform_config(self.config, self.sizes) else LOAD_ONLY
 
@@ -89,8 +89,8 @@ class Shape:
 class Stage(Strict):
     """One step of a recipe. Subclasses add fields and ``run``. A stage holds no state of a run.
 
-    ``run`` writes a model directory into ``out``, a directory that survives an interruption (so checkpoints go to
-    ``out/checkpoints``), and never sees the recipe or its neighbours.
+    ``run`` writes a model directory into ``out``. This directory survives an interruption, so checkpoints go to
+    ``out/checkpoints``. ``run`` does not see the recipe or other stages.
     """
 
     type: str
@@ -109,18 +109,18 @@ class Stage(Strict):
     version: ClassVar[int] = 1
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
-        """Do the work; the pipeline seals what is in ``out``."""
+        """Do the work. The pipeline then seals the content of ``out``."""
         raise NotImplementedError
 
     @classmethod
     def traits_after(cls, source: frozenset[str]) -> frozenset[str]:
-        """The traits of the result: those of the source without ``takes``, and ``gives``."""
+        """The traits of the result: those of the source, without ``takes``, plus ``gives``."""
         return source - cls.takes | cls.gives
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
-        """What is wrong that can be seen without training, each as ``field: what``."""
+        """Problems that can be found without training, each as ``field: problem``."""
         return iter(())
 
     def shape(self, source: Shape) -> Shape:
-        """What is known of the result before any work. It is called only if :meth:`problems` finds nothing."""
+        """Facts about the result that are known before any work. Called only if :meth:`problems` finds nothing."""
         return replace(source, name=self.name or self.type, traits=self.traits_after(source.traits))

@@ -1,6 +1,6 @@
 """Checkpoints of a training run as safetensors: parameters, optimizer, random state and progress; no pickle.
 
-Every process of a run calls the same functions; the main process writes, and all read what it wrote.
+Every process of a run calls the same functions. The main process writes, and all processes read what it wrote.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PROGRESS, _BEST = "progress.json", "best.safetensors"
 
 @dataclass
 class Progress:
-    """How far a run has come, and its best and its last evaluation so far."""
+    """The current step of a run, and its best and its last evaluation so far."""
 
     step: int = 0
     best_nll: float | None = None
@@ -34,12 +34,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one stage in ``directory``: the last whole one, and the best weights."""
+    """The checkpoints of one stage in ``directory``: the last complete one, and the best weights."""
 
     directory: Path
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Write a checkpoint whole or not at all, then drop the others; where this step has one, it is the same."""
+        """Write a complete checkpoint or none, then remove all others. An existing one of this step is kept."""
         random = {name: collectives.gathered(state) for name, state in _random_state().items()}
         if processes.is_main():
             self._write(model, optimizer, progress, random)
@@ -63,7 +63,7 @@ class Checkpoints:
                 shutil.rmtree(other)
 
     def latest(self) -> Path | None:
-        """The newest checkpoint."""
+        """The newest checkpoint, or None."""
         return max(self.directory.glob("step-*"), default=None)
 
     def restore(
@@ -74,12 +74,12 @@ class Checkpoints:
         best: bool = False,
         tell: Callable[[str], None] | None = None,
     ) -> Progress | None:
-        """Load the newest whole checkpoint into model, optimizer and the random state; None when there is none.
+        """Load the newest complete checkpoint into model, optimizer and random state. Return None if there is none.
 
-        One that cannot be read is reported and removed. ``best``: the best weights will be needed, so a checkpoint that
-        names them is incomplete without them.
+        A checkpoint that cannot be read is reported and removed. ``best`` says that the best weights are needed later.
+        A checkpoint that names best weights is then incomplete without their file.
         """
-        with collectives.main_first():  # which removes what is torn, so that the others find what is whole
+        with collectives.main_first():  # it removes damaged checkpoints, so the others find complete ones only
             found = self._newest(best, tell)
         if found is None:
             return None
@@ -110,12 +110,12 @@ class Checkpoints:
 
     def restore_best(self, model: nn.Module) -> None:
         """Load the best weights back."""
-        collectives.wait()  # for the main process to have written them
+        collectives.wait()  # until the main process has written them
         _load_state(model, load_file(self.directory / _BEST))
-        collectives.wait()  # before it may remove them
+        collectives.wait()  # until all have read them; the main process may remove them afterwards
 
     def _whole(self, path: Path, best: bool) -> Progress:
-        """The progress of a checkpoint, once every file that goes with it was found whole."""
+        """Check that every file of a checkpoint is complete, and return its progress."""
         file = path / _PROGRESS
         try:
             progress = Progress(**json.loads(file.read_text()))
@@ -130,13 +130,13 @@ class Checkpoints:
 
 
 class MemoryCheckpoints:
-    """The best weights of a run without a directory, kept in memory; such a run cannot be resumed."""
+    """Keeps the best weights of a run without a directory in memory. Such a run cannot be resumed."""
 
     def __init__(self) -> None:
         self._best: dict[str, Tensor] = {}
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Do nothing: there is nowhere to resume from."""
+        """Do nothing, because there is no directory to write to."""
 
     def latest(self) -> None:
         """There is no checkpoint on disk."""
@@ -161,11 +161,11 @@ class MemoryCheckpoints:
 
 
 class _TornError(Exception):
-    """A file of a checkpoint is missing or not whole."""
+    """A file of a checkpoint is missing or incomplete."""
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model with each shared tensor once, under the first of its names, contiguous and on the CPU."""
+    """The state of a model, contiguous and on the CPU. A shared tensor appears once, under its first name."""
     seen: set[int] = set()
     state = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -205,7 +205,7 @@ def _random_state() -> dict[str, Tensor]:
 
 
 def _restore_random_state(saved: dict[str, Tensor]) -> None:
-    """Take this process's part of what was saved; a process that had none keeps the state it was seeded with."""
+    """Restore this process's part of the saved states. A process without a saved part keeps its seeded state."""
     state = _random_state()
     for name, own in state.items():
         parts = saved.get(name, own[:0]).view(-1, len(own))

@@ -23,7 +23,7 @@ class TrainConfig(Strict):
     steps: int | None = Field(None, ge=0)
     epochs: float | None = Field(None, gt=0)
     batch: int = Field(16, ge=1)
-    """Sequences whose gradient is formed at once; the processes of a run share them."""
+    """Sequences per forward and backward pass. The processes of a run share them."""
     accumulate: int = Field(1, ge=1)
     lr: float = Field(1e-4, ge=0)
     mask_lr: float = Field(1e-2, ge=0)
@@ -36,16 +36,16 @@ class TrainConfig(Strict):
     """Share of the steps over which the learning rate rises linearly from zero."""
     clip: float | None = Field(1.0, gt=0)
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Of matrix products, in training and in the evaluations that choose a checkpoint; parameters and losses are
-    float32, and so is everything that a recipe's ``measure`` does."""
+    """Precision of matrix products, in training and in the evaluations that choose a checkpoint. Parameters and losses
+    are float32, and so is everything that a recipe's ``measure`` does."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """Of the student while it trains; without it, what its config says."""
+    """Dropout of the student while it trains. The default is the value in its config."""
     eval_every: int | None = Field(None, ge=1)
-    """Steps between evaluations; without it, ten times in a stage."""
+    """Steps between evaluations. By default a stage evaluates ten times."""
     keep: Literal["best", "last"] = "best"
     """Which weights the stage keeps: the best on ``data.eval`` (the last without ``data.eval``), or the last."""
     checkpoint_every: int | None = Field(None, ge=1)
-    """Steps between checkpoints; without it, with each evaluation."""
+    """Steps between checkpoints. By default each evaluation writes one."""
     trackers: tuple[str, ...] = ()
     """Names that Accelerate knows, such as ``tensorboard`` or ``wandb``; each must be installed."""
 
@@ -65,7 +65,7 @@ class TrainConfig(Strict):
         return names
 
     def total(self, rows: int) -> int:
-        """Updates in all for a split of ``rows`` sequences."""
+        """The total number of updates for a split of ``rows`` sequences."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
@@ -82,7 +82,7 @@ def lr_factor(step: int, total: int, config: TrainConfig) -> float:
 
 
 def parameter_groups(groups: Mapping[Group, Sequence[nn.Parameter]], config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW groups: own learning rates; decay on weight matrices alone (never on masks, scales, biases or norms)."""
+    """AdamW groups, each with its learning rate. Only weight matrices decay, not masks, scales, biases or norms."""
     rates = {
         "weights": config.lr,
         "masks": config.mask_lr,

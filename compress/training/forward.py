@@ -1,4 +1,4 @@
-"""A model as an objective and a measurement see it: one side, what a forward pass of it showed, and its likelihood.
+"""A model in an objective or a measurement (a side), the result of its forward pass, and its likelihood.
 
 Shapes: B batch, T positions, N scored positions, D hidden size, V vocabulary.
 """
@@ -21,13 +21,13 @@ from compress.models.structure import IGNORE, Projection
 Batch = Mapping[str, Tensor]
 """LongTensors ``input_ids``, ``attention_mask``, ``labels`` (and ``decoder_*`` for sequence-to-sequence models).
 
-``labels[b, t]`` is the token that position t must predict (already aligned); -100 is not scored. For terms that are
-``numbered``, ``rows`` [B] has the number of each row in the training data."""
+``labels[b, t]`` is the token that position t must predict (already aligned). A label of -100 is not scored. Terms that
+are ``numbered`` also get ``rows`` [B]: the number of each row in the training data."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """A model in the objective, with the units and layers it kept of the root model it was cut from (empty: all)."""
+    """A model in the objective, and which units and layers of its root model it kept (empty: all)."""
 
     model: nn.Module
     family: ModelFamily
@@ -41,18 +41,18 @@ class Side:
 
     @property
     def hidden_size(self) -> int:
-        """Width of the final hidden states as the tensors hold it."""
+        """Width of the final hidden states, read from the tensors."""
         return self.model.get_submodule(self.family.head).get_parameter("weight").shape[1]
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """The device of the parameters."""
         return next(self.model.parameters()).device
 
 
 @dataclass(frozen=True)
 class View:
-    """What one forward pass of a side showed: its final states and, where a term asked for them, its inner states."""
+    """The result of one forward pass of a side: its final states, and the inner states that a term asked for."""
 
     side: Side
     batch: Batch
@@ -97,7 +97,7 @@ def watch(model: nn.Module, modules: set[str]) -> Iterator[dict[str, Tensor]]:
 
 
 def nll(side: Side, batch: Batch) -> tuple[float, int]:
-    """Summed negative log-likelihood of the scored positions in nats, and their number; no gradient."""
+    """Summed negative log-likelihood of the scored positions in nats, and their number. Computed without gradient."""
     with torch.no_grad():
         labels_BT = batch["labels"]
         scored = labels_BT != IGNORE
@@ -114,9 +114,10 @@ def nll(side: Side, batch: Batch) -> tuple[float, int]:
 
 
 def chunk_size(side: Side, device: torch.device) -> int:
-    """Tokens whose logits are held at once: about 2^22 numbers on a CPU (its cache), 2^26 on a GPU, but 256 at least.
+    """How many tokens have their logits in memory at once, at least 256.
 
-    Each chunk forms a gradient of the head, which few tokens would not be worth.
+    The logits are about 2^22 numbers on a CPU (to fit its cache) and 2^26 on a GPU. The minimum exists because each
+    chunk computes a gradient of the whole head, which is too costly for a few tokens.
     """
     vocabulary = side.model.get_submodule(side.family.head).get_parameter("weight").shape[0]
     return int(max(256, 2 ** (22 if device.type == "cpu" else 26) // vocabulary))

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the step at hand, so that what is saved is the state between two steps."""
+"""Ctrl-C that waits until the current step is done, so that the saved state lies between two steps."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from types import FrameType
 
 
 class Interrupt:
-    """A context manager around a loop: the first Ctrl-C sets ``asked``, a second one stops at once.
+    """A context manager around a loop. The first Ctrl-C sets ``asked``; a second one stops at once.
 
-    Off the main thread, where Python allows no handlers, nothing changes.
+    Outside the main thread Python allows no signal handlers, and Ctrl-C keeps its usual effect.
     """
 
     def __init__(self) -> None:

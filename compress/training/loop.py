@@ -1,4 +1,4 @@
-"""The only training loop: seeded, resumable, on Hugging Face Accelerate."""
+"""The training loop of every stage: seeded, resumable, on Hugging Face Accelerate."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from compress.training.progress import Meter
 
 @dataclass(frozen=True)
 class Place:
-    """Where and with what a stage trains: directory, device, seed, and whether to draw a progress bar.
+    """Directory, device and seed of a training stage, and whether to draw a progress bar.
 
-    Without a directory nothing is written: the best weights stay in memory, and the run cannot be resumed.
+    Without a directory nothing is written. The best weights then stay in memory, and the run cannot be resumed.
     """
 
     out: Path | None
@@ -44,10 +44,10 @@ class Place:
 
 
 class OwnResponses(Protocol):
-    """The student's own responses in place of the data's, in some of the steps."""
+    """In some of the steps, the student's own responses replace the targets of the data."""
 
     def chosen(self, step: int) -> bool:
-        """Whether step ``step`` (from 0) is one of them; the same in every process, and on every call."""
+        """Whether step ``step`` (from 0) uses responses. The result is the same in every process and on every call."""
         ...
 
     def batch(self, batch: dict[str, Tensor], step: int, part: int) -> dict[str, Tensor]:
@@ -77,13 +77,13 @@ def train(
     *,
     own: OwnResponses | None = None,
 ) -> Trained:
-    """Train ``objective`` in place and leave the chosen weights in it; ``own`` changes the rows of some steps.
+    """Train ``objective`` in place and leave the chosen weights in it. ``own`` replaces the rows of some steps.
 
-    Writes ``history.jsonl`` into ``place.out`` and checkpoints beside it; a run that was interrupted continues from the
-    last checkpoint and ends bit for bit where a straight run ends (same machine, same number of threads).
+    Writes ``history.jsonl`` into ``place.out`` and checkpoints beside it. An interrupted run continues from the last
+    checkpoint. It ends with the same bits as an uninterrupted run on the same machine with as many threads.
 
-    The processes of a run share each batch and take the step that one process would take on the whole of it.
-    Checkpoints are those of the main process, and so are the numbers in every ``history.jsonl``.
+    The processes of a run share each batch. Together they take the step that one process would take on the whole batch.
+    The main process writes the checkpoints, and the numbers in every ``history.jsonl`` are those of the main process.
     """
     if not len(data):
         raise DataError("data.train has no rows to train on")
@@ -94,7 +94,7 @@ def train(
 
 @dataclass(eq=False)
 class _Loop:
-    """One run: what it works on, how far it is, and where it writes."""
+    """The state of one run: its inputs, its progress and its output."""
 
     objective: Objective
     groups: Mapping[Group, Sequence[nn.Parameter]]
@@ -123,10 +123,10 @@ class _Loop:
             self.checkpoints = Checkpoints(Path(collectives.from_main(str(place.out))) / "checkpoints")
         self.accelerator = Accelerator(
             cpu=place.device == "cpu",
-            mixed_precision="no",  # the recipe says it, not the launcher
+            mixed_precision="no",  # the recipe sets the precision, not the launcher
             log_with=list(config.trackers) or None,
             project_dir=_tracker_directory(place) if config.trackers else None,
-            # every update runs the same graph, in which terms may leave parameters unused
+            # every update runs the same graph, but a term may leave some parameters unused
             kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
         )
         self.adam = torch.optim.AdamW(built, betas=config.betas, fused=True)
@@ -186,7 +186,7 @@ class _Loop:
         self._tell(means, self.config.lr * factor, tokens / (time.perf_counter() - began))
 
     def _gradients(self, batches: Iterator[Batch]) -> tuple[dict[str, float], int]:
-        """Form the gradient of one update; return the means of ``loss`` and of each term, and the tokens scored."""
+        """Compute the gradient of one update. Return the mean ``loss`` and term values, and the scored tokens."""
         means: dict[str, float] = defaultdict(float)
         parts, scored = self._parts(batches)
         if not scored:
@@ -205,10 +205,10 @@ class _Loop:
         return means, scored
 
     def _parts(self, batches: Iterator[Batch]) -> tuple[list[dict[str, Tensor]], int]:
-        """This process's rows of each batch of an update, and the tokens that all processes score in it.
+        """This process's rows of each batch of an update, and the number of tokens that all processes score in it.
 
-        A mean loss weighs as its share of the scored tokens: so the sum over an update's batches and processes is the
-        mean over its tokens, however these are spread over rows.
+        The mean loss of a batch is weighted with the batch's share of the scored tokens. The sum over all batches and
+        processes of an update is then the mean over its tokens, whatever the lengths of the rows.
         """
         whole = [next(batches) for _ in range(self.config.accumulate)]
         parts = [_mine(batch) for batch in whole]
@@ -267,7 +267,7 @@ class _Loop:
         self._require_finite("loss", values["loss"], term=next(terms, "the sum"))
 
     def _require_finite(self, what: str, value: float, step: int | None = None, *, term: str = "") -> None:
-        """Stop before a step that cannot be taken back is kept; ``step`` is the one that is being taken by default."""
+        """Raise before a step with a NaN or infinite value is kept. ``step`` is by default the current one."""
         if math.isfinite(value):
             return
         last = self.checkpoints.latest()

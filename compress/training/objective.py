@@ -1,9 +1,9 @@
-"""The training objective: one student and one teacher forward a step, and a weighted sum of loss terms over them.
+"""The training objective: a weighted sum of loss terms over one student and one teacher forward pass per step.
 
 Shapes: B batch, T positions, N scored positions, D hidden size, V vocabulary, K number of logit terms.
 
-Vocabulary-sized tensors exist for one chunk of tokens at a time: the body runs once, the head runs chunk by chunk and
-each chunk's gradient is formed at once, so that peak memory does not grow with batch x length x vocabulary.
+Vocabulary-sized tensors exist for one chunk of tokens at a time. The body runs once. The head runs chunk by chunk, and
+the gradient of each chunk is computed immediately. Peak memory does not grow with batch x length x vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from compress.training.forward import Batch, Side, View, chunk_size, logits_of, 
 
 
 class Outline(Protocol):
-    """What a term may know of a model before any work: its stock config, the units on each axis, its root's layers."""
+    """What is known of a model before any work: stock config, units on each axis, and the layers kept of its root."""
 
     @property
     def name(self) -> str: ...
@@ -47,12 +47,12 @@ class LossTerm(Strict):
     needs_teacher: ClassVar[bool] = True
     needs_masks: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
-    """True when the term scores the data's own tokens, rather than what student and teacher make of any tokens."""
+    """Whether the term scores the tokens of the data. Other terms only compare student and teacher on any tokens."""
     needs_ancestor: ClassVar[bool] = False
-    """True when the term compares unit by unit, so that the teacher must have all units of the student's root."""
+    """Whether the term compares unit by unit. The teacher must then have all units of the student's root."""
 
     def problems(self, student: Outline, teacher: Outline | None) -> Iterator[str]:
-        """What is wrong for these models that can be seen before any work, each as ``field: what``."""
+        """Problems with these models that can be found before any work, each as ``field: problem``."""
         return iter(())
 
 
@@ -80,15 +80,15 @@ class StateTerm(LossTerm):
 
     @property
     def numbered(self) -> bool:
-        """The term keeps something of each row of the training data, so batches must say which rows they hold."""
+        """Whether the term stores data per training row, so that each batch must contain its row numbers."""
         return False
 
     def room_problems(self, rows: int, longest: int) -> Iterator[str]:
-        """What is wrong with a numbered term for so many rows of at most ``longest`` predicted positions."""
+        """Problems of a numbered term with ``rows`` rows of at most ``longest`` predicted positions each."""
         return iter(())
 
     def make_room(self, module: nn.Module | None, rows: int, longest: int) -> None:
-        """Make room in a numbered term's module for the rows of :meth:`room_problems`, before any step."""
+        """Allocate storage in a numbered term's module before the first step. Arguments: :meth:`room_problems`."""
 
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         """Return the scalar loss of a batch."""
@@ -98,9 +98,9 @@ class StateTerm(LossTerm):
 class Objective(nn.Module):
     """Student, teacher and terms; ``forward(batch)`` returns the total and the value of each term.
 
-    The student and the trainable parts of terms are submodules; the teacher is not, so that it is neither trained, nor
-    saved, nor wrapped for distributed training. ``autocast`` is the dtype of matrix products, or None for float32; the
-    terms themselves always run in float32.
+    The student and the trainable parts of terms are submodules. The teacher is not a submodule, so it is not trained,
+    saved or wrapped for distributed training. ``autocast`` is the dtype of matrix products, or None for float32. The
+    terms always run in float32.
     """
 
     def __init__(
@@ -124,18 +124,18 @@ class Objective(nn.Module):
         self.parts = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
 
     def names(self) -> list[str]:
-        """A name per term, unique: a repeated type gets its position appended."""
+        """A unique name for each term. A repeated type gets its position appended."""
         types = [term.type for term in self.terms]
         return [name if types.count(name) == 1 else f"{name}.{i}" for i, name in enumerate(types)]
 
     def make_room(self, rows: int, longest: int) -> None:
-        """Let the numbered terms make room for the rows of the training data."""
+        """Let the numbered terms allocate storage for the rows of the training data."""
         for i, term in enumerate(self.state_terms):
             if term.numbered:
                 term.make_room(self._part(i), rows, longest)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted total (a scalar) and the unweighted mean of each term, which carries no gradient."""
+        """Return the weighted total (a scalar), and the unweighted mean of each term without gradient."""
         student, teacher = self.sides
         with torch.autocast(student.device.type, self.autocast, enabled=self.autocast is not None):
             seen = self._look(student, batch)
@@ -171,7 +171,7 @@ class Objective(nn.Module):
 
 
 def token_means(terms: Sequence[LogitTerm], student: View, teacher: View | None) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the terms' means over the scored positions, and the means, [K], which carry no gradient."""
+    """Weighted sum of the terms' means over the scored positions, and the means [K] without gradient."""
     scored = student.batch["labels"] != IGNORE
     labels_N, states_ND = student.batch["labels"][scored], student.final_BTD[scored]
     shown_ND = teacher.final_BTD[scored] if teacher is not None else None
@@ -193,7 +193,7 @@ def token_means(terms: Sequence[LogitTerm], student: View, teacher: View | None)
 
 @contextmanager
 def head_cast_once(side: Side) -> Iterator[None]:
-    """Hold a frozen head in autocast's dtype inside the block: autocast keeps casts of what trains only."""
+    """Cast a frozen head to autocast's dtype once for the block. Autocast caches casts of trainable weights only."""
     kind = side.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     head = side.model.get_submodule(side.family.head)

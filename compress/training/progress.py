@@ -1,4 +1,4 @@
-"""Progress bars: of a training stage, with loss per term and tokens per second, and of rows that are counted."""
+"""Progress bars: for a training stage, with loss per term and tokens per second, and for work on rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Advance = Callable[[int], None]
 class Meter:
     """A context manager around a training loop; draws on standard error.
 
-    Off a terminal it writes one short line an evaluation; the terms of a loss are in ``history.jsonl``.
+    Without a terminal it writes one short line per evaluation. The loss terms are in ``history.jsonl``.
     """
 
     def __init__(self, name: str, total: int, done: int, *, shown: bool) -> None:
@@ -46,7 +46,7 @@ class Meter:
         self.bar.stop()
 
     def update(self, loss: float, terms: Mapping[str, float], rate: float) -> None:
-        """One step is done; ``rate`` is its tokens per second."""
+        """Show that one step is done. ``rate`` is its tokens per second."""
         self.step += 1
         self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
         self.loss, self.speed = f"loss {loss:.4f}", f"{self.rate:,.0f} tok/s"
@@ -54,7 +54,7 @@ class Meter:
         self._draw(advance=1)
 
     def evaluated(self, nll: float) -> None:
-        """An evaluation is done."""
+        """Show the result of an evaluation."""
         self.evaluation = f"  eval {nll:.4f}"
         self._draw(advance=0)
         if self.bar.disable:
@@ -62,7 +62,7 @@ class Meter:
             self.console.print(line, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Say in one line what is not as it should be."""
+        """Write a warning on one line."""
         self.console.print(f"{self.name}: {text}", highlight=False, markup=False, soft_wrap=True)
 
     def _draw(self, *, advance: int) -> None:
@@ -71,9 +71,9 @@ class Meter:
 
 
 class RowMeter:
-    """A context manager around work on rows, some at a time; draws on standard error.
+    """A context manager around work on batches of rows; draws on standard error.
 
-    Off a terminal it writes one short line a tenth of the rows, with the time to go.
+    Without a terminal it writes one short line after each tenth of the rows, with the remaining time.
     """
 
     def __init__(self, name: str, total: int, done: int, *, shown: bool) -> None:
@@ -93,7 +93,7 @@ class RowMeter:
         self.bar.stop()
 
     def advance(self, rows: int, text: str) -> None:
-        """So many more rows are done; ``text`` says what there is to say of them."""
+        """Show that ``rows`` more rows are done, with ``text`` beside the bar."""
         tenth, self.done = self.done * 10 // self.total, self.done + rows
         self.bar.update(self.task, advance=rows, text=text)
         if self.bar.disable and self.done * 10 // self.total > tenth:
@@ -105,9 +105,9 @@ class RowMeter:
 
 @contextmanager
 def counting(console: Console | None, name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Draw a bar with the remaining time for ``total`` rows. Call what is yielded with the number of rows just done.
+    """Draw a bar with the remaining time for ``total`` rows. Call the yielded function with the number of rows done.
 
-    The bar is gone at the end; without a console, or off a terminal, nothing is written at all.
+    The bar is removed at the end. Without a console or a terminal nothing is written.
     """
     shown = console is not None and console.is_terminal
     with Progress(*_columns(), console=console or Console(quiet=True), disable=not shown, transient=True) as bar:
@@ -116,19 +116,19 @@ def counting(console: Console | None, name: str, total: int) -> Iterator[Callabl
 
 
 def _bar(console: Console, *, shown: bool) -> Progress:
-    """A bar with a text at its end, on a terminal alone."""
+    """A bar with a text at its end, shown only on a terminal."""
     text = TextColumn("{task.fields[text]}")
     return Progress(*_columns(), text, console=console, disable=not (shown and console.is_terminal))
 
 
 def _columns() -> tuple[ProgressColumn, ...]:
-    """What stands in every bar: a name, how much of it is done, the time it took and the time to go."""
+    """The columns of every bar: name, finished share, elapsed time and remaining time."""
     ends = TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn()
     return *ends, TextColumn("left"), TimeRemainingColumn()
 
 
 def duration(seconds: float) -> str:
-    """A time as people read it: ``4.2 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    """Format a time: ``4.2 s``, ``3 min 20 s``, ``2 h 05 min``."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,7 +1,7 @@
-"""Metrics of generated text as ``evaluate`` modules that ship with the package, so that none is fetched from a hub.
+"""Metrics of generated text as ``evaluate`` modules that ship with the package. None is downloaded from a hub.
 
-Scores are between 0 and 100, but for the words that ``length`` counts and their ratio. Each module names what it
-computed with in ``signature``.
+Scores are between 0 and 100, except the word counts of ``length`` and their ratio. Each module reports the settings it
+used as ``signature``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ NAMES = ("rouge", "bleu", "chrf", "exact_match", "length", "distinct")
 
 
 def score(name: str, predictions: Sequence[str], references: Sequence[Sequence[str]], **options: Any) -> dict[str, Any]:
-    """Return the scores of a metric; each prediction is compared with one reference or several.
+    """Return the scores of a metric. Each prediction is compared with one or several references.
 
     Args:
         name: one of ``NAMES``.
-        predictions: the texts.
-        references: what each is compared with, any number of texts for each.
-        options: what a metric takes besides: ``sentences`` of ``rouge``, ``tokenize`` of ``bleu``, ``full`` of
+        predictions: the texts to score.
+        references: the reference texts of each prediction. Their number may differ between predictions.
+        options: further arguments of a metric: ``sentences`` of ``rouge``, ``tokenize`` of ``bleu``, ``full`` of
             ``length``.
     """
     module = _load(name)
@@ -44,9 +44,10 @@ def _load(name: str) -> Any:
 
 @cache
 def _cache() -> str:
-    """A directory for what ``evaluate`` copies and imports, gone when the process ends.
+    """A directory for the modules that ``evaluate`` copies and imports. It is removed when the process ends.
 
-    Left alone where a module was loaded before: Python already imports ``evaluate_modules`` from elsewhere.
+    The setting does not change if a module was loaded before, because Python then imports ``evaluate_modules`` from
+    another directory already.
     """
     directory = tempfile.mkdtemp(prefix="compress-metrics-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)

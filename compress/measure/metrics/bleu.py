@@ -1,4 +1,4 @@
-"""Corpus BLEU as an ``evaluate`` module. One import a line: the loader reads them as lists of packages."""
+"""Corpus BLEU as an ``evaluate`` module. Each import has its own line, because the loader parses them."""
 
 import datasets
 import evaluate
@@ -6,7 +6,7 @@ from sacrebleu.metrics import BLEU
 
 
 class Bleu(evaluate.Metric):  # type: ignore[misc]
-    """sacreBLEU, cased, exponential smoothing, several references at once; ``tokenize`` is one of its tokenizers."""
+    """sacreBLEU: cased, exponential smoothing, several references. ``tokenize`` is one of its tokenizers."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")

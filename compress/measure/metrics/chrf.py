@@ -1,4 +1,4 @@
-"""Corpus chrF as an ``evaluate`` module. One import a line: the loader reads them as lists of packages."""
+"""Corpus chrF as an ``evaluate`` module. Each import has its own line, because the loader parses them."""
 
 import datasets
 import evaluate
@@ -6,7 +6,7 @@ from sacrebleu.metrics import CHRF
 
 
 class Chrf(evaluate.Metric):  # type: ignore[misc]
-    """sacreBLEU's chrF2: character n-grams to 6, beta 2, no word n-grams; several references at once."""
+    """sacreBLEU's chrF2: character n-grams up to 6, beta 2, no word n-grams, several references."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")

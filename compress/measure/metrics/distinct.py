@@ -1,14 +1,14 @@
-"""Distinct n-grams as an ``evaluate`` module. One import a line: the loader reads them as lists of packages."""
+"""Distinct n-grams as an ``evaluate`` module. Each import has its own line, because the loader parses them."""
 
 import datasets
 import evaluate
 
 
 class Distinct(evaluate.Metric):  # type: ignore[misc]
-    """Distinct n-grams / n-grams x 100 over all predictions, n from 1 to 3; 0 where there is no n-gram.
+    """Distinct n-grams / n-grams x 100 over all predictions, n from 1 to 3; 0 if there is no n-gram.
 
-    Words stand between blanks, in their case and with their punctuation, and no n-gram crosses rows. The share falls
-    as a corpus grows, so it compares models on the same rows only. Li et al. divide by words for every n.
+    Words are separated by whitespace and keep their case and punctuation. No n-gram crosses rows. The share falls as a
+    corpus grows, so compare models on the same rows only. Li et al. divide by the number of words for every n.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -1,11 +1,11 @@
-"""Exact match as an ``evaluate`` module. One import a line: the loader reads them as lists of packages."""
+"""Exact match as an ``evaluate`` module. Each import has its own line, because the loader parses them."""
 
 import datasets
 import evaluate
 
 
 class ExactMatch(evaluate.Metric):  # type: ignore[misc]
-    """Share x 100 of predictions that equal one of their references, blanks at the ends aside."""
+    """Percentage of predictions that equal one of their references, ignoring blanks at both ends."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")

@@ -1,4 +1,4 @@
-"""Length statistics as an ``evaluate`` module. One import a line: the loader reads them as lists of packages."""
+"""Length statistics as an ``evaluate`` module. Each import has its own line, because the loader parses them."""
 
 import statistics
 
@@ -7,7 +7,7 @@ import evaluate
 
 
 class Length(evaluate.Metric):  # type: ignore[misc]
-    """How long texts are beside their references, in words between blanks; of a row's references their mean counts."""
+    """Lengths of texts and references, in words separated by whitespace. A row counts the mean of its references."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
@@ -36,6 +36,6 @@ class Length(evaluate.Metric):  # type: ignore[misc]
         }
         if full is not None:
             found["full_length"] = 100 * sum(full) / len(full)
-        if any(wanted):  # of references without a word there is no ratio
+        if any(wanted):  # there is no ratio if no reference has a word
             found["length_ratio"] = sum(written) / sum(wanted)
         return {**found, "signature": "words between blanks; of several references their mean"}

@@ -1,4 +1,4 @@
-"""ROUGE as an ``evaluate`` module. One import a line: the loader reads them as lists of packages."""
+"""ROUGE as an ``evaluate`` module. Each import has its own line, because the loader parses them."""
 
 import importlib.metadata
 import re
@@ -13,14 +13,14 @@ _RULES = {"lines": "lines", "stops": "lines, or end in . ! ? and a blank"}
 
 
 class Rouge(evaluate.Metric):  # type: ignore[misc]
-    """Mean F1 x 100 (Lin, 2004) over rows, words stemmed; of several references the one that scores highest counts.
+    """Mean F1 x 100 (Lin, 2004) over rows, with stemmed words. Of several references, the highest score counts.
 
-    Words are of a to z and 0 to 9 in lower case, and the stemmer is of English: any other letter ends a word, so that
-    texts without a to z score 0, themselves included.
+    Words consist of a to z and 0 to 9 in lower case, and the stemmer is for English. Any other letter ends a word. A
+    text without these characters scores 0, even against itself.
 
-    The sentences of Lsum are ``lines``, as ``rouge_score`` has it, so that it is L where texts have one line; or they
-    end at ``stops`` too: . ! or ? with the quotes and brackets that close behind it, and a blank. That rule knows no
-    abbreviation; it takes "Mr. Smith" apart alike in texts and references.
+    With ``lines``, each line is a sentence of Lsum, as in ``rouge_score``. Lsum then equals L for texts of one line.
+    With ``stops``, a sentence also ends at . ! or ?, any closing quotes and brackets after it, and a blank. That rule
+    does not know abbreviations. It splits "Mr. Smith" in texts and references alike.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -44,7 +44,7 @@ class Rouge(evaluate.Metric):  # type: ignore[misc]
 
         scorer = rouge_scorer.RougeScorer(list(KINDS), use_stemmer=True)
         pairs = zip(references, predictions, strict=True)
-        # a line break is a blank to all but Lsum
+        # only Lsum treats a line break differently from a blank
         rows = [scorer.score_multi([lines(text) for text in texts], lines(prediction)) for texts, prediction in pairs]
         means = {kind: 100 * sum(row[kind].fmeasure for row in rows) / len(rows) for kind in KINDS}
         version = importlib.metadata.version("rouge_score")

@@ -114,7 +114,7 @@ class ModelFamily:
     stacks: tuple[LayerStack, ...]
     """Stacks of layers in execution order. The last one produces the final states."""
     pre_norm: bool
-    """True if a block normalizes its input (the residual stream carries sums), False if it normalizes its output sum."""
+    """True if a block normalizes its input (the residual stream carries sums), false if it normalizes the sum."""
     hidden: str
     """Field with the hidden size."""
     context: str
@@ -134,7 +134,7 @@ class ModelFamily:
     logits_bias: str = ""
     """Buffer that is added to the logits."""
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Allowed values of config fields. A config with any other value is refused, because its model computes differently."""
+    """Allowed values of fields that a config may have. Others are refused, because they change the computation."""
 
     def axes(self, config: Any) -> tuple[Axis, ...]:
         """The axes of a stock model. For a model that may have been cut, use ``sized_axes``.

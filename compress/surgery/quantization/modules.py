@@ -57,7 +57,7 @@ class FakeQuantWeight(nn.Module):
         return self._quantized() if self._product is None else self._product
 
     def rows(self, ids: Tensor, padding_idx: int | None) -> Tensor:
-        """Rows of the quantized weight in float32, [...] -> [..., I]. If no weight is held, only these are quantized."""
+        """Rows of the quantized weight in float32, [...] -> [..., I]. Without a held one, only these are quantized."""
         if self._table is not None or self.spec.dim is None:
             return F.embedding(ids, self._quantized() if self._table is None else self._table, padding_idx)
         parts = [F.embedding(ids.flatten(), part.reshape(len(part), -1), padding_idx) for part in self._operands()]

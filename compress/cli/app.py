@@ -1,4 +1,4 @@
-"""Commands, and how a failure is told: one line on standard error, exit code 2 for the user's mistake, 1 for others."""
+"""The commands. A failure prints one line on stderr and exits with 2 for a user's mistake, 1 for others."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def _exit_code() -> int:
 
 
 def _told_once(text: str, code: int) -> int:
-    """Leave what every process meets to the first of a machine; a launcher ends it if another fails before it told."""
+    """Only the first process of each machine reports an error, because every process meets the same one.
+
+    If another process fails first, the launcher may end this one before it has reported.
+    """
     return 0 if processes.local_rank() else _told(text, code)
 
 
@@ -70,7 +73,7 @@ def _told(text: str, code: int) -> int:
 
 
 def _interrupt(_signal: int, frame: FrameType | None) -> None:
-    """Stop as gently for a scheduler's SIGTERM as for Ctrl-C, also where Ctrl-C is ignored (in the background)."""
+    """Stop as cleanly for a scheduler's SIGTERM as for Ctrl-C, also in the background, where Ctrl-C is ignored."""
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler):
         raise KeyboardInterrupt
@@ -78,13 +81,13 @@ def _interrupt(_signal: int, frame: FrameType | None) -> None:
 
 
 def console() -> Console:
-    """Standard output; in a file, lines of text have 140 columns."""
+    """Standard output. When written to a file, lines of text have 140 columns."""
     screen = Console()
     return screen if screen.is_terminal else Console(width=140)
 
 
 def show(screen: Console, found: Table) -> None:
-    """Print a table of numbers, as wide as it is where that is no terminal."""
+    """Print a table of numbers. Outside a terminal, it is printed at its full width."""
     whole = found.__rich_measure__(screen, screen.options.update(max_width=10_000)).maximum
     (screen if screen.is_terminal else Console(width=max(whole, screen.width))).print(found)
 

@@ -17,9 +17,9 @@ from compress.registry import MEASUREMENTS
 def bench_models(
     paths: Sequence[Path], settings: Mapping[str, Any], device: Device | None, console: Console
 ) -> list[dict[str, Any]]:
-    """Measure every directory in one interleaved run; return a record per directory, in the order given.
+    """Measure every directory in one interleaved run. Return one record per directory, in the order given.
 
-    ``speed.faster`` says how many times as fast as the first directory it is, ``prefill`` and ``per_token``.
+    ``speed.faster`` is the speedup over the first directory, for ``prefill`` and ``per_token``.
     """
     names = labels(paths)
     artifacts = {name: adopt_deployed(path) for name, path in zip(names, paths, strict=True)}
@@ -35,9 +35,9 @@ def bench_models(
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """The name of each directory, with as many of its parents as set it apart from others of that name.
+    """The name of each directory, with as many parents as are needed to make it unique.
 
-    Raises UserError for a directory that is given twice.
+    Raises UserError if a directory is given twice.
     """
     parts = [path.resolve().parts for path in paths]
     if repeated := next((path for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1), None):
@@ -46,7 +46,7 @@ def labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _tails(own: tuple[str, ...], parts: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, int]]:
-    """Ever longer ends of a path, and how many of the paths end so."""
+    """Longer and longer endings of a path, each with the number of paths that share it."""
     for depth in range(1, len(own) + 1):
         tail = own[-depth:]
         yield str(Path(*tail)), sum(other[-depth:] == tail for other in parts)

@@ -1,4 +1,4 @@
-"""What a recipe may name, told from the classes themselves."""
+"""Describes what a recipe may name, from the docstrings and fields of the classes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _with_inner(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     yield model
     for field in model.model_fields.values():
         for inner in _models(field.annotation):
-            if not hasattr(inner, "run") and inner.__name__ != "LossTerm":  # those are told by their own names
+            if not hasattr(inner, "run") and inner.__name__ != "LossTerm":  # stages and terms are described under their own names
                 yield from _with_inner(inner)
 
 

@@ -1,4 +1,4 @@
-"""How a failure is told: one line, and the exit code that goes with it."""
+"""The message of a failure in one line, and its exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 
 
 def explained(error: Exception) -> tuple[str, int] | None:
-    """The text and exit code of a failure that needs no traceback, None for one that does: a mistake of ours."""
+    """The text and exit code of a failure that needs no traceback. None for a bug in this package, which needs one."""
     number = _number(error)
     if isinstance(error, CompressError):
         return str(error), error.exit_code
@@ -29,7 +29,7 @@ def explained(error: Exception) -> tuple[str, int] | None:
 
 
 def _number(error: Exception) -> int | None:
-    """The system's number of an error; libraries written in Rust have it in their texts alone."""
+    """The system's error number. Libraries written in Rust give it only in their messages."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))

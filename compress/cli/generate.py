@@ -1,4 +1,4 @@
-"""Text from any model directory. An ONNX directory needs neither torch nor transformers."""
+"""Generates text with any model directory. An ONNX directory needs neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compress.onnx.runtime.sampling import LEAST_TEMPERATURE, as_tokens
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to go on from it; temperature 0 takes the likeliest token, or with beams the likeliest text."""
+    """A prompt and decoding settings. Temperature 0 takes the most likely token, or with beams the most likely text."""
 
     prompt: str
     max_new_tokens: int
@@ -26,12 +26,12 @@ class Request:
 
 
 def texts(path: Path, request: Request) -> Iterator[str]:
-    """Yield the text that follows the prompt, piece by piece where the model gives it so."""
+    """Yield the text that follows the prompt. It comes in pieces if the model can stream it."""
     if not path.is_dir():
         raise ModelError(f"{path}: no such model directory")
     if not request.prompt:
         raise UserError("--prompt is empty; give at least one word")
-    if any("\ud800" <= character <= "\udfff" for character in request.prompt):  # which stands for a byte that is none
+    if any("\ud800" <= character <= "\udfff" for character in request.prompt):  # an input byte that is not valid UTF-8
         raise UserError("--prompt is no UTF-8 text")
     if request.num_beams > 1 and request.temperature:
         raise UserError(
@@ -53,7 +53,7 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
         raise ModelError(f"{path}: holds no tokenizer.json, so it cannot read a prompt")
     try:
         tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # which the tokenizers library raises as it is
+    except Exception as error:  # the tokenizers library raises plain Exception
         raise ModelError(f"{path}: no readable tokenizer.json ({error})") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -73,14 +73,14 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
     for token in takewhile(lambda token: token not in ends, (int(row[0]) for row in runtime.stream(ids, **options))):
         tokens.append(token)
         text = tokenizer.decode(tokens)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character may be spread over tokens
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # several tokens may share the bytes of a character
             yield text.removeprefix(shown)
             shown = text
-    yield tokenizer.decode(tokens).removeprefix(shown)  # what ended amid a character
+    yield tokenizer.decode(tokens).removeprefix(shown)  # the rest, if the text ended inside a character
 
 
 def _ends(path: Path, tokenizer: Any) -> list[int]:
-    """What ends a text in either runtime: what the generation settings call an end, and what the tokenizer does."""
+    """The end tokens in either runtime: those of the generation settings, and that of the tokenizer."""
     from compress.onnx.runtime.opening import decoding_settings, json_object
 
     ends = as_tokens(decoding_settings(path).get("eos_token_id"))
@@ -94,7 +94,7 @@ def _ends(path: Path, tokenizer: Any) -> list[int]:
 
 
 def _check_sealed(path: Path) -> None:
-    """Raise ModelError where graphs or weights are not those that the manifest, if it was not left behind, names."""
+    """Raise ModelError if graphs or weights differ from those that the manifest names. Without a manifest, skip it."""
     manifest = path / "artifact.json"
     if not manifest.exists():
         return
@@ -128,7 +128,7 @@ def _torch(path: Path, request: Request) -> Iterator[str]:
 
 
 def _check_room(prompt: int, request: Request, context: int, *, answers: bool) -> None:
-    """A continuation shares the context with its prompt; an answer and its source have one each."""
+    """A continuation shares the context with its prompt. A response and its source each have their own context."""
     new = request.max_new_tokens
     if not answers and prompt + new > context:
         raise UserError(f"--prompt has {prompt} tokens; with {new} new ones the model takes {context}")

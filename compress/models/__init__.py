@@ -11,7 +11,7 @@ from compress.models.families import BUILT_IN
 from compress.models.family import ModelFamily
 
 GROUP = "compress.families"
-"""Entry points of other distributions: each names a ``ModelFamily``."""
+"""Entry-point group in which other distributions register a ``ModelFamily``."""
 
 
 @cache
@@ -22,12 +22,12 @@ def families() -> tuple[ModelFamily, ...]:
 
 
 def family_of(config: Any) -> ModelFamily:
-    """The family of a stock config; raises ModelError as :func:`family_named` does."""
+    """The family of a stock config. Raises ModelError as :func:`family_named` does."""
     return family_named(getattr(config, "model_type", None))
 
 
 def family_named(model_type: str | None) -> ModelFamily:
-    """The family of a ``model_type``; raises ModelError with those supported."""
+    """The family of a ``model_type``. Raises ModelError, listing the supported types, for any other."""
     for family in families():
         if model_type in family.model_types:
             return family
@@ -36,7 +36,7 @@ def family_named(model_type: str | None) -> ModelFamily:
 
 
 def context_of(config: Any) -> int:
-    """The most tokens that a row of a model with this stock config may have."""
+    """The maximum number of tokens per row for a model with this stock config."""
     return family_of(config).positions(config)
 
 

@@ -1,4 +1,4 @@
-"""Stock models quantized by bitsandbytes as they load, the way that transformers offers it."""
+"""Stock models that bitsandbytes quantizes during loading, through transformers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Scheme = Literal["nf4", "fp4", "int8"]
 def load_bitsandbytes(directory: Path, scheme: Scheme, *, device: str = "cpu") -> Any:
     """The model of a stock directory with its products in 4-bit NormalFloat, 4-bit float, or LLM.int8, in eval mode.
 
-    What is not quantized is float32, and 4-bit products compute in float32. Tied heads and embeddings are left alone.
-    Raises ModelError where bitsandbytes is missing or the directory is not a stock model.
+    Unquantized tensors are float32, and 4-bit products compute in float32. Tied heads and embeddings are not quantized.
+    Raises ModelError if bitsandbytes is missing or the directory is not a stock model.
     """
     if scheme == "int8":
         settings = BitsAndBytesConfig(load_in_8bit=True)

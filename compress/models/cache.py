@@ -1,4 +1,4 @@
-"""Key/value caches as flat lists of tensors, for graphs that take and return nothing else."""
+"""Key/value caches as flat lists of tensors, for graphs whose inputs and outputs must be tensors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 def to_cache(flat: Sequence[Tensor], *, cross: bool = False) -> Any:
     """A stock cache from (key, value) per layer, or (key, value, cross key, cross value) per layer with ``cross``.
 
-    Each tensor is [batch, heads, length, head size]. Cross keys of length 0 are projected by the next forward pass;
-    longer ones are used as they are.
+    Each tensor is [batch, heads, length, head size]. Cross keys of length 0 are computed by the next forward pass.
+    Longer ones are used unchanged.
     """
     if not cross:
         return _dynamic(flat[0::2], flat[1::2])

@@ -1,7 +1,7 @@
-"""A transformer as a chain of blocks, as data: what a graph builder has to know beyond the tensors.
+"""Describes a transformer as a chain of blocks, in data. A graph builder needs only this and the tensors.
 
-Pre- and post-normalized stacks are the same chain: a normalization before each block and one at the end. They differ
-in what the residual stream carries on, the sum (pre) or the normalized sum (post).
+Pre- and post-normalized stacks form the same chain: a normalization before each block and one at the end. They differ
+in what the residual stream carries: the sum (pre) or the normalized sum (post).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from compress.models.rotary import LENGTH_DEPENDENT
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Self-attention: ``qkv`` is one fused product or three, ``scale`` multiplies the scores.
+    """Self-attention. ``qkv`` names one fused product or three, and ``scale`` multiplies the scores.
 
     ``kv_heads`` is the number of key/value heads: ``heads``, or a divisor of it where neighbouring query heads share
     one (grouped-query attention).
@@ -37,9 +37,9 @@ class AttentionBlock:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Two products with an activation function, named as in the stock config, between them.
+    """Two products with an activation function between them, named as in the stock config.
 
-    With a ``gate``, the activation function takes the gate's output, which then multiplies that of ``up``.
+    With a ``gate``, the activation function is applied to the gate's output, and the result multiplies that of ``up``.
     """
 
     norm: str
@@ -102,14 +102,14 @@ class Stack:
 
 @dataclass(frozen=True)
 class Description:
-    """The stacks of a model; ``encoder`` is None where there is a decoder alone."""
+    """The stacks of a model. ``encoder`` is None for a decoder-only model."""
 
     decoder: Stack
     encoder: Stack | None = None
 
 
 def describe(model: nn.Module) -> Description:
-    """The stacks of a model, also of one whose shape no stock config can express.
+    """The stacks of a model. The model may have a shape that no stock config can express.
 
     Raises ModelError for a setting that graphs cannot compute.
     """
@@ -122,7 +122,7 @@ def describe(model: nn.Module) -> Description:
 
 
 def require_described(config: Any) -> None:
-    """Raise ModelError for a model with rotary frequencies that change with the length of a row."""
+    """Raise ModelError for a model whose rotary frequencies change with the length of a row."""
     for stack in family_of(config).stacks:
         if (kind := rotary_kind(config, stack)) in LENGTH_DEPENDENT:
             raise ModelError(
@@ -131,7 +131,7 @@ def require_described(config: Any) -> None:
 
 
 def rotary_kind(config: Any, stack: LayerStack) -> str:
-    """The type of a stack's rotary positions: "default" where the config does not say, or the stack has none."""
+    """The type of a stack's rotary positions: "default" if the config does not say, or if the stack has none."""
     for name in stack.rotary_settings:
         settings = getattr(config, name, None)
         if isinstance(settings, dict) and (kind := settings.get("rope_type", settings.get("type"))):
@@ -147,7 +147,7 @@ def activation_name(config: Any) -> str:
 def _stack(model: nn.Module, family: ModelFamily, stack: LayerStack) -> Stack:
     config: Any = model.config
     blocks: list[Block] = []
-    norms: list[str] = []  # of the outputs of blocks, where they come after them
+    norms: list[str] = []  # those of post-normalized blocks
     for n in range(len(model.get_submodule(stack.layers))):  # type: ignore[arg-type]
         layer = f"{stack.layers}.{n}"
         for table in stack.attentions:

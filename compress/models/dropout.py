@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 FUNCTIONAL = ("dropout", "activation_dropout", "attention_dropout")
-"""Attributes of stock modules with a dropout probability that they pass to a function."""
+"""Attributes of stock modules that hold a dropout probability for a functional call."""
 
 SKIPPING = "layerdrop"
 """Attribute with the probability that a stock stack skips a whole layer."""
@@ -16,10 +16,10 @@ SKIPPING = "layerdrop"
 
 @contextmanager
 def set_dropout(model: nn.Module, p: float | None) -> Iterator[None]:
-    """Use dropout ``p`` everywhere in ``model`` inside the context; None leaves the model's own.
+    """Use dropout ``p`` everywhere in ``model`` inside the context. None keeps the model's own dropout.
 
-    With ``p`` = 0 nothing is dropped, and no layer is skipped. Any other ``p`` leaves the probability of skipping a
-    layer as it is, because that is a different quantity.
+    With ``p`` = 0, nothing is dropped and no layer is skipped. Any other ``p`` does not change the probability of
+    skipping a layer, because that is a different quantity.
     """
     places: list[tuple[nn.Module, str, float]] = []
     for module in model.modules():

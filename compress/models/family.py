@@ -1,7 +1,7 @@
-"""A model family as data: where its sizes stand in the stock config, and which modules hold what.
+"""A model family as data: the fields of the stock config that hold its sizes, and the roles of its modules.
 
-Everything else is derived from these tables: the axes that shrink together, attentions, the stock config of a cut
-model, the sizes that modules cache, and the description that graphs are built from. A family is one file in
+Everything else is derived from these tables: the dimensions that shrink together, attentions, the stock config of a cut
+model, the sizes that modules cache, and the description that graphs are built from. Each family is one file in
 :mod:`compress.models.families`.
 """
 
@@ -22,9 +22,9 @@ from compress.models.structure import Attention, Axis, Projection, Slot, Task, c
 
 @dataclass(frozen=True)
 class AttentionTable:
-    """One attention of a layer. Names are those of modules below the layer; ``axis`` is the name of its heads axis.
+    """One attention of a layer. Module names are relative to the layer. ``axis`` is the name of its heads axis.
 
-    One fused product for query, key and value is named three times.
+    If one fused product computes query, key and value, its name is given three times.
     """
 
     module: str
@@ -39,13 +39,13 @@ class AttentionTable:
 
     @property
     def fused(self) -> bool:
-        """Whether query, key and value are parts of one product, in this order."""
+        """Whether one product computes query, key and value, in this order."""
         return self.query == self.key
 
 
 @dataclass(frozen=True)
 class FeedForwardTable:
-    """The FFN of a layer: its normalization and products, below the layer; no ``gate`` where it has none."""
+    """The FFN of a layer: its normalization and products, relative to the layer. ``gate`` is empty without a gate."""
 
     norm: str
     up: str
@@ -61,38 +61,38 @@ class LayerStack:
     layers: str
     """Path of the list of modules."""
     axes: str
-    """What the axes of layer N start with, before ``.N.``."""
+    """Prefix of the axis names of layer N, before ``.N.``."""
     fields: tuple[str, ...]
     """Config fields that hold the number of layers."""
     heads: str
     """Config field with the number of query heads."""
     ffn: str
-    """Config field with the number of FFN neurons; where it is None they are four times the hidden size."""
+    """Config field with the number of FFN neurons. If the field is None, there are four times the hidden size."""
     tokens: str
     """Path of the token embedding."""
     attentions: tuple[AttentionTable, ...]
     feed_forward: FeedForwardTable
     kv_heads: str = ""
-    """Config field with the number of key/value heads; empty where there are as many as query heads."""
+    """Config field with the number of key/value heads. Empty if there are as many as query heads."""
     positions: str = ""
-    """Path of the table of learned positions; empty where there is none."""
+    """Path of the table of learned positions. Empty if there is none."""
     position_offset: int = 0
     """Row of that table for position 0."""
     rotary: str = ""
-    """Path of the module with the frequencies of rotary positions; empty where there is none."""
+    """Path of the module with the frequencies of rotary positions. Empty if there is none."""
     rotary_settings: tuple[str, ...] = ()
-    """Config fields that may hold the settings of rotary positions; the name depends on the stock library's version."""
+    """Config fields that may hold the rotary settings. The name depends on the version of the stock library."""
     embedding_norm: str = ""
-    """Path of the normalization of the embeddings; empty where there is none."""
+    """Path of the normalization of the embeddings. Empty if there is none."""
     final_norm: str = ""
-    """Path of the normalization after the last layer; empty where that layer ends with one."""
+    """Path of the normalization after the last layer. Empty if that layer already ends with one."""
 
     def depth(self, config: Any) -> int:
-        """How many layers a stock config has in this stack."""
+        """The number of layers of this stack in a stock config."""
         return int(getattr(config, self.fields[0]))
 
     def layer_of(self, axis: str) -> int | None:
-        """The layer that an axis belongs to, or None for an axis of another stack or of none."""
+        """The layer that an axis belongs to. None if the axis belongs to another stack or to no stack."""
         if not axis.startswith(f"{self.axes}."):
             return None
         return int(axis.removeprefix(f"{self.axes}.").partition(".")[0])
@@ -100,7 +100,7 @@ class LayerStack:
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """A model family as a table; paths are dotted module names of the stock model, fields those of the stock config."""
+    """A model family as a table. Paths are dotted module names of the stock model; fields are stock config fields."""
 
     name: str
     model_types: tuple[str, ...]
@@ -108,13 +108,13 @@ class ModelFamily:
     body: str
     head: str
     embeddings: tuple[str, ...]
-    """Token embeddings by call site; they may share one parameter with each other and with the head."""
+    """Every token embedding. Several may share one parameter with each other and with the head."""
     final_states: str
-    """Attribute of the body's output with the hidden states of every layer that a hidden loss compares."""
+    """Attribute of the body's output that holds the hidden states of every layer, for hidden-state losses."""
     stacks: tuple[LayerStack, ...]
-    """Stacks of layers in the order in which they run; the last one ends in the final states."""
+    """Stacks of layers in execution order. The last one produces the final states."""
     pre_norm: bool
-    """Whether a block normalizes its input (and the residual stream carries sums) or the sum that it leaves."""
+    """True if a block normalizes its input (the residual stream carries sums), false if it normalizes the sum."""
     hidden: str
     """Field with the hidden size."""
     context: str
@@ -122,22 +122,22 @@ class ModelFamily:
     activation: str
     """Field with the name of the activation function of the FFN."""
     special_tokens: Mapping[str, str]
-    """Tokens of a tokenizer trained from scratch; their ids count up from 0 in this order."""
+    """Special tokens of a tokenizer trained from scratch. Their ids count up from 0 in this order."""
     head_size: str = ""
-    """Field with the channels of a head; empty where they are the hidden size divided by the query heads."""
+    """Field with the channels of a head. Empty if they are the hidden size divided by the number of query heads."""
     scales_scores: str = ""
-    """Field that is false where attention scores are not divided by the root of the head size."""
+    """Field that is false if attention scores are not divided by the square root of the head size."""
     scales_by_layer: str = ""
-    """Field that is true where attention scores are also divided by the number of the layer, from 1."""
+    """Field that is true if attention scores are also divided by the layer number, counted from 1."""
     scales_embedding: str = ""
-    """Field that is true where token embeddings are multiplied by the root of the hidden size."""
+    """Field that is true if token embeddings are multiplied by the square root of the hidden size."""
     logits_bias: str = ""
     """Buffer that is added to the logits."""
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Fields whose value must be one of these where a config has them; other values compute something else."""
+    """Allowed values of fields that a config may have. Others are refused, because they change the computation."""
 
     def axes(self, config: Any) -> tuple[Axis, ...]:
-        """Axes of a stock model; ``sized_axes`` gives those of a model that may have been cut.
+        """The axes of a stock model. For a model that may have been cut, use ``sized_axes``.
 
         Raises ModelError for a setting that this table does not describe.
         """
@@ -149,7 +149,7 @@ class ModelFamily:
         return (hidden, *inner)
 
     def attentions(self, config: Any) -> tuple[Attention, ...]:
-        """Every attention, in the order in which they run."""
+        """Every attention, in execution order."""
         return tuple(
             _attention(stack, n, table)
             for stack in self.stacks
@@ -158,7 +158,7 @@ class ModelFamily:
         )
 
     def stock_sizes(self, config: Any, sizes: Mapping[str, int]) -> dict[str, Any] | None:
-        """Config fields that say these axis sizes, or None where the stock classes cannot express them."""
+        """The config fields that express these axis sizes, or None if the stock classes cannot express them."""
         hidden, before = sizes["hidden"], int(getattr(config, self.hidden))
         fields: dict[str, Any] = {self.hidden: hidden}
         for stack in self.stacks:
@@ -187,7 +187,7 @@ class ModelFamily:
         return fields
 
     def refresh(self, model: nn.Module) -> None:
-        """Bring the sizes that the family's own modules cache in line with the tensors they now hold."""
+        """Update the sizes that the family's modules cache to match their current tensors."""
         config: Any = model.config
         hidden = int(model.get_submodule(self.stacks[0].tokens).get_parameter("weight").shape[1])
         _set(model.get_submodule(self.body), embed_dim=hidden)
@@ -214,35 +214,35 @@ class ModelFamily:
                         _set(module, scaling=self.score_factor(config, stack) * self.score_scale(config, n))
 
     def score_factor(self, config: Any, stack: LayerStack) -> float:
-        """What attention scores are multiplied by in every layer."""
+        """The factor of the attention scores that is the same in every layer."""
         scaled = not self.scales_scores or getattr(config, self.scales_scores)
         return float(self.channels(config, stack) ** -0.5) if scaled else 1.0
 
     def score_divisor(self, config: Any, layer: int) -> int:
-        """What the stock forward divides the attention scores of layer N by because of its place."""
+        """The number that the stock forward divides the attention scores of layer N by, due to its position."""
         return layer + 1 if self.scales_by_layer and getattr(config, self.scales_by_layer) else 1
 
     def score_scale(self, config: Any, layer: int) -> float:
-        """What the stock forward multiplies the attention scores of layer N by because of its place."""
+        """The factor that the stock forward applies to the attention scores of layer N, due to its position."""
         return 1 / self.score_divisor(config, layer)
 
     def usual_scores(self, config: Any) -> bool:
-        """Whether scores are scaled as every attention kernel does it."""
+        """Whether attention scores are scaled in the standard way, which every attention kernel supports."""
         return self.score_divisor(config, 1) == 1 and (
             not self.scales_scores or bool(getattr(config, self.scales_scores))
         )
 
     def embedding_scale(self, config: Any, hidden: int) -> float:
-        """What the stock forward multiplies token embeddings of this hidden size by."""
+        """The factor that the stock forward applies to token embeddings of this hidden size."""
         return math.sqrt(hidden) if self.scales_embedding and getattr(config, self.scales_embedding) else 1.0
 
     def logits(self, model: nn.Module, states: Tensor) -> Tensor:
-        """Head of the model applied to final hidden states: [..., hidden] -> [..., vocabulary]."""
+        """Apply the head of the model to final hidden states: [..., hidden] -> [..., vocabulary]."""
         logits: Tensor = model.get_submodule(self.head)(states)
         return logits + model.get_buffer(self.logits_bias) if self.logits_bias else logits
 
     def channels(self, config: Any, stack: LayerStack) -> int:
-        """Channels of a head; cutting never changes them."""
+        """The number of channels per head. Cutting never changes it."""
         own = getattr(config, self.head_size, None) if self.head_size else None
         return int(own or getattr(config, self.hidden) // getattr(config, stack.heads))
 
@@ -251,20 +251,20 @@ class ModelFamily:
         return int(getattr(config, stack.ffn) or 4 * (hidden or getattr(config, self.hidden)))
 
     def positions(self, config: Any) -> int:
-        """The most tokens that a row may have."""
+        """The maximum number of tokens per row."""
         return int(getattr(config, self.context))
 
     def final_norm(self, config: Any) -> str:
-        """The normalization whose output only the head reads."""
+        """The path of the normalization whose output only the head reads."""
         stack = self.stacks[-1]
         return stack.final_norm or f"{stack.layers}.{stack.depth(config) - 1}.{stack.feed_forward.norm}"
 
     def closing_norm(self, config: Any) -> str | None:
-        """The final normalization where it comes after the last layer, or None where it is a part of that layer."""
+        """The final normalization if it comes after the last layer, or None if it belongs to that layer."""
         return self.stacks[-1].final_norm or None
 
     def uniform_config(self, config: Any, sizes: Mapping[str, int]) -> Any | None:
-        """A stock config with these axis sizes (absent axes as in ``config``), or None where there is none."""
+        """A stock config with these axis sizes (other axes as in ``config``), or None if no such config exists."""
         full = {axis.name: axis.size for axis in self.axes(config)} | dict(sizes)
         fields = self.stock_sizes(config, full)
         return None if fields is None else with_fields(copy.deepcopy(config), fields)
@@ -278,7 +278,7 @@ class ModelFamily:
                 raise ModelError(f"config.{name} is {shown}; only {self.name} models with {name} {text} are supported")
 
     def _hidden_slots(self, config: Any) -> Iterator[Slot]:
-        """Every module side that is as wide as the residual stream."""
+        """Every input or output of a module that has the width of the residual stream."""
         yield from (Slot(name, "out") for name in self.embeddings)
         for stack in self.stacks:
             yield from (Slot(name, "out") for name in (stack.positions, stack.embedding_norm) if name)
@@ -289,7 +289,7 @@ class ModelFamily:
         yield Slot(self.head, "in")
 
     def _layer_slots(self, stack: LayerStack, layer: str) -> Iterator[Slot]:
-        """In the order in which scores of units have always been summed: it decides their last bits."""
+        """The order is fixed, because unit scores are summed in it and it decides their last bits."""
         tables: list[AttentionTable | FeedForwardTable] = [*stack.attentions, stack.feed_forward]
         blocks = [_inputs_and_outputs(table) for table in tables]
         if self.pre_norm:
@@ -339,12 +339,12 @@ def _attention(stack: LayerStack, n: int, table: AttentionTable) -> Attention:
 
 
 def _outputs(layer: nn.Module, name: str) -> int:
-    """Output channels of a product below a layer, as its tensors have them."""
+    """The number of output channels of a product of a layer, read from its tensors."""
     return int(weight_of(layer.get_submodule(name)).shape[0])
 
 
 def _set(module: Any, **values: Any) -> None:
-    """Set the attributes that a module has; versions of the stock library differ in what they cache."""
+    """Set only attributes that the module already has. Versions of the stock library cache different ones."""
     for name, value in values.items():
         if hasattr(module, name):
             setattr(module, name, value)

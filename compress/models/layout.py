@@ -1,4 +1,4 @@
-"""How the stock modules lay out their weights, so that nothing above this floor tests a class."""
+"""How the stock modules lay out their weights, so that other packages need no class checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NormKind = Literal["layer", "rms"]
 def norm_kind(module: nn.Module) -> NormKind | None:
     """Layer normalization, RMS normalization (x / sqrt(mean(x^2) + epsilon) times a weight), or None for others.
 
-    The stock library has a class of its own for RMS normalization in each model that uses it.
+    The stock library defines a separate RMS normalization class for each model that uses it.
     """
     if isinstance(module, nn.LayerNorm):
         return "layer"
@@ -36,7 +36,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def norm_epsilon(module: Any) -> float:
-    """What a normalization adds to the variance."""
+    """The epsilon that a normalization adds to the variance."""
     return float(module.eps if hasattr(module, "eps") else module.variance_epsilon)
 
 
@@ -74,7 +74,7 @@ def slot_dims(module: nn.Module, side: Literal["in", "out"]) -> list[tuple[str, 
 
 
 def refresh_sizes(module: Any) -> None:
-    """Bring the sizes that a product, embedding or normalization caches in line with its weight."""
+    """Update the sizes that a product, embedding or normalization caches to match its weight."""
     if isinstance(module, Conv1D):
         module.nx, module.nf = module.weight.shape
     elif isinstance(module, nn.Linear):

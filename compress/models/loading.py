@@ -21,9 +21,9 @@ _CLASSES = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 
 
 def build(config: Any) -> nn.Module:
-    """A freshly initialised stock model in eval mode; under ``torch.device("meta")`` it takes no memory.
+    """A freshly initialised stock model in eval mode. Under ``torch.device("meta")`` it needs no memory.
 
-    Raises ModelError for settings that the stock class refuses, such as a width that the heads do not divide.
+    Raises ModelError for settings that the stock class refuses, such as a hidden size that the heads do not divide.
     """
     stock = _CLASSES[family_of(config).task]
     try:
@@ -35,10 +35,10 @@ def build(config: Any) -> nn.Module:
 
 
 def load_config(source: str | Path) -> Any:
-    """The stock config of a directory, or of a hub id where no such directory exists."""
+    """The stock config of a directory, or of a hub id if no such directory exists."""
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, local_files_only=_is_local(source))
-        if "model_type" not in settings:  # the stock library would guess it from the directory's name
+        if "model_type" not in settings:  # otherwise the stock library guesses it from the directory's name
             raise ValueError("it has no model_type")
         return AutoConfig.from_pretrained(source, local_files_only=_is_local(source))
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
@@ -46,9 +46,9 @@ def load_config(source: str | Path) -> Any:
 
 
 def load_stock(source: str | Path, *, device: str | None = None) -> nn.Module:
-    """The stock model of a directory (or a hub id) in eval mode; missing or misshapen tensors raise ModelError.
+    """The stock model of a directory (or a hub id) in eval mode. Missing or misshapen tensors raise ModelError.
 
-    ``device`` places the modules while they load, as bitsandbytes needs it; without it the model is on the CPU.
+    ``device`` places the modules while they load, which bitsandbytes requires. Without it, the model is on the CPU.
     """
     config = load_config(source)
     stock = _CLASSES[family_of(config).task]
@@ -73,10 +73,10 @@ def load_stock(source: str | Path, *, device: str | None = None) -> nn.Module:
 
 
 def _separate_tables(model: Any, missing: set[str]) -> set[str]:
-    """Give each embedding of an untied model a table of its own, and return what is still missing.
+    """Give each embedding of an untied model its own table, and return the names that are still missing.
 
-    Version 4 of the stock library builds them as one parameter, saves that under the first name, and opens the others
-    with random numbers; version 5 keeps them apart, as is done here for both.
+    Version 4 of the stock library builds them as one parameter, saves it under the first name, and fills the others
+    with random numbers when it loads. Version 5 keeps them separate. This function does the same for both.
     """
     first, *others = family_of(model.config).embeddings
     if model.config.tie_word_embeddings or f"{first}.weight" in missing:
@@ -90,10 +90,10 @@ def _separate_tables(model: Any, missing: set[str]) -> set[str]:
 
 
 def save_config(model: Any, out: Path) -> None:
-    """Write ``config.json``, and ``generation_config.json`` where ``out`` has none.
+    """Write ``config.json``, and ``generation_config.json`` if ``out`` has none.
 
-    Older directories keep generation settings in ``config.json``; they are in the model's generation config by now,
-    and the stock library warns of them or drops them.
+    Older directories keep generation settings in ``config.json``. Loading has copied them to the model's generation
+    config, and the stock library warns of them or drops them.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Some non-default generation parameters", category=UserWarning)
@@ -106,7 +106,7 @@ def save_config(model: Any, out: Path) -> None:
 def save_tokenizer(tokenizer: Any, out: Path) -> None:
     """Write the files of a tokenizer, without the paths it was loaded from.
 
-    Raises ModelError for a tokenizer that has no fast form: deployment reads ``tokenizer.json`` alone.
+    Raises ModelError for a tokenizer without a fast version, because deployment reads only ``tokenizer.json``.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(
@@ -120,7 +120,7 @@ def save_tokenizer(tokenizer: Any, out: Path) -> None:
 
 
 def resolve(source: str | Path) -> Path:
-    """The directory of a model: the path itself where it exists, else the snapshot of a hub id."""
+    """The directory of a model: the path itself if it exists, otherwise the snapshot of a hub id."""
     if Path(source).is_dir():
         return Path(source)
     try:
@@ -132,17 +132,17 @@ def resolve(source: str | Path) -> Path:
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The fast tokenizer of a directory, or None where it has none (a model over ready token rows)."""
+    """The fast tokenizer of a directory. None if it has none, as for a model over rows of token ids."""
     if not any((Path(source) / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         return None
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except Exception as error:  # which the tokenizers library raises as it is
+    except Exception as error:  # the tokenizers library raises plain Exception
         raise ModelError(f"{source}: no readable tokenizer ({_first_line(error)})") from error
 
 
 def _attention(config: Any) -> dict[str, str]:
-    """Eager attention where the stock library's version 4 would fuse it and forget how the config scales scores."""
+    """Choose eager attention where fused attention of the stock library's version 4 ignores the config's scaling."""
     return {} if family_of(config).usual_scores(config) else {"attn_implementation": "eager"}
 
 

@@ -1,4 +1,4 @@
-"""A model from nothing: its configuration and a tokenizer trained on the data."""
+"""A model from scratch: its configuration, and a tokenizer trained on the data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.models import family_named
 from compress.models.family import ModelFamily
 
 _INPUTS = ("input_ids", "attention_mask")
-"""What a tokenizer hands to the model. The stock default adds token_type_ids, which GPT-2 would add as embeddings."""
+"""Model inputs from a tokenizer. The stock default adds token_type_ids, which GPT-2 would add as embeddings."""
 
 
 def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
@@ -54,7 +54,7 @@ def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
 
 
 def _check_sizes(settings: Mapping[str, Any], stock: Any) -> None:
-    """Refuse a size below 1: what is a whole number in the stock configuration, or where it holds none, and no id."""
+    """Refuse a size below 1. A size is a field that is an integer or unset in the stock configuration and not an id."""
     for name, value in settings.items():
         usual = getattr(stock, name)
         counts = (type(usual) is int and usual > 0) or (usual is None and isinstance(value, int))
@@ -65,8 +65,8 @@ def _check_sizes(settings: Mapping[str, Any], stock: Any) -> None:
 def train_bpe(texts: Iterable[str], size: int, family: ModelFamily) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer of exactly ``size`` tokens: 256 bytes, the family's special tokens, the merges.
 
-    Text to be encoded is taken as it is (no prefix space, no normalization); any bytes can be encoded. Raises
-    :class:`DataError` when the texts do not hold that many merges.
+    Text is encoded unchanged (no prefix space, no normalization), and any bytes can be encoded. Raises
+    :class:`DataError` if the texts do not yield that many merges.
     """
     special = family.special_tokens
     tokenizer = Tokenizer(models.BPE())

@@ -1,4 +1,4 @@
-"""What a result takes over from the stock directory it was made of: configs and tokenizer, without paths."""
+"""The files that a result copies from the stock directory of its source: configs and tokenizer, without paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SETTINGS = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "spiece.model", "chat_template.jinja"),
 )
-"""Files that are taken over, and nothing else that lies there."""
+"""The files to copy. All others are left behind."""
 _PATHS = ("_name_or_path", "name_or_path", "tokenizer_file")
 
 

@@ -1,6 +1,6 @@
-"""What a model family looks like, as data: which sides of which tensors shrink together, and how many units they hold.
+"""The structure of a model as data: which tensor dimensions shrink together, and how many units they hold.
 
-Masks, cutting, parameter counts, quantization targets, export and reload read these tables; none of them knows a
+Masks, cutting, parameter counts, quantization targets, export and reload read these tables. None of them depends on a
 model's name.
 """
 
@@ -24,17 +24,17 @@ AxisKind = Literal["hidden", "heads", "ffn", "groups"]
 Task = Literal["causal", "seq2seq"]
 
 IGNORE = -100
-"""The label of a position that is not scored, as the stock losses have it."""
+"""The label of a position that is not scored, as in the stock losses."""
 
 MASKS = "compress_masks"
-"""Submodule that holds the masks attached to a model; not a part of the stock model."""
+"""Submodule that holds the masks attached to a model. It is not part of the stock model."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One side of one module that shrinks with an axis.
+    """The input or the output of a module, which shrinks with an axis.
 
-    ``in`` is the input of a product; ``out`` the output of a product, an embedding or a normalization. A unit covers
+    ``in`` is the input of a product. ``out`` is the output of a product, embedding or normalization. A unit covers
     ``width`` neighbouring channels (the head size for a head) in each of ``blocks`` fused parts (3 for a fused query,
     key and value).
     """
@@ -61,9 +61,9 @@ class Slot:
 class Axis:
     """Units of one kind, such as those of ``hidden``, ``layer.3.heads`` or ``layer.3.ffn``.
 
-    The units of a ``groups`` axis are key/value heads. Each ``holds`` equally many neighbouring units of the heads axis
-    of that name: the query heads that share it. They go with it, it goes with the last of them, and all groups that are
-    left keep equally many.
+    The units of a ``groups`` axis are key/value heads. ``holds`` names the heads axis. Each group holds the same number
+    of neighbouring query heads of that axis, which share it. Removing a group removes its query heads. Removing its
+    last query head removes the group. All remaining groups keep equally many query heads.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Projection:
-    """Where a query, key or value comes from: part ``block`` of the ``blocks`` fused parts of a module's output."""
+    """The source of a query, key or value: part ``block`` of the ``blocks`` fused parts of a module's output."""
 
     module: str
     block: int = 0
@@ -84,7 +84,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention: its heads axis, its three projections, and whether earlier positions cannot see later ones."""
+    """One attention: its heads axis, its three projections, and whether it is causal."""
 
     axis: str
     query: Projection
@@ -93,7 +93,7 @@ class Attention:
     causal: bool
     cross: bool = False
     kv_axis: str = ""
-    """The axis that keys and values shrink with: the groups axis where query heads share them."""
+    """The axis that keys and values shrink with. This is the groups axis if query heads share them."""
 
 
 def with_fields(config: Any, fields: Mapping[str, Any]) -> Any:
@@ -104,7 +104,7 @@ def with_fields(config: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def common(sizes: Iterable[int], default: int) -> int | None:
-    """The one size that all share (``default`` where there is none), or None where they differ."""
+    """The size that all share, or None if they differ. ``default`` if there are no sizes."""
     distinct = set(sizes) or {default}
     return distinct.pop() if len(distinct) == 1 else None
 
@@ -121,7 +121,7 @@ class Side:
 
 
 def sides(model: nn.Module, axes: Iterable[Axis]) -> Iterator[Side]:
-    """Every dimension of every parameter that shrinks with these axes; a shared parameter comes once per call site."""
+    """Every parameter dimension that shrinks with these axes. A shared parameter comes once per module that uses it."""
     for axis in axes:
         for slot in axis.slots:
             module = model.get_submodule(slot.module)
@@ -130,7 +130,7 @@ def sides(model: nn.Module, axes: Iterable[Axis]) -> Iterator[Side]:
 
 
 def sized_axes(model: nn.Module, family: ModelFamily) -> tuple[Axis, ...]:
-    """The axes of this model with the sizes that its tensors have, whether or not its config can say them."""
+    """The axes of this model with the sizes of its tensors, whether or not its config can express them."""
 
     def measured(axis: Axis) -> int:
         side = next(sides(model, [axis]))
@@ -148,11 +148,11 @@ def stock_tensors(model: nn.Module) -> list[Tensor]:
 def count_parameters(
     model: nn.Module, axes: Iterable[Axis], sizes: Mapping[str, Tensor | int | float]
 ) -> Tensor | int | float:
-    """How many numbers the model holds at these axis sizes (absent axes: as they are).
+    """The number of values the model holds at these axis sizes. Axes that are not listed keep their size.
 
-    The sum over tensors of the product of their dimensions; shared parameters count once, saved buffers such as
-    ``final_logits_bias`` are included. Exact, and differentiable in sizes given as tensors, which are widened to
-    float64 because float32 is not exact beyond 2^24.
+    This is the sum over tensors of the product of their dimensions. Shared parameters count once, and saved buffers
+    such as ``final_logits_bias`` are included. The count is exact. It is differentiable in sizes given as tensors,
+    which are converted to float64 because float32 is not exact beyond 2^24.
     """
     extents: defaultdict[int, dict[int, Any]] = defaultdict(dict)
     for side in sides(model, axes):

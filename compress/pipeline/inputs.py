@@ -1,4 +1,4 @@
-"""What a run starts from: the models a recipe names, opened or built, and the data as each of them reads it."""
+"""The inputs of a run: the models a recipe names, opened or built, and the data as each model reads it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from compress.stages.stage import Shape
 
 
 class Inputs:
-    """Opens each model and each view of the data once; nothing is built before :meth:`made` asks for it."""
+    """Opens each model and each view of the data once. New models are built only when :meth:`made` is called."""
 
     def __init__(self, recipe: Recipe, workdir: Path) -> None:
         self.recipe = recipe
@@ -42,7 +42,7 @@ class Inputs:
         self._tokenizers: dict[str, Any] = {}
 
     def model(self, name: str) -> Artifact | None:
-        """The model, or None where it has yet to be built."""
+        """The model, or None if it has not been built yet."""
         if name not in self._models:
             spec = self.recipe.models[name]
             with self._located(name):
@@ -52,7 +52,7 @@ class Inputs:
         return self._models.get(name)
 
     def made(self, name: str) -> Artifact:
-        """The model, built now if need be."""
+        """The model. It is built now if it does not exist yet."""
         artifact = self.model(name)
         if artifact is None:
             with self._located(name):
@@ -60,7 +60,7 @@ class Inputs:
         return artifact
 
     def config(self, name: str) -> Any:
-        """The stock configuration of a model, built or not; one that no stock model can have is refused."""
+        """The stock configuration of a model, built or not. A configuration that no stock model can have is refused."""
         if name not in self._configs:
             artifact = self.model(name)
             with self._located(name):
@@ -71,7 +71,7 @@ class Inputs:
         return self._configs[name]
 
     def shape(self, name: str) -> Shape:
-        """What a stage may know of a model before any work."""
+        """The properties of a model that are known before any work."""
         config, artifact = self.config(name), self.model(name)
         axes = family_of(config).axes(config)
         if artifact is None:
@@ -91,9 +91,9 @@ class Inputs:
         )
 
     def data(self, name: str) -> Data | None:
-        """The data as model ``name`` reads it; models with the same tokenizer and interface share it.
+        """The data as model ``name`` reads it. Models with the same tokenizer and interface share one view.
 
-        None where the recipe has no data.
+        None if the recipe has no data.
         """
         spec = self.recipe.data
         if spec is None:
@@ -107,18 +107,18 @@ class Inputs:
         return self._data[at]
 
     def tokenizer(self, name: str) -> Any:
-        """The tokenizer of a model, built or not; None where it has none."""
+        """The tokenizer of a model, built or not. None if it has none."""
         artifact = self.model(name)
         return artifact.tokenizer() if artifact else self._tokenizer(name)
 
     def slot(self, name: str) -> Slot:
-        """Where a model that is built from a config goes: ``00-NAME-<key>``."""
+        """The place of a model that is built from a config: ``00-NAME-<key>``."""
         parts = [self._settings(name), self.recipe.seed, self._tokenizer_content(name)]
         versions = {package: installed(package) for package in ("torch", "transformers", "tokenizers")}
         return Slot(self.workdir, 0, name, key(["model", *parts, versions]), proof="config.json")
 
     def stage_slot(self, item: Link, models: Mapping[str, Artifact]) -> Slot:
-        """Where the result of a stage goes: ``NN-NAME-<key>``; ``models`` has what it is made of."""
+        """The place of a stage's result: ``NN-NAME-<key>``. ``models`` holds the artifacts it is made from."""
         data = self.data(item.root)
         hashes = {role: identity(models[name]) for role, name in item.inputs.items()}
         hashes["data"] = data.digest if data else ""
@@ -127,7 +127,7 @@ class Inputs:
         )
 
     def finished(self, slot: Slot) -> Artifact | None:
-        """The finished result in a slot, if there is one; one that was damaged is told, and what to do about it."""
+        """The finished result in a slot, if there is one. A damaged result is an error that says what to do."""
         if slot.found is None:
             return None
         try:
@@ -165,7 +165,7 @@ class Inputs:
         return settings
 
     def _tokenizer(self, name: str) -> Any:
-        """The tokenizer of a model that has yet to be built; a new one is trained once."""
+        """The tokenizer of a model that has not been built yet. A new tokenizer is trained once."""
         if name not in self._tokenizers:
             self._tokenizers[name] = self._new_tokenizer(name)
         return self._tokenizers[name]
@@ -194,7 +194,7 @@ class Inputs:
         return read_corpus(spec.train, spec.start(self.recipe.base), "data.train")
 
     def _existing(self, field: str, path: str) -> str | Path:
-        """A directory relative to the recipe; where there is none, the text itself if it can be a hub id."""
+        """A directory relative to the recipe. If there is none, the text itself, provided it can be a hub id."""
         here = self.recipe.base / Path(path).expanduser()
         if here.exists():
             return here
@@ -204,7 +204,7 @@ class Inputs:
 
     @contextmanager
     def _located(self, name: str) -> Iterator[None]:
-        """Put file, line and field before what is wrong with a model or with data."""
+        """Prefix errors about a model or the data with file, line and field."""
         try:
             yield
         except (DataError, ModelError) as error:

@@ -1,4 +1,4 @@
-"""What makes a result the same result: hashes over everything that goes into it."""
+"""The keys of results: hashes over everything that determines a result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALWAYS = ("torch", "transformers", "accelerate")
 _BY_TRAIT = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "bitsandbytes": ("bitsandbytes",)}
 _NAMES = {"type", "name", "source", "teacher", "targets"}
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "generation_config")
-"""Files that come along with a model and steer what text it reads and writes, by the start of their names."""
+"""Files of a model that determine what text it reads and writes, by the start of their names."""
 
 
 def digest(value: Any) -> str:
@@ -25,7 +25,7 @@ def digest(value: Any) -> str:
 
 
 def key(value: Any) -> str:
-    """The 12 hexadecimal digits that end a result directory's name."""
+    """The 12 hexadecimal digits at the end of a result directory's name."""
     return digest(value)[:12]
 
 
@@ -52,7 +52,7 @@ def compress_version() -> str:
 
 
 def identity(artifact: Artifact) -> str:
-    """Hash of a model, of how it computes and what it was cut from, and of the tokenizer and settings beside it."""
+    """Hash of a model, of how it computes, of what it was cut from, and of its tokenizer and settings."""
     manifest = artifact.manifest
     beside = {name: sha for name, sha in manifest.files.items() if name.startswith(_TOKENIZER)}
     told = manifest.model_dump(mode="json", include={"quantization", "kept", "layers"})
@@ -60,9 +60,9 @@ def identity(artifact: Artifact) -> str:
 
 
 def stage_key(stage: Stage, *, seed: int, inputs: Mapping[str, str]) -> str:
-    """Key of a stage's result; ``inputs`` are the hashes of its source, teacher and targets, and of the data.
+    """Key of a stage's result. ``inputs`` are the hashes of its source, teacher and targets, and of the data.
 
-    The names that a recipe gives to things are left out, so that renaming reruns nothing.
+    Names that a recipe gives to models and stages are left out, so renaming does not rerun anything.
     """
     config = stage.model_dump(mode="json", exclude=_NAMES)
     return key([stage.type, stage.version, config, seed, dict(inputs), packages(stage.gives)])

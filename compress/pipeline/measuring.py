@@ -24,9 +24,9 @@ Records = dict[str, dict[str, Any]]
 def measure(
     inputs: Inputs, links: Sequence[Link], artifacts: Mapping[str, Artifact], device: str, console: Console | None
 ) -> list[dict[str, Any]]:
-    """Take every measurement and write ``measurements.json``; numbers whose inputs are the same are reused.
+    """Take every measurement and write ``measurements.json``. Numbers whose inputs have not changed are reused.
 
-    The key of a measurement covers its config, what it measures, the data, and the machine it runs on.
+    The key of a measurement covers its config, the measured artifact, the data, and the machine it runs on.
     """
     workdir, machine = inputs.workdir, environment(device)
     roots, keys = _roots(inputs, links), measured_keys(inputs, links, artifacts)
@@ -47,9 +47,10 @@ def measure(
 
 
 def measured_keys(inputs: Inputs, links: Sequence[Link], artifacts: Mapping[str, Artifact]) -> dict[str, str]:
-    """What each artifact's numbers belong to: the artifact and the data as it reads them.
+    """A key per artifact, computed from the artifact and the data as it reads them.
 
-    ``run.json`` and ``measurements.json`` both hold it, so that a report joins no artifact with numbers of another.
+    ``run.json`` and ``measurements.json`` both hold it, so that a report never joins an artifact with numbers of
+    another one.
     """
     roots = _roots(inputs, links)
     data = {name: inputs.data(roots[name]) for name in artifacts}
@@ -66,7 +67,7 @@ def _roots(inputs: Inputs, links: Sequence[Link]) -> dict[str, str]:
 def _parts(
     measurement: Measurement, inputs: Inputs, artifacts: Mapping[str, Artifact], roots: Mapping[str, str]
 ) -> Iterator[Measurement]:
-    """One measurement per view of the data: models with different tokenizers read the same text as different tokens."""
+    """One measurement per view of the data, because models with different tokenizers read different tokens."""
     if not measurement.needs_data:
         yield measurement
         return

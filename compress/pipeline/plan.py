@@ -1,4 +1,4 @@
-"""What a run would do, and everything that is wrong with it that can be seen without training."""
+"""Plans a run, and finds every problem that can be found without training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from compress.training.objective import StateTerm
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the plan: a model or a stage, and what is known of its result."""
+    """One line of the plan: a model or a stage, and the known properties of its result."""
 
     name: str
     type: str
@@ -36,14 +36,14 @@ class Row:
     parameters: int | None = None
     steps: str = ""
     note: str = ""
-    """What to know of the result besides its traits."""
+    """A remark on the result that its traits do not make."""
     state: str = ""
     """``given``, ``built``, ``reused``, ``continued`` or ``runs``."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe whose every check passed, resolved: one row per model, then one per stage."""
+    """A resolved recipe that passed every check: one row per model, then one per stage."""
 
     inputs: Inputs
     links: tuple[Link, ...]
@@ -51,7 +51,7 @@ class Plan:
 
 
 def make_plan(inputs: Inputs) -> Plan:
-    """Check all of a recipe that needs no training; raise :class:`RecipeError` at the first mistake."""
+    """Check everything in a recipe that needs no training. Raise :class:`RecipeError` at the first mistake."""
     recipe = inputs.recipe
     require_no_file(inputs.workdir)
     shapes = {name: inputs.shape(name) for name in recipe.models}
@@ -111,7 +111,7 @@ def _check_share(inputs: Inputs, item: Link) -> None:
 
 
 def _room_problems(inputs: Inputs, item: Link, links: Sequence[Link]) -> Iterator[str]:
-    """What terms that keep something of each row say to the rows there are."""
+    """Problems of terms that store values for each row of the data, given the number of rows."""
     data = inputs.data(item.root)
     for i, term in enumerate(getattr(item.stage, "terms", ())):
         if data and data.train and isinstance(term, StateTerm) and term.numbered:
@@ -131,7 +131,7 @@ def _check_measurements(inputs: Inputs, shapes: Mapping[str, Shape]) -> None:
 
 
 def trains(stage: Stage) -> bool:
-    """Whether a stage will read ``data.train``: one that can train, unless it is set to zero steps."""
+    """Whether a stage will read ``data.train``. A training stage does, unless it has zero steps."""
     return stage.trains and getattr(getattr(stage, "train", None), "steps", None) != 0
 
 

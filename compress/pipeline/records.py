@@ -1,4 +1,4 @@
-"""One record per artifact, joined from all that was measured of it."""
+"""Joins all measurements of an artifact into one record."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pydantic import BaseModel
 from compress.measure.measurement import Measurement
 
 Plain = dict[tuple[str, ...], tuple[Measurement, Any]]
-"""Which measurement got the plain names, and the split it was on: by type for a run, by type and artifact for each."""
+"""The measurement that has the plain names, and its split: by type for the run, by type and artifact for each one."""
 
 
 def join(record: dict[str, Any], numbers: Mapping[str, Any], measurement: Measurement, plain: Plain) -> None:
-    """Add what a measurement found to the record of an artifact; nothing that is there already is overwritten.
+    """Add the numbers of a measurement to the record of an artifact. Existing entries are never overwritten.
 
-    All of it, numbers and conditions, is named in one way: plainly, or as ``perplexity (split eval)`` with what was
-    measured otherwise than by the measurement that has the plain names. It is so named where the artifact has a plain
-    number of the same name, and where the split is not the one that the run measured on first, be it of another
-    artifact: figures of different splits never share a name.
+    All numbers and conditions of one measurement get the same kind of name: a plain one, or one such as
+    ``perplexity (split eval)`` with the settings that differ from the measurement with plain names. The longer name is
+    used if the artifact already has a plain number of this name, or if the split is not the first one that the run
+    measured on, for this or any other artifact. So figures of different splits never share a name.
     """
     mine = measurement, numbers.get("conditions", {}).get(measurement.type, {}).get("split")
     first, split = plain.setdefault((measurement.type,), mine)
@@ -45,16 +45,16 @@ def _merge(there: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 def difference(first: Measurement, other: Measurement) -> str:
-    """The settings of ``other`` that ``first`` has otherwise: ``split eval, batch 4``; empty where there are none.
+    """The settings of ``other`` that differ from ``first``, such as ``split eval, batch 4``. Empty if none differ.
 
-    What they measure is no part of it, only how.
+    Only settings that say how to measure are compared, not those that say what is measured.
     """
     mine, theirs = (dict(_settings(each, {"type", "of", *other.names})) for each in (first, other))
     return ", ".join(f"{name.split('.')[-1]} {text}" for name, text in theirs.items() if mine.get(name) != text)
 
 
 def _settings(given: BaseModel, left_out: Collection[str] = (), prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting with its text, those at their default too, which a dump may leave out."""
+    """Every setting with its text. This includes defaults, which a dump may leave out."""
     for name in [name for name in type(given).model_fields if name not in left_out]:
         value = getattr(given, name)
         if isinstance(value, BaseModel):

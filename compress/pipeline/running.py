@@ -1,4 +1,4 @@
-"""Folds the stages of a recipe: each makes one artifact from earlier ones, and what is already there is reused."""
+"""Runs the stages of a recipe in order. Each makes one artifact from earlier ones; finished artifacts are reused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its directory, its artifacts by name (models first), and a record of numbers per artifact."""
+    """A finished run: its directory, its artifacts by name (models first), and one record of numbers per artifact."""
 
     workdir: Path
     artifacts: dict[str, Artifact] = field(repr=False)
@@ -50,12 +50,13 @@ def run(
     device: Device | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Run a recipe in ``workdir`` (default: ``runs/NAME``), reusing every finished result whose inputs are the same.
+    """Run a recipe in ``workdir`` (default: ``runs/NAME``), reusing every finished result whose inputs are unchanged.
 
-    All that can be checked without training is checked before any work. An interrupted run continues where it was.
-    ``device`` is ``cuda`` where there is one, else ``cpu``; ``console`` shows progress, and None is silent.
+    Everything that can be checked without training is checked first. An interrupted run continues where it stopped.
+    ``device`` defaults to ``cuda`` if there is one, otherwise to ``cpu``. ``console`` shows progress; None is silent.
 
-    Of several processes that a launcher started, the main one makes, measures and tells; the others train along.
+    If a launcher started several processes, only the main one writes results, measures and prints. The others only
+    take part in training.
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
@@ -69,12 +70,12 @@ def run(
 
 
 def default_workdir(recipe: Recipe) -> Path:
-    """Where a recipe runs when nothing else is said."""
+    """The default work directory of a recipe."""
     return Path("runs") / recipe.name
 
 
 def choose_device(device: Device | None) -> Device:
-    """The device asked for, or the best there is; raises UserError for ``cuda`` on a machine without it."""
+    """The requested device, or the best available one. Raises UserError for ``cuda`` on a machine without it."""
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UserError("--device cuda: torch sees no CUDA device here; use cpu")
@@ -144,7 +145,7 @@ class _Running:
         self._say(item, step, reused=bool(found))
 
     def _train_along(self, item: Link) -> None:
-        """Train with the main process, which alone keeps the result."""
+        """Take part in the training of the main process. Only the main process keeps the result."""
         with TemporaryDirectory(dir=self.workdir, prefix=".process-") as out:
             item.stage.run(self.artifacts[item.source], Path(out), self._context(item))
 

@@ -1,4 +1,4 @@
-"""Whether generated answers can be made and trained on: seq_kd, the stages that take its targets, and on_policy."""
+"""Checks of generated responses in seq_kd, in stages that train on its targets, and in on_policy training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNPROMPTED = (
 
 @dataclass(frozen=True)
 class _Answers:
-    """Answers of at most ``new`` tokens to the prompts of ``data.train``; ``field`` is the setting that says so."""
+    """Responses of at most ``new`` tokens to the prompts of ``data.train``. ``field`` is the setting of ``new``."""
 
     data: Data
     new: int
@@ -31,12 +31,12 @@ class _Answers:
 
     @cached_property
     def before(self) -> int:
-        """Tokens that share the positions of an answer at most: those of the longest prompt; of an encoder none do."""
+        """The maximum number of prompt tokens before a response in one row. It is 0 for an encoder-decoder."""
         assert self.data.train is not None
         return max(map(len, prompts_of(self.data.train))) if self.data.train.model.task == "causal" else 0
 
     def problems(self, *models: Shape, cut: bool) -> Iterator[str]:
-        """What answers have no room in: these models, and with ``cut`` what the data allows."""
+        """Report models whose positions the responses exceed, and with ``cut`` also the limits of the data."""
         spec = self.data.spec
         try:
             length = self.before + self.new
@@ -55,7 +55,7 @@ class _Answers:
 
 
 def answer_problems(inputs: Inputs, item: Link, links: Sequence[Link], shapes: Mapping[str, Shape]) -> Iterator[str]:
-    """What is wrong with a stage that generates answers or trains on them, each as ``field: what``."""
+    """Problems of a stage that generates responses or trains on them, each as ``field: what``."""
     data, stage = inputs.data(item.root), item.stage
     student = shapes[item.source]
     on_policy = getattr(stage, "on_policy", None)
@@ -81,7 +81,7 @@ def answer_problems(inputs: Inputs, item: Link, links: Sequence[Link], shapes: M
 
 
 def longest_answer(inputs: Inputs, item: Link, links: Sequence[Link]) -> int | None:
-    """Most positions that predict in a row with generated targets; None where a stage trains on the data's own."""
+    """Maximum number of predicting positions in a row with generated targets. None without generated targets."""
     found = _taken(inputs, item, links)
     if found is None:
         return None
@@ -89,7 +89,7 @@ def longest_answer(inputs: Inputs, item: Link, links: Sequence[Link]) -> int | N
 
 
 def _taken(inputs: Inputs, item: Link, links: Sequence[Link]) -> _Answers | None:
-    """The answers that a stage trains on."""
+    """The responses that a stage trains on."""
     maker = next((other for other in links if other.name == item.targets), None)
     data = inputs.data(maker.root) if maker else None
     if maker is None or data is None or data.train is None:
@@ -128,6 +128,6 @@ def _target_problems(inputs: Inputs, item: Link, links: Sequence[Link], shapes: 
 
 
 def _prompted(data: Data) -> bool:
-    """Whether the rows to train on say what is given: those of an encoder always do."""
+    """Whether the training rows mark their prompts. Rows of an encoder-decoder always do."""
     source, split = data.spec.train, data.train
     return bool(split and source and (split.model.task == "seq2seq" or source.prompted))

@@ -1,4 +1,4 @@
-"""Whether a student's rows say the same to its teacher."""
+"""Checks that a student's rows of token ids have the same meaning for its teacher."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from compress.stages.stage import Shape
 
 
 def teacher_problems(inputs: Inputs, item: Link, shapes: Mapping[str, Shape]) -> Iterator[str]:
-    """What is wrong between the teacher of a stage that trains and the data as its student reads them.
+    """Problems between the teacher of a training stage and the data as its student reads them.
 
-    The vocabularies of tokenizers are compared wherever both models have one; ready rows of token ids need none.
+    The vocabularies are compared if both models have a tokenizer. Ready rows of token ids need no tokenizer.
     """
     teacher, student = shapes[item.teacher or item.source], shapes[item.source]
     data, context = inputs.data(item.root), context_of(teacher.config)
@@ -32,7 +32,7 @@ def teacher_problems(inputs: Inputs, item: Link, shapes: Mapping[str, Shape]) ->
 
 
 def difference(student: Any, teacher: Any) -> tuple[int, str, str] | None:
-    """The first id that both know and take for different tokens; what only one has besides is no difference."""
+    """The first id that stands for different tokens. Ids that only one of them has are not a difference."""
     ours, theirs = ({id_: token for token, id_ in each.get_vocab().items()} for each in (student, teacher))
     ids = (id_ for id_ in sorted(ours.keys() & theirs.keys()) if ours[id_] != theirs[id_])
     return next(((id_, ours[id_], theirs[id_]) for id_ in ids), None)

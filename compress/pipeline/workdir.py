@@ -1,4 +1,4 @@
-"""The directory of a run: results under their keys, partial ones beside them, and the run's own records."""
+"""The directory of a run: finished results by key, partial results beside them, and the records of the run."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from compress.files import PARTIAL, write_text
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one result: ``02-pruned-1b6f9d95d713``, and the name it has until it is whole."""
+    """The place of one result, such as ``02-pruned-1b6f9d95d713``, and its name while it is incomplete."""
 
     workdir: Path
     index: int
     name: str
     key: str
     proof: str = MANIFEST
-    """The file without which a directory is no result."""
+    """The file that marks a directory as a finished result."""
 
     @property
     def found(self) -> Path | None:
-        """The finished result with this key, under whatever number and name it was made."""
+        """The finished result with this key, whatever its number and name."""
         return next((path for path in self._named() if (path / self.proof).is_file()), None)
 
     @property
     def unproven(self) -> Path | None:
-        """What has the name of a result and is none."""
+        """A directory that has the name of a result but is not one."""
         return next((path for path in self._named() if not (path / self.proof).is_file()), None)
 
     @property
     def partial(self) -> Path:
-        """Where the result is made: what an interrupted run left there, or a directory yet to be made."""
+        """The directory in which the result is made. It may not exist yet, or hold the work of an interrupted run."""
         begun = next(iter(sorted(self.workdir.glob(f"[0-9]*-{self.key}{PARTIAL}"))), None)
         return begun or self.final.with_name(self.final.name + PARTIAL)
 
     @property
     def final(self) -> Path:
-        """Where the result goes once it is whole."""
+        """The directory of the finished result."""
         return self.workdir / f"{self.index:02d}-{self.name}-{self.key}"
 
     def _named(self) -> list[Path]:
@@ -54,20 +54,20 @@ class Slot:
 
 
 def require_no_file(workdir: Path) -> None:
-    """Refuse a file where the work directory is or will be."""
+    """Raise an error if the path of the work directory is a file."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file, not a directory")
 
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Create ``workdir`` and hold it against a second run; the main process does so for all of this one."""
+    """Create ``workdir`` and lock it against a second run. The main process does this for all processes."""
     if not processes.is_main():
         yield
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # where no directory can be made, or the current one is gone
+    except FileNotFoundError as error:  # the directory cannot be made, or the current one was deleted
         raise UserError(f"--workdir {workdir}: {error.strerror}") from None
     with (workdir / ".lock").open("w") as file:
         try:
@@ -78,12 +78,12 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all."""
+    """Write ``value`` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The value in ``path``, or None where there is no such file or none that is whole."""
+    """The value in ``path``, or None if the file is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except ValueError:
@@ -91,5 +91,5 @@ def read_json(path: Path) -> Any:
 
 
 def shown_path(path: Path, workdir: Path) -> str:
-    """``path`` relative to the work directory where it lies inside, else as it is."""
+    """``path`` relative to the work directory if it is inside, otherwise unchanged."""
     return os.fspath(path.relative_to(workdir) if path.is_relative_to(workdir) else path)

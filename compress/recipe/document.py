@@ -1,4 +1,4 @@
-"""YAML that remembers where each value was written, so that an error can name the file and the line.
+"""YAML that records where each value was written, so that an error can name the file and the line.
 
 Plain scalars follow the YAML 1.2 core schema: ``1e-4`` is a number, ``on`` and ``2024-01-01`` are text.
 """
@@ -33,13 +33,13 @@ _MAX_VALUES = 100_000
 
 @dataclass(frozen=True)
 class Document:
-    """Plain data and, for each path into it, where it came from (``recipe.yaml:12`` or ``--set``)."""
+    """Plain data, with the origin of the value at each path (``recipe.yaml:12`` or ``--set``)."""
 
     data: Any
     origins: Mapping[Location, str]
 
     def where(self, location: Sequence[str | int]) -> str:
-        """Origin of the value at ``location``, or of the nearest value around it."""
+        """The origin of the value at ``location``, or of the closest enclosing value."""
         location = tuple(location)
         while location and location not in self.origins:
             location = location[:-1]
@@ -47,7 +47,7 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """Read a YAML file. Repeated keys, tags, keys that are not text and endless aliases are errors."""
+    """Read a YAML file. Repeated keys, tags, keys that are not text and endless aliases are refused."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def read_document(path: Path) -> Document:
 
 
 def parse_document(text: str, name: str) -> Document:
-    """Parse YAML text; ``name`` stands before the line numbers."""
+    """Parse YAML text. Errors give ``name`` before the line number."""
     try:
         node = YAML(typ="safe", pure=True).compose(text)
     except RecursionError:
@@ -130,14 +130,14 @@ def _plain(text: str) -> Any:
 
 
 def write_document(data: Any, base: Path) -> str:
-    """Plain data as YAML text; the first line says what relative paths start from."""
+    """Plain data as YAML text. The first line names the directory that relative paths start from."""
     stream = StringIO()
     YAML().dump(data, stream)
     return f"# As run. Relative paths start from {base.resolve()}\n{stream.getvalue()}"
 
 
 def show(location: Sequence[str | int]) -> str:
-    """A location as users write it: ``("stages", 1, "train")`` -> ``stages[1].train``."""
+    """A location in the notation of users: ``("stages", 1, "train")`` -> ``stages[1].train``."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""Turns what pydantic found into one line: file and line, path to the field, value, and what is allowed."""
+"""Turns a pydantic error into one line: file and line, path to the field, value, and what is allowed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _LONGEST_VALUE = 60
 
 
 def explain(error: ValidationError, document: Document) -> str:
-    """The first problem in one line, with the number of further ones."""
+    """The first problem in one line, and the number of further problems."""
     found: dict[Location, list[Mapping[str, Any]]] = {}
     for detail in error.errors(include_url=False):
         found.setdefault(written(detail["loc"], document.data, detail["type"] == "missing"), []).append(detail)
     for location in [at for at in found if any(len(other) > len(at) and other[: len(at)] == at for other in found)]:
-        del found[location]  # another member of the union got further
+        del found[location]  # another member of the union matched more of the value
     location, details = next(iter(found.items()))
     details = [detail for detail in details if not detail["type"].endswith("_type")] or details
     text = " or ".join(dict.fromkeys(_text(location, detail) for detail in details))
@@ -30,7 +30,7 @@ def explain(error: ValidationError, document: Document) -> str:
 
 
 def written(location: Location, data: Any, missing: bool = False) -> Location:
-    """``location`` as the user wrote it: with the short ``model``, without the parts pydantic adds for unions."""
+    """``location`` as the user wrote it: with the short form ``model``, without the parts pydantic adds for unions."""
     if location[:2] == ("models", "base") and "model" in data:
         location = ("model", *location[2:])
     kept: list[str | int] = []

@@ -1,4 +1,4 @@
-"""From a file to a recipe."""
+"""Reads a recipe from a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.recipe.recipe import Recipe
 
 
 def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and check all of it that needs no model and no data.
+    """Read a recipe and check everything that needs no model and no data.
 
     ``settings`` are overrides such as ``stages.small.train.steps=10``. Raises :class:`RecipeError` in one line with
     file and line, the path to the field, its value and what would be allowed.

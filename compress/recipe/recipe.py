@@ -1,4 +1,4 @@
-"""What a recipe may say. Reading one builds every stage, term and measurement, so that a wrong value never starts."""
+"""The schema of a recipe. Reading one builds every stage, term and measurement, so wrong values are found at once."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ AnyMeasurement = Annotated[SerializeAsAny[Measurement], BeforeValidator(MEASUREM
 
 
 class Recipe(Strict):
-    """Models, data, stages and measurements. Frozen; names, ranges, order and references hold once it exists.
+    """Models, data, stages and measurements. It is frozen. Names, ranges, order and references are valid once it exists.
 
     ``model: X`` is short for ``models: {base: X}``, and a model given as text is short for ``{path: text}``.
     A stage starts from the stage before it (the first from the first model) unless ``source`` names another.
@@ -114,24 +114,24 @@ class Recipe(Strict):
 
     @property
     def base(self) -> Path:
-        """The directory that relative paths start from: the recipe's own, or the current one."""
+        """The directory that relative paths start from: that of the recipe file, or the current one."""
         return self._base
 
     @property
     def stage_names(self) -> list[str]:
-        """The name of each stage's result: its ``name``, or its type where it has none."""
+        """The name of each stage's result: its ``name``, or its type if it has none."""
         return stage_names(self.stages)
 
     def plain(self) -> dict[str, Any]:
-        """The recipe as plain data: as it was written, or what was given of it."""
+        """The recipe as plain data: as written in its file, or only the fields that were given."""
         return self._document.data if self._document else self.model_dump(mode="json", exclude_unset=True)
 
     def written_in(self, document: Document, base: Path) -> None:
-        """Remember where the recipe was read from, so that later errors can name file and line."""
+        """Record where the recipe was read from, so that later errors can name file and line."""
         self._document, self._base = document, base
 
     def error(self, location: Location, text: str) -> RecipeError:
-        """An error about the value at ``location``, with its file and line where the recipe came from a file."""
+        """An error about the value at ``location``, with file and line if the recipe came from a file."""
         if self._document is None:
             return RecipeError(text)
         return RecipeError(f"{self._document.where(written(location, self._document.data))}: {text}")

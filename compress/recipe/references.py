@@ -1,4 +1,4 @@
-"""What each stage starts from, learns from and leaves behind, and what is wrong with that. No file is opened."""
+"""Resolves and checks the source, teacher, targets and result of each stage. No file is opened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.stages.stage import Stage
 Problem = tuple[Location, str]
 
 GENERATED = "targets"
-"""Trait of a result that holds generated targets and no model."""
+"""Trait of a result that holds generated targets instead of a model."""
 _NO_MODEL = "which holds generated targets and no model; stages that train take it as targets"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
@@ -23,7 +23,7 @@ NAME_RULE = "use up to 80 letters, digits, - and _, a letter or digit first"
 
 @dataclass(frozen=True)
 class Link:
-    """A stage in its place: the names it refers to, the names before it, and the traits on both sides of it."""
+    """A stage in its recipe: the names it refers to, the names before it, and the traits of its source and result."""
 
     index: int
     name: str
@@ -32,7 +32,7 @@ class Link:
     teacher: str | None
     targets: str | None
     root: str
-    """The model of the recipe that the source descends from; itself for a model."""
+    """The model of the recipe that the source was made from, or the source if it is such a model."""
     before: tuple[str, ...]
     had: frozenset[str]
     """Traits of the source."""
@@ -43,23 +43,23 @@ class Link:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The names of the artifacts that the result is made of, by what they are to the stage."""
+        """The names of the artifacts that the result is made from, by their role in the stage."""
         named = {"source": self.source, "teacher": self.teacher, "targets": self.targets}
         return {role: name for role, name in named.items() if name}
 
     @property
     def label(self) -> str:
-        """The stage as errors name it."""
+        """The name of the stage in errors."""
         return f"stages[{self.index}] ({self.stage.type})"
 
 
 def stage_names(stages: Sequence[Stage]) -> list[str]:
-    """The name of each stage's result: its ``name``, or its type where it has none."""
+    """The name of each stage's result: its ``name``, or its type if it has none."""
     return [stage.name or stage.type for stage in stages]
 
 
 def link(models: Mapping[str, frozenset[str]], stages: Sequence[Stage]) -> list[Link]:
-    """Resolve the references of each stage (``models``: their names and traits); unknown names stay as written."""
+    """Resolve the references of each stage. ``models`` has names and traits. Unknown names stay as written."""
     links: list[Link] = []
     traits, roots = dict(models), {name: name for name in models}
     previous = next(iter(models))
@@ -97,7 +97,7 @@ def static_problems(
 ) -> Iterator[Problem]:
     """Every mistake in names, references and order, the earliest stage first.
 
-    ``unopened`` names models that may have more traits than ``models`` says; what they lack is not told.
+    ``unopened`` names models that may have more traits than ``models`` lists. Their missing traits are not reported.
     """
     for name, traits in models.items():
         if GENERATED in traits:

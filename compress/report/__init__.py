@@ -1,4 +1,4 @@
-"""The report of one or several runs; reads JSON only and never loads a model."""
+"""The report of one or several runs. It reads only JSON and never loads a model."""
 
 from compress.report.gate import slow_exports
 from compress.report.render import build

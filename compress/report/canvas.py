@@ -1,4 +1,4 @@
-"""One look for every figure: SVG with the text and line colours of the page, so that it follows light and dark."""
+"""The common style of all figures: SVG in the text and line colours of the page, so that light and dark both work."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 ACCENT = "#3d7fc4"
 COLOURS = (ACCENT, "#d97b2f", "#3f9e78", "#9a6cc9", "#cf5561", "#8b8f3a", "#2f9aa8", "#b0677f")
 INK = "#010203"
-"""Stands for the text colour of the page; no figure uses it otherwise."""
+"""Placeholder for the text colour of the page. No figure uses this colour for anything else."""
 
 LINE = "#040506"
-"""Stands for the page's colour of thin lines."""
+"""Placeholder for the page's colour of thin lines."""
 
 CARD = "#070809"
-"""Stands for the page's colour behind a figure."""
+"""Placeholder for the page's background colour of figures."""
 
 STYLE: Mapping[Any, Any] = {
     "axes.edgecolor": LINE,
@@ -54,12 +54,12 @@ STYLE: Mapping[Any, Any] = {
 
 POINTS = 72
 LETTER = 5.0
-"""Width of a letter of a label in points, generously."""
+"""Upper estimate of the width of a label's letter in points."""
 
 
 @dataclass
 class Canvas:
-    """A figure while it is drawn and its SVG afterwards."""
+    """A figure during drawing, and its SVG afterwards."""
 
     figure: Figure
     svg: str = field(default="", init=False)
@@ -67,7 +67,7 @@ class Canvas:
 
 @contextmanager
 def drawing(name: str, *, width: float, height: float) -> Iterator[Canvas]:
-    """Draw inside the block; the SVG is complete after it. ``name`` keeps the ids of several figures apart."""
+    """Draw inside the block. The SVG is complete after it. ``name`` makes the ids of the figure unique on a page."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         canvas = Canvas(Figure(figsize=(width, height)))
         yield canvas
@@ -77,7 +77,7 @@ def drawing(name: str, *, width: float, height: float) -> Iterator[Canvas]:
 
 
 def _page_svg(svg: str, name: str) -> str:
-    """Fit a stand-alone SVG into a page: no prologue, no fixed size, ids of its own, the page's colours."""
+    """Adapt a stand-alone SVG to a page: no prologue, no fixed size, unique ids, the colours of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' width="([\d.]+)pt" height="[\d.]+pt"', r' style="max-width:\1pt"', svg, count=1)
@@ -110,7 +110,7 @@ class _Box:
 
 
 def label(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
-    """Name each point beside it, where the name covers no point and no other name."""
+    """Write each point's name beside it, where it covers no point and no other name."""
     scale = POINTS / figure.dpi
     figure.draw_without_rendering()
     frame = axes.get_window_extent()
@@ -127,12 +127,12 @@ def label(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
 
 
 def _offsets(width: float) -> list[tuple[float, float]]:
-    """Places for a label around its point, clear of lines that leave it straight: nearest first."""
+    """Positions for a label around its point, away from horizontal and vertical lines through it. Nearest first."""
     return [(dx, dy) for dy in (9.0, -9.0, 20.0, -20.0) for dx in (5.0, -5.0 - width)]
 
 
 def scale(axes: Axes, axis: Literal["x", "y"], values: Sequence[float]) -> None:
-    """Make an axis logarithmic, with plain numbers on it, when its values are positive and far apart."""
+    """Make an axis logarithmic, with plain numbers, if its values are positive and span a wide range."""
     if min(values) <= 0 or max(values) < 3 * min(values):
         return
     axes.set(**{f"{axis}scale": "log"})

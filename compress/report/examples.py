@@ -1,4 +1,4 @@
-"""Generated text beside what it was made from: which rows a report shows, and what each artifact wrote for them."""
+"""Generated text beside its input: the rows that a report shows, and the text of each artifact for them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from compress.report.numbers import Row, name_and_way
 
 FIRST = 3
-"""Rows shown whatever they hold."""
+"""Number of first rows, which are always shown."""
 DIFFERING = 3
-"""Rows shown besides: those on which texts are least like the first one."""
+"""Number of further rows: those whose texts differ most from the first artifact's text."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Example:
 
     @property
     def lines(self) -> list[tuple[str, str]]:
-        """(what it is, text): input, references, then each text once, with the names of all that wrote it."""
+        """Pairs (label, text): input, references, then each distinct text with the names of all artifacts that wrote it."""
         several = len(self.references) > 1
         given = [(f"reference {at}" if several else "reference", text) for at, text in enumerate(self.references, 1)]
         names: dict[str, list[str]] = {}
@@ -36,9 +36,9 @@ class Example:
         return [("input", self.input), *given, *((", ".join(found), text) for text, found in names.items())]
 
     def difference(self, names: Sequence[str]) -> float:
-        """How unlike the text of the first name those of the others are, word by word: 0 the same, 1 nothing in common.
+        """How much the other texts differ from that of the first name, by words: 0 if equal, 1 with no word in common.
 
-        Their mean counts; without others it is 0.
+        The result is the mean over the other names, and 0 if there are none.
         """
         first, *others = [self.outputs[name].split() for name in names] or [[]]
         unlike = [1 - SequenceMatcher(None, first, other, autojunk=False).ratio() for other in others]
@@ -46,9 +46,9 @@ class Example:
 
 
 def examples(rows: Sequence[Row]) -> list[Example]:
-    """What a report shows of the kept rows: the first ones, and then those on which the artifacts differ most.
+    """The examples that a report shows: the first rows, and then those on which the artifacts differ most.
 
-    Artifacts that wrote on the same rows stand together; those of runs on other rows get examples of their own.
+    Artifacts that generated for the same rows are shown together. Runs on other rows get separate examples.
     """
     groups: dict[tuple[str, ...], list[Example]] = {}
     for example in _kept(rows):
@@ -63,14 +63,14 @@ def examples(rows: Sequence[Row]) -> list[Example]:
 
 
 def _chosen(found: Sequence[Example]) -> list[Example]:
-    # who says the same on every row differs from the others by what they say
+    # an artifact with one text for all rows differs because of the other texts
     telling = [name for name in found[0].outputs if len({example.outputs[name] for example in found}) > 1]
     ranked = sorted(((-example.difference(telling), at) for at, example in enumerate(found[FIRST:], FIRST)))
     return [*found[:FIRST], *(found[at] for difference, at in ranked[:DIFFERING] if difference)]
 
 
 def _kept(rows: Sequence[Row]) -> list[Example]:
-    """Every kept row once, with all that was written for it."""
+    """Every kept row once, with all texts generated for it."""
     found: dict[tuple[object, ...], Example] = {}
     for row in rows:
         for label, sample in _samples(row):
@@ -82,7 +82,7 @@ def _kept(rows: Sequence[Row]) -> list[Example]:
 
 
 def _references(sample: dict[str, Any]) -> tuple[str, ...]:
-    """All references; records of older versions have the first alone."""
+    """All references. Records of older versions have only the first one."""
     one = sample.get("reference")
     return tuple(map(str, sample.get("references", [one] if one else [])))
 
@@ -96,7 +96,7 @@ def _samples(row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _seed(row: Row, key: str) -> str:
-    """The seed of text that was drawn: of several the last one's is kept."""
+    """The seed of sampled text. If there were several seeds, the last one's text is kept."""
     conditions = row.record.conditions if isinstance(row.record.conditions, dict) else {}
     decoding = conditions.get(key, {}).get("decoding", {})
     return f"seed {decoding['seeds'][-1]}" if decoding.get("do_sample") and decoding.get("seeds") else ""

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them; what was not measured is an empty string."""
+"""Formats numbers for readers. A number that was not measured becomes an empty string."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compress.training import progress
 
 
 def number(value: float | None) -> str:
-    """Three or four significant digits, and whole numbers whole; thousands are separated, up to a milliard."""
+    """Three or four significant digits; integers in full. Thousands are separated, up to 10^9."""
     if value is None:
         return ""
     if isinstance(value, int):
@@ -48,7 +48,7 @@ def percent(value: float | None) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A part of a whole: ``98 %``; never 100 % or 0 % by rounding alone."""
+    """A part of a whole: ``98 %``. Rounding alone never gives 100 % or 0 %."""
     if not whole:
         return "0 %"
     exact = 100 * part / whole
@@ -65,7 +65,7 @@ def percentiles(value: Percentiles | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time span in the largest two units that matter: ``1 h 04 min``."""
+    """A time span in its two largest units: ``1 h 04 min``."""
     return "" if seconds is None else progress.duration(seconds)
 
 

@@ -1,4 +1,4 @@
-"""The gate of quantized exports: which are no faster than the float export of the same run, and why."""
+"""Finds quantized exports that are not faster than the float export of the same run, and explains why."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from compress.report.numbers import Row, rows_of, unquantized
 from compress.report.read import read
 
 SMALL_MODEL = 5_000_000
-"""Below about this many parameters a step's time goes to calling kernels rather than to multiplying."""
+"""Below about this many parameters, a step spends its time on kernel calls rather than on multiplication."""
 
 FAST_BLOCKS = (32, 64, 128)
 """Block sizes for which ONNX Runtime has a fast low-bit kernel on CPU."""
 
 TIE = 0.02
-"""Medians that differ by no more than this share are told as a tie."""
+"""Medians that differ by at most this share are reported as a tie."""
 
 FLOAT_KERNEL_BITS = frozenset({3, 4})
-"""Codes (3 bits are stored in 4) that are multiplied with float32 inputs as they are."""
+"""Bits of codes (3 bits are stored in 4) for which a kernel multiplies float32 inputs without unpacking."""
 
 DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 """Instructions that multiply and add 8-bit numbers at once."""
@@ -29,15 +29,16 @@ Reasons = Callable[[Row, Row, Sequence[Row]], Iterator[str]]
 
 
 def slow_exports(workdir: Path) -> list[str]:
-    """A line for each quantized export of a run that is no faster than the float one, per token or at a prompt.
+    """One line for each quantized export of a run that is not faster than the float one, per token or at a prompt.
 
-    One that is as fast to within ``TIE`` is told as such. Reasons are what the records of artifact and machine show.
+    An export that is equally fast to within ``TIE`` is reported as such. The reasons come from the records of the
+    artifact and the machine.
     """
     return list(slow(rows_of([read(workdir)])))
 
 
 def slow(rows: Sequence[Row]) -> Iterator[str]:
-    """As :func:`slow_exports`, of artifacts that were read already."""
+    """Like :func:`slow_exports`, for artifacts that were already read."""
     for row in rows:
         base = unquantized(rows, row)
         if row.onnx and row.manifest.quantization and base is not None:
@@ -63,7 +64,7 @@ def _why(row: Row, base: Row, rows: Sequence[Row], reasons: Reasons) -> list[str
 
 
 def _unpacked(row: Row) -> set[Any]:
-    """Bits of products of float32 inputs with codes that have no such kernel: they are float products."""
+    """Bits of codes without a kernel for float32 inputs. Their products are computed in float."""
     return {product.get("bits") for product in row.products} - FLOAT_KERNEL_BITS if row.weight_only else set()
 
 
@@ -103,7 +104,7 @@ def _at_a_prompt(row: Row, base: Row, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _reading(row: Row) -> float | None:
-    """Milliseconds in which memory gives every byte of the model files, at the bandwidth that was measured."""
+    """Milliseconds to read every byte of the model files at the measured memory bandwidth."""
     speed, size = row.record.speed, row.record.bytes
     if size is None or speed.floor_ms is None or not speed.weight_bytes_per_token:
         return None
@@ -111,7 +112,7 @@ def _reading(row: Row) -> float | None:
 
 
 def _more_bits(row: Row, rows: Sequence[Row]) -> Iterator[Row]:
-    """The exports of the run that differ from ``row`` in codes of more bits, and read a prompt in less time."""
+    """The exports of the run that differ from ``row`` only in more bits per code, and read a prompt faster."""
     for other in rows:
         alike = other.run is row.run and other.onnx and other.record.parameters == row.record.parameters
         if not (alike and row.products and other.products) or other.weight_only or row.weight_only:

@@ -1,4 +1,4 @@
-"""What the measurements of a run amount to: references, ratios, changes and the trade-off front."""
+"""Numbers derived from the measurements of a run: references, ratios, changes and the trade-off front."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ METRICS = (
     "rougeLsum",
     "exact_match",
 )
-"""The usual quality metrics, the most telling first; others follow in the order they were measured."""
+"""The usual quality metrics, the most informative first. Others follow in the order they were measured."""
 
 LOWER_IS_BETTER = frozenset(
     {"perplexity", "word_perplexity", "bits_per_byte", "bits_per_character", "nll", "kl", "wer", "empty", "full_length"}
@@ -37,18 +37,18 @@ NOT_METRICS = frozenset(
         *("reference_words_mean", "reference_words_median"),
     }
 )
-"""Numbers a quality record carries that say how it was measured, not how good the model is."""
+"""Numbers in a quality record that describe how it was measured, not how good the model is."""
 
 
 def name_and_way(metric: str) -> tuple[str, str]:
-    """What was measured, and how where that is not how it was measured first: ``perplexity (split eval)``."""
+    """Split a name such as ``perplexity (split eval)`` into the metric and the settings that differ from the first."""
     name, _, way = metric.partition(" (")
     return name, way.removesuffix(")")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One artifact with what was measured of it."""
+    """One artifact with its measurements."""
 
     label: str
     run: Run
@@ -57,12 +57,12 @@ class Row:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing was removed from the model and nothing rounded, and it is no smaller student of another."""
+        """Whether the model is uncompressed: not pruned, not quantized, and not a smaller student of another model."""
         return not set(self.manifest.traits) - {"onnx"} and not self._student
 
     @property
     def _student(self) -> bool:
-        """Whether stages made it what the run's first model is, with fewer parameters."""
+        """Whether the artifact is a distilled student with fewer parameters than the run's first model."""
         ours, whole = self.record.parameters, self.run.records[0].parameters
         return bool(self.manifest.lineage) and ours is not None and whole is not None and ours < whole
 
@@ -73,17 +73,17 @@ class Row:
 
     @property
     def late(self) -> bool:
-        """Whether the run has yet to measure it."""
+        """Whether the run has not measured it yet."""
         return self.run.late(self.record)
 
     @property
     def emulated(self) -> bool:
-        """Whether torch imitates its quantization in float32: its times say nothing of a deployed model."""
+        """Whether torch emulates its quantization in float32. Its times then say nothing about a deployed model."""
         return self.manifest.quantization is not None and not self.onnx
 
     @property
     def quality(self) -> dict[str, float]:
-        """The quality metrics that are numbers."""
+        """The quality metrics whose values are numbers."""
         found = {
             name: float(value)
             for name, value in self.record.quality.items()
@@ -113,19 +113,19 @@ class Row:
 
     @property
     def products(self) -> list[dict[str, Any]]:
-        """The quantized matrices that something is multiplied by; those that rows are only looked up in are none."""
+        """The quantized matrices that are used in products. Tables used only for lookup are left out."""
         matrices = (self.manifest.quantization or {}).get("matrices", [])
         tables = self.run.details(self.record.name).get("tables", ())
         return [matrix for matrix in matrices if matrix.get("module") not in tables]
 
     @property
     def weight_only(self) -> bool:
-        """Whether it is quantized, and the inputs of its products are not."""
+        """Whether its weights are quantized but the inputs of its products are not."""
         return bool(self.products) and all(matrix.get("activations") == "none" for matrix in self.products)
 
     @property
     def form(self) -> str:
-        """The numbers of its weights and of what they are multiplied with: ``W2A8``, or ``float32``."""
+        """The number formats of its weights and activations: ``W2A8``, or ``float32``."""
         if self.manifest.quantization is None:
             return "float32"
         bits = sorted({str(matrix.get("bits", "")) for matrix in self.manifest.quantization.get("matrices", [])})
@@ -138,14 +138,14 @@ Value = Callable[[Row], float | None]
 
 
 def quality(metric: str) -> Value:
-    """Read one quality metric off a row."""
+    """A function that reads one quality metric from a row."""
     return lambda row: row.quality.get(metric)
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Every artifact of every run; a name that several runs use is written ``run/name``.
+    """Every artifact of every run. A name that several runs use is written ``run/name``.
 
-    Figures that a later run took on another split have it in their names, as they have within a run.
+    Figures that a later run measured on another split name that split, as they do within one run.
     """
     uses = Counter(record.name for run in runs for record in run.records)
     splits: dict[str, str] = {}
@@ -162,7 +162,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 
 def _told_apart(record: Record, splits: dict[str, str]) -> Record:
-    """A record that names the split of figures on another one than figures of that way had so far (``splits``)."""
+    """A copy of the record in which figures name their split if earlier figures (``splits``) used another one."""
     conditions = record.conditions if isinstance(record.conditions, dict) else {}
     ways: dict[str, str] = {}
     for key, how in conditions.items():
@@ -181,19 +181,19 @@ def _told_apart(record: Record, splits: dict[str, str]) -> Record:
 
 
 def metrics_of(rows: Iterable[Row]) -> list[str]:
-    """Every quality metric that some artifact has, the most telling first."""
+    """Every quality metric that some artifact has, the most informative first."""
     return list(dict.fromkeys(name for row in rows for name in row.quality))
 
 
 def reference(rows: Iterable[Row], row: Row, value: Value) -> Row | None:
-    """The uncompressed artifact of the run that ``row`` is compared with; in the same runtime where there is one."""
+    """The uncompressed artifact of the run to compare ``row`` with, in the same runtime if there is one."""
     plain = [other for other in rows if other.plain and other.run is row.run and value(other) is not None]
     same_runtime = [other for other in plain if other.onnx == row.onnx]
     return next(iter(same_runtime or plain), None)
 
 
 def original(rows: Iterable[Row], row: Row, value: Value) -> Row | None:
-    """The first uncompressed artifact of the run for which ``value`` was measured, whatever it runs in."""
+    """The first uncompressed artifact of the run for which ``value`` was measured, in any runtime."""
     return next((o for o in rows if o.plain and o.run is row.run and value(o) is not None), None)
 
 
@@ -206,7 +206,7 @@ def change(rows: Iterable[Row], row: Row, metric: str) -> float | None:
 
 
 def speedup(rows: Iterable[Row], row: Row) -> float | None:
-    """How many times faster ``row`` makes one token than its reference; None where its times are of an emulation."""
+    """The speedup of ``row`` over its reference per generated token. None if its times are those of an emulation."""
     base = reference(rows, row, lambda other: other.per_token)
     if base is None or base is row or row.emulated or not row.per_token or not base.per_token:
         return None
@@ -214,7 +214,7 @@ def speedup(rows: Iterable[Row], row: Row) -> float | None:
 
 
 def unquantized(rows: Iterable[Row], row: Row) -> Row | None:
-    """The timed float export of the run with as many parameters as ``row``; without one, its reference."""
+    """The timed float export of the run with as many parameters as ``row``. If there is none, its reference."""
     rows, size = list(rows), row.record.parameters
     floats = (o for o in rows if o.run is row.run and o.onnx and o.manifest.quantization is None and o.per_token)
     same_size = (other for other in floats if size is not None and other.record.parameters == size)
@@ -222,7 +222,7 @@ def unquantized(rows: Iterable[Row], row: Row) -> Row | None:
 
 
 def exports(rows: Sequence[Row]) -> list[Row]:
-    """The exports of each run that timed a float and a quantized one, the first float one of a run before others."""
+    """The exports of each run that timed both float and quantized ones. The first float export of a run comes first."""
     found: list[Row] = []
     for run in {id(row.run): row.run for row in rows}.values():
         timed = [row for row in rows if row.run is run and row.onnx and row.record.speed.timed]
@@ -233,7 +233,7 @@ def exports(rows: Sequence[Row]) -> list[Row]:
 
 
 def smallest(rows: Iterable[Row]) -> Row | None:
-    """The smallest compressed artifact, among those that were measured most completely."""
+    """The smallest of the compressed artifacts with the most complete measurements."""
 
     def order(row: Row) -> tuple[int, float]:
         return -bool(row.quality) - bool(row.per_token and not row.emulated), row.megabytes or float("inf")
@@ -242,7 +242,7 @@ def smallest(rows: Iterable[Row]) -> Row | None:
 
 
 def front(points: Sequence[tuple[float, float]], *, lower_is_better: bool = True) -> list[tuple[float, float]]:
-    """The points that no other beats on both coordinates, by rising first coordinate (of which less is better)."""
+    """The points that no other point beats on both coordinates. The first is better if lower, and sorts the result."""
     sign = 1 if lower_is_better else -1
     best: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (point[0], sign * point[1])):

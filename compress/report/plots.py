@@ -1,4 +1,4 @@
-"""The figures of a report. Each function draws one and returns it as SVG, or None when there is nothing to draw."""
+"""The figures of a report. Each function draws one and returns it as SVG, or None if there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.report.read import Stage
 from compress.report.words import name_of
 
 HISTOGRAMS = 12
-"""At most this many weight matrices are drawn, spread evenly over the model."""
+"""Maximum number of weight matrices to draw, spread evenly over the model."""
 
 
 def size_against_quality(rows: Sequence[Row]) -> str | None:
@@ -61,7 +61,7 @@ def _mark(row: Row, x: float, y: float) -> Mark:
 
 
 def losses(name: str, stage: Stage) -> str | None:
-    """The training loss of a stage, and each of its terms with its weight, so that they add up to it."""
+    """The training loss of a stage, and each of its terms times its weight. The terms add up to the loss."""
     steps = [line for line in stage.history if "loss" in line]
     if len(steps) < 2:
         return None
@@ -71,7 +71,7 @@ def losses(name: str, stage: Stage) -> str | None:
 
 
 def draw_losses(axes: Axes, steps: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> None:
-    """Draw the loss per step, and each term times its weight; a term that ``weights`` does not name has weight 1."""
+    """Draw the loss per step, and each term times its weight. Terms that ``weights`` does not name have weight 1."""
     names = list(dict.fromkeys(name for line in steps for name in line.get("terms", {})))
     if len(names) != 1:
         axes.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=INK, label="total")
@@ -89,7 +89,7 @@ def draw_losses(axes: Axes, steps: Sequence[Mapping[str, Any]], weights: Mapping
 
 
 def weights_of(stage: Stage) -> dict[str, float]:
-    """The weight of each term by its name in the training curve: its type, and its place where a type is repeated."""
+    """The weight of each term by its name in the training curve: its type, plus its index if the type is repeated."""
     terms = stage.step.config.get("terms", []) if stage.step else []
     types = [term.get("type", "") for term in terms]
     names = [name if types.count(name) == 1 else f"{name}.{at}" for at, name in enumerate(types)]
@@ -97,7 +97,7 @@ def weights_of(stage: Stage) -> dict[str, float]:
 
 
 def evaluations(name: str, stage: Stage) -> str | None:
-    """The loss of a stage on held-out text, with the best marked."""
+    """The loss of a stage on held-out text, with the lowest point marked."""
     points = [(line["step"], line["eval_nll"]) for line in stage.history if "eval_nll" in line]
     if len(points) < 2:
         return None
@@ -117,7 +117,7 @@ def draw_evaluations(axes: Axes, points: Sequence[tuple[int, float]]) -> None:
 
 
 def histograms(name: str, stage: Stage) -> str | None:
-    """Where the weights of a quantized stage lie, and where the quantizer clips them."""
+    """The weight distributions of a quantized stage, with the quantizer's clip values."""
     found = stage.details.get("histograms", [])
     if not found:
         return None

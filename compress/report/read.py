@@ -1,6 +1,6 @@
-"""What a work directory says about itself.
+"""Reads the records of a work directory.
 
-Only JSON is read, and only the fields a report uses are named here; everything else is kept and passed through.
+Only JSON is read. Only the fields that a report uses are named here; all others are kept and passed through.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from compress.errors import UserError
 
 
 class View(BaseModel):
-    """The known part of a JSON object; unknown keys are kept."""
+    """The known part of a JSON object. Unknown keys are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class Percentiles(View):
-    """A time in milliseconds over the repeats of one measurement."""
+    """Percentiles of a time in milliseconds, over the repeats of one measurement."""
 
     p50: float
     p95: float | None = None
 
 
 class Speed(View):
-    """What the ``speed`` measurement found for one artifact."""
+    """The results of the ``speed`` measurement for one artifact."""
 
     prefill_ms: Percentiles | None = None
     per_token_ms: Percentiles | None = None
@@ -47,12 +47,12 @@ class Speed(View):
 
 
 class Record(View):
-    """All that was measured of one artifact; a measurement that did not run leaves its fields empty."""
+    """All measurements of one artifact. A measurement that did not run leaves its fields empty."""
 
     name: str
     path: str = ""
     key: str = ""
-    """What the numbers belong to: the artifact, and the data as it was read."""
+    """Key of the artifact and of the data as it was read, which the numbers belong to."""
     parameters: int | None = None
     bytes: int | None = None
     bytes_total: int | None = None
@@ -64,7 +64,7 @@ class Record(View):
 
 
 class Touched(View):
-    """The coverage of a stage: what it changed, out of what there was."""
+    """The coverage of a stage: the counts of what it changed, and the totals."""
 
     modules_touched: int
     modules_total: int
@@ -117,9 +117,9 @@ class RunFile(View):
     seed: int | None = None
     stages: tuple[StageRun, ...] = ()
     models: dict[str, str] = Field(default_factory=dict)
-    """The place of every artifact, by name."""
+    """The path of every artifact, by name."""
     keys: dict[str, str] = Field(default_factory=dict)
-    """What numbers of each artifact must belong to; none in runs of older versions."""
+    """The key that numbers of each artifact must have. Empty in runs of older versions."""
     environment: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -133,7 +133,7 @@ class Measurements(View):
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: its entry in the run, the manifest it sealed, its training curve and its details."""
+    """A finished stage: its entry in ``run.json``, its manifest, its training curve and its details."""
 
     entry: StageRun
     manifest: Manifest
@@ -157,7 +157,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What the recipe calls itself, or else the name of the directory."""
+        """The name in the recipe, or otherwise the name of the directory."""
         recipe = self.file.recipe
         name = recipe.get("name") if isinstance(recipe, dict) else recipe
         return str(name or self.name)
@@ -169,12 +169,12 @@ class Run:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """One record an artifact, with the numbers that were taken of this very artifact, and with none otherwise."""
+        """One record per artifact. It is empty if its numbers belong to another version of the artifact."""
         taken = {record.name: record for record in self.measured.artifacts if self._belongs(record)}
         return tuple(taken.get(name) or Record(name=name, path=path) for name, path in self.file.models.items())
 
     def late(self, record: Record) -> bool:
-        """Whether the run has yet to reach the measurements of this artifact, as it is now."""
+        """Whether the run has not yet measured the current version of this artifact."""
         return not any(other.name == record.name and self._belongs(other) for other in self.measured.artifacts)
 
     def _belongs(self, record: Record) -> bool:
@@ -183,7 +183,7 @@ class Run:
         return self.file.models.get(record.name) == record.path
 
     def sources(self, stage: Stage) -> str:
-        """What ``stage`` started from, its teacher, and the targets it took."""
+        """The source of ``stage``, its teacher, and its targets."""
         if stage.step is None:
             return ""
         digest, config = stage.step.inputs.get("source"), stage.step.config
@@ -193,11 +193,11 @@ class Run:
         return ", ".join([source, *others])
 
     def manifest(self, name: str) -> Manifest:
-        """The manifest of the artifact called ``name``; an untouched model has an empty one."""
+        """The manifest of the artifact called ``name``. It is empty for a model that no stage has changed."""
         return next((stage.manifest for stage in self.stages if stage.entry.name == name), Manifest())
 
     def details(self, name: str) -> dict[str, Any]:
-        """What the stage that made the artifact called ``name`` wrote of it; nothing of an untouched model."""
+        """The details that a stage wrote about the artifact called ``name``. Empty for a model that no stage made."""
         return next((stage.details for stage in self.stages if stage.entry.name == name), {})
 
 
@@ -208,7 +208,7 @@ def read(workdir: Path) -> Run:
     """Read a work directory.
 
     Raises:
-        UserError: it holds no ``run.json``, or one of its files is not what it should be.
+        UserError: the directory holds no ``run.json``, or one of its files has the wrong form.
     """
     if not (workdir / "run.json").is_file():
         raise UserError(f"{workdir}: no run.json here; give a directory that `compress-lm run` wrote")
@@ -244,7 +244,7 @@ def _view(kind: type[Known], path: Path) -> Known:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in ``path``; a file that was never written is an empty one."""
+    """The object in ``path``. It is empty if the file does not exist."""
     if not path.is_file():
         return {}
     try:

@@ -29,7 +29,7 @@ CLIPPED = "Weights of some matrices; dashed lines mark where the quantizer clips
 
 @dataclass(frozen=True)
 class Figure:
-    """An SVG, or None where there was nothing to draw, with the sentence that says what it shows."""
+    """An SVG, or None if there was nothing to draw, with a sentence that says what it shows."""
 
     svg: str | None
     caption: str
@@ -46,7 +46,7 @@ class Chapter:
 
 
 def build(workdirs: Sequence[Path], out: Path) -> None:
-    """Write ``report.md``, ``report.json`` and ``report.html`` into ``out``; several work directories are compared.
+    """Write ``report.md``, ``report.json`` and ``report.html`` into ``out``. Several work directories are compared.
 
     Raises:
         UserError: no directory was given, or one of them is not a work directory.
@@ -156,12 +156,12 @@ def _template(name: str) -> Any:
 
 
 def _cell(text: str) -> str:
-    """Text that may stand in a Markdown table."""
+    """Escape text for a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _verbatim(text: str, longest: int | None = None) -> str:
-    """Text that shows in a Markdown table as it is, whatever it holds; cut behind a word where it is too long."""
+    """Text that a Markdown table shows unchanged. If longer than ``longest``, it is cut after a word."""
     text = text.strip()
     if longest is not None and len(text) > longest:
         text = f"{text[:longest].rsplit(maxsplit=1)[0]} […]"

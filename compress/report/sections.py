@@ -1,4 +1,4 @@
-"""The parts of a report as plain text in rows and columns; the templates only set them."""
+"""The parts of a report as plain text in rows and columns. The templates only lay them out."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Cell = Callable[[Row], str]
 
 @dataclass(frozen=True)
 class Table:
-    """Column titles, with a unit or remark each, and rows of text; the first column names the row."""
+    """Column titles, each with a unit or remark, and rows of text. The first column names the row."""
 
     titles: list[tuple[str, str]]
     lines: list[list[str]]
 
 
 def measured(rows: Sequence[Row]) -> Table:
-    """Every artifact with all that was measured."""
+    """Every artifact with all of its measurements."""
     return _table(rows, _columns(rows))
 
 
 def _table(rows: Sequence[Row], columns: Iterable[tuple[str, str, Cell]]) -> Table:
-    """A row each; a column that nothing fills is left out."""
+    """One line per row. Empty columns are left out."""
     written = [(title, unit, [cell(row) for row in rows]) for title, unit, cell in columns]
     filled = [column for column in written if any(column[2])]
     return Table(
@@ -72,7 +72,7 @@ def _change_cell(rows: Sequence[Row], metric: str) -> Cell:
 
 
 def exports(rows: Sequence[Row]) -> Table:
-    """What the choices of exports cost: each against the first float export of its run."""
+    """The effect of the export settings: each export compared with the first float export of its run."""
     found = numbers.exports(rows)
     metric = next(iter(metrics_of(found)), "")
     columns: list[tuple[str, str, Cell]] = [
@@ -91,7 +91,7 @@ def exports(rows: Sequence[Row]) -> Table:
 
 
 def _times(rows: Sequence[Row], value: Value) -> Cell:
-    """How many times less a row has than the first of its run."""
+    """The factor by which a row's value is lower than that of the first row of its run."""
     share = _share_of_first(rows, value)
     return lambda row: formats.ratio(1 / found) if (found := share(row)) else ""
 
@@ -111,7 +111,7 @@ def _share_of_first(rows: Sequence[Row], value: Value) -> Value:
 
 
 def tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """The few figures to read first: (figure, what it is), of the smallest artifact."""
+    """The most important figures of the smallest artifact, as pairs (figure, label)."""
     row = smallest(rows)
     if row is None:
         return []
@@ -162,7 +162,7 @@ def _stage(run: Run, stage: Stage, prefix: str) -> list[str]:
 
 def _touched(coverage: Touched) -> str:
     text = f"{coverage.modules_touched} of {coverage.modules_total} modules"
-    if coverage.parameters_touched <= coverage.parameters_total:  # scored units outnumber the tensors they lie on
+    if coverage.parameters_touched <= coverage.parameters_total:  # there may be more scored units than parameters
         text += f", {formats.share(coverage.parameters_touched, coverage.parameters_total)} of parameters"
     return f"{text} ({coverage.note})" if coverage.note else text
 
@@ -178,12 +178,12 @@ def _metrics(metrics: Mapping[str, float]) -> str:
 
 
 def _whole(value: float) -> float:
-    """Counts are recorded as floats."""
+    """Turn a count that was recorded as a float back into a whole number."""
     return int(value) if float(value).is_integer() else value
 
 
 def conditions(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """How everything was measured; what holds for some artifacts only names them."""
+    """The conditions of all measurements. A condition of only some artifacts names them."""
     values: dict[str, dict[str, list[str]]] = {}
     for row in rows:
         for key, text in _own_conditions(row):
@@ -208,7 +208,7 @@ def _who(found: dict[str, list[str]], everyone: int) -> str:
 
 
 def environment(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """The machine, the versions and the seeds; what differs between runs is said for each."""
+    """The machine, the versions and the seeds. Values that differ between runs are listed for each run."""
     pairs = [
         (f"{run.name}: {key}", key, text)
         for run in runs

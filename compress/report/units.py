@@ -1,4 +1,4 @@
-"""The figure of what pruning kept: heads, FFN units and hidden dimensions, layer by layer."""
+"""The figure of the units that pruning kept: heads, FFN units and hidden dimensions, layer by layer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from compress.report.read import Manifest
 from compress.report.words import kind_of
 
 BINS = 96
-"""An axis with more units than this is drawn as the share kept in each of this many groups of neighbours."""
+"""An axis with more units is drawn as this many groups of neighbouring units, each with the share kept."""
 
 
 def kept_units(name: str, manifest: Manifest) -> str | None:
-    """One panel for each kind of axis, a row a layer, a cell a unit or a group of neighbours; filled where kept."""
+    """One panel per kind of axis, one row per layer, one cell per unit or group of units. Kept units are filled."""
     if not manifest.kept:
         return None
     grids = {kind: _grid(axes, manifest) for kind, axes in _by_kind(manifest.kept).items()}
@@ -38,7 +38,7 @@ def _by_kind(kept: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
 
 
 def _grid(axes: Sequence[str], manifest: Manifest) -> NDArray[np.float64]:
-    """The share kept, [layers, cells]."""
+    """The share of kept units, [layers, cells]."""
     return np.array([_cells(manifest.kept[axis], manifest.sizes[axis]) for axis in axes])
 
 

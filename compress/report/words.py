@@ -1,4 +1,4 @@
-"""The sentences of a report, each computed from the numbers it speaks of."""
+"""The sentences of a report. Each is computed from the numbers it mentions."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _device(row: Row) -> str:
 
 
 def device_of(row: Row) -> str:
-    """The device the speed of ``row`` was measured on, as recorded; ``cpu`` where nothing was recorded."""
+    """The recorded device on which the speed of ``row`` was measured. ``cpu`` if none was recorded."""
     recorded = [row.record.conditions, row.record.speed.model_extra, row.run.environment]
     for key, value in flat(recorded):
         if key.split(".")[-1] in ("device", "provider"):
@@ -98,7 +98,7 @@ def device_of(row: Row) -> str:
 
 
 def warnings(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
-    """What a reader should know before trusting or using a number."""
+    """Warnings that a reader should know before using the numbers."""
     found = [*slow(rows), *_emulated(rows), *_mixed(rows), *_reload(runs)]
     if len([run for run in runs if any(row.per_token for row in rows if row.run is run)]) > 1:
         found.append("Times of different runs were measured at different moments; compare them only within one run.")
@@ -143,7 +143,7 @@ def _sizes_by_kind(kept: dict[str, list[int]]) -> dict[str, set[int]]:
 
 
 def kind_of(axis: str) -> str:
-    """An axis without its layer: ``decoder.layer.3.heads`` is one of ``decoder.heads``."""
+    """The name of an axis without its layer: ``decoder.layer.3.heads`` becomes ``decoder.heads``."""
     parts = axis.split(".")
     if "layer" in parts:
         at = parts.index("layer")
@@ -152,7 +152,7 @@ def kind_of(axis: str) -> str:
 
 
 def not_measured(rows: Sequence[Row]) -> list[str]:
-    """What a reader may look for and not find, with the reason."""
+    """Numbers that a reader may expect but that were not measured, with the reason."""
     late = [row.label for row in rows if row.late]
     here = [row for row in rows if not row.late]
     missing = {

@@ -1,4 +1,4 @@
-"""What a step touched, so that a step which touched nothing cannot pass for one that worked."""
+"""Counts what a step changed, so that a step that changed nothing is reported as an error."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from compress.schema import Strict
 
 
 def owners(model: nn.Module) -> list[nn.Module]:
-    """The modules with parameters of their own."""
+    """The modules that hold parameters directly."""
     return [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
 
 
 class Coverage(Strict):
-    """Modules with own parameters, distinct parameters (shared ones once), bytes of parameters and saved buffers."""
+    """Modules that hold parameters, distinct parameters (shared ones once), bytes of parameters and saved buffers."""
 
     modules_touched: int
     modules_total: int
@@ -26,13 +26,13 @@ class Coverage(Strict):
     note: str = ""
 
     def require(self, what: str) -> None:
-        """Raise NothingDoneError when no module was touched; ``what`` names the step and what it was asked to do."""
+        """Raise NothingDoneError if no module was touched. ``what`` names the step and its request."""
         if self.modules_touched == 0:
             raise NothingDoneError(f"{what}: none of {self.modules_total} modules was touched")
 
     @classmethod
     def of_training(cls, model: nn.Module) -> Coverage:
-        """What training could change: modules and parameters that require a gradient."""
+        """The coverage of training: the modules and parameters that require a gradient."""
         owning = [list(module.parameters(recurse=False)) for module in owners(model)]
         distinct = list(model.parameters())
         size = sum(tensor.numel() * tensor.element_size() for tensor in stock_tensors(model))

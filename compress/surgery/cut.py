@@ -1,4 +1,4 @@
-"""Remove units for good: a smaller stock model that computes what the masked one did."""
+"""Remove units permanently. The result is a smaller stock model that computes the same as the masked one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from compress.models.structure import MASKS, Axis, sides, sized_axes, stock_tens
 from compress.surgery.coverage import Coverage
 
 Keep = Mapping[str, Tensor | Sequence[int]]
-"""Ascending indices of the units to keep, by axis; an absent axis keeps all of its units."""
+"""Ascending indices of the units to keep, by axis. An axis that is not listed keeps all of its units."""
 
 
 def ranked(scores: Mapping[str, Tensor], sizes: Mapping[str, int], axes: Iterable[Axis] = ()) -> dict[str, Tensor]:
-    """The ``sizes[axis]`` units with the largest |score| of each axis, in ascending order; of equals, the earlier one.
+    """The ``sizes[axis]`` units with the largest |score| of each axis, in ascending order. Ties go to the earlier unit.
 
-    Where ``axes`` has an axis of groups, groups are chosen first, then equally many of the units that each kept group
-    holds. Groups that hold one unit each go with it.
+    If ``axes`` has an axis of groups, groups are chosen first. Then the same number of units is chosen from each kept
+    group. A group that holds a single unit is kept or removed with that unit.
 
-    Raises ModelError for a size outside 1 ... number of units, for one that kept groups cannot share equally, and for
-    an axis without scores.
+    Raises ModelError for a size outside 1 ... number of units, for a size that the kept groups cannot share equally,
+    and for an axis without scores.
     """
     axes = list(axes)
     whole_sizes = {axis.name: axis.size for axis in axes}
@@ -61,7 +61,10 @@ def _top(axis: str, scores: Tensor | None, size: int) -> Tensor:
 
 
 def compose(first: Keep, second: Keep) -> dict[str, Tensor]:
-    """Units of the root model that are left when ``second``, which counts units left by ``first``, is cut after it."""
+    """The units of the root model that remain after cutting ``first`` and then ``second``.
+
+    The indices of ``second`` count the units that ``first`` kept.
+    """
     kept = {axis: torch.as_tensor(units).cpu() for axis, units in first.items()}
     for axis, units in second.items():
         index = torch.as_tensor(units).cpu()
@@ -71,15 +74,15 @@ def compose(first: Keep, second: Keep) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def cut(model: nn.Module, family: ModelFamily, keep: Keep) -> Coverage:
-    """Keep only these units of the model as it is now, in place, and report what was touched.
+    """Keep only these units of the current model, in place, and report what was touched.
 
-    Parameters are replaced by smaller ones, shared parameters stay shared, buffers stay as they are. The stock forward
-    runs at any sizes. The config follows where the stock classes can express the sizes; elsewhere it stays that of the
-    model before the cut. Where the stock forward scales token embeddings by their size, the change of scale is undone
-    in the weights. The query heads of a removed group go with it.
+    Parameters are replaced by smaller ones. Shared parameters stay shared, and buffers stay unchanged. The stock
+    forward runs at any sizes. The config is updated if the stock classes can express the new sizes; otherwise it stays
+    the config of the model before the cut. If the stock forward scales token embeddings by the hidden size, the weights
+    are rescaled to compensate. When a group is removed, its query heads are removed too.
 
     Raises ModelError for an unknown axis, for indices that are not ascending and in range, for an axis left empty, for
-    query heads that kept groups do not hold equally, and for a model with masks attached.
+    kept groups that would hold different numbers of query heads, and for a model with masks attached.
     """
     if hasattr(model, MASKS):
         raise ModelError("detach the masks of a model before it is cut")
@@ -107,14 +110,14 @@ def cut(model: nn.Module, family: ModelFamily, keep: Keep) -> Coverage:
 
 
 def cut_to_sizes(model: nn.Module, family: ModelFamily, sizes: Mapping[str, int]) -> None:
-    """Give a model these sizes, whichever units are left; for a model whose weights are filled in afterwards."""
+    """Cut a model to these sizes without choosing units. Meant for a model whose weights are filled in afterwards."""
     axes = sized_axes(model, family)
     smaller = {axis.name: sizes[axis.name] for axis in axes if sizes.get(axis.name, axis.size) < axis.size}
     cut(model, family, ranked({axis.name: torch.ones(axis.size) for axis in axes}, smaller, axes))
 
 
 def losing(axes: Iterable[Axis], keep: Keep) -> dict[str, Tensor]:
-    """The axes that lose units, with the indices of those they keep; raises ModelError as :func:`cut` does."""
+    """The axes that lose units, with the indices of the units they keep. Raises ModelError as :func:`cut` does."""
     axes = list(axes)
     sizes = {axis.name: axis.size for axis in axes}
     indices = {}
@@ -131,7 +134,7 @@ def losing(axes: Iterable[Axis], keep: Keep) -> dict[str, Tensor]:
 
 
 def _with_held(axes: Iterable[Axis], indices: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the units that removed groups hold, and groups that lost all of theirs; the rest must hold equally many."""
+    """Also remove the units of removed groups, and groups without units. The rest must hold equally many units."""
     named = {axis.name: axis for axis in axes}
     for group in [axis for axis in named.values() if axis.holds]:
         heads = named[group.holds]
@@ -171,7 +174,7 @@ def _replace(module: nn.Module, smaller: Mapping[nn.Parameter, nn.Parameter]) ->
 
 
 def _rescale(model: nn.Module, family: ModelFamily, before: int, after: int) -> None:
-    """Keep scale x embedding as it was; a tied head reads the changed embedding, so its input is scaled back."""
+    """Keep scale x embedding unchanged. A tied head reads the rescaled embedding, so its input is scaled back."""
     factor = family.embedding_scale(model.config, before) / family.embedding_scale(model.config, after)
     if factor == 1.0:
         return

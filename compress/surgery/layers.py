@@ -1,4 +1,4 @@
-"""Remove whole layers for good: a stock model of less depth, whose layers keep their order and their weights."""
+"""Remove whole layers permanently. The remaining layers of the stock model keep their order and their weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compress.models.structure import MASKS, Projection, sized_axes, stock_tenso
 from compress.surgery.coverage import Coverage, owners
 
 Layers = Mapping[str, Sequence[int]]
-"""Ascending layers that stay, by stack; an absent stack keeps all of its layers."""
+"""Ascending numbers of the layers to keep, by stack. A stack that is not listed keeps all of its layers."""
 
 DQ_BART: Mapping[int, tuple[int, ...]] = {
     1: (5,),
@@ -27,16 +27,17 @@ DQ_BART: Mapping[int, tuple[int, ...]] = {
     5: (0, 1, 3, 4, 5),
     6: (0, 1, 2, 3, 4, 5),
 }
-"""The layers that stay of six, by their number (Li et al., DQ-BART, ACL 2022)."""
+"""The layers kept out of six, by the number of kept layers (Li et al., DQ-BART, ACL 2022)."""
 
 T = TypeVar("T")
 
 
 def chosen(count: int, depth: int) -> list[int]:
-    """Which ``count`` layers of ``depth`` stay: of six those of DQ-BART; else evenly spaced from the first to the last.
+    """Which ``count`` of ``depth`` layers to keep: DQ-BART's choice for six, otherwise evenly spaced ones.
 
-    Layer i of the n that stay is i (depth - 1) / (n - 1) rounded, halves down; for n = 1 the last. The rule is ours;
-    for six layers it gives DQ-BART's maps but for n = 5. Raises ModelError for a count outside 1 ... depth.
+    Kept layer i of n is i (depth - 1) / (n - 1), rounded with halves down, so the first and the last layer are kept.
+    For n = 1 it is the last layer. This rule is our own; for six layers it agrees with DQ-BART except at n = 5. Raises
+    ModelError for a count outside 1 ... depth.
     """
     if not 1 <= count <= depth:
         raise ModelError(f"{count} of {depth} layers; allowed: 1 to {depth}")
@@ -49,23 +50,23 @@ def chosen(count: int, depth: int) -> list[int]:
 
 
 def renumbered(family: ModelFamily, values: Mapping[str, T], keep: Layers) -> dict[str, T]:
-    """Values by axis, without those of dropped layers, under the names that the axes of the others get."""
+    """The values by axis without those of dropped layers. Axes of the kept layers get their new names."""
     named = {axis: _name_after(family, axis, keep) for axis in values}
     return {name: values[axis] for axis, name in named.items() if name is not None}
 
 
 def shallower(config: Any, family: ModelFamily, keep: Layers) -> Any:
-    """A copy of a stock config with the depth that is left."""
+    """A copy of a stock config with the remaining number of layers."""
     return with_fields(copy.deepcopy(config), dict(_counts(family, keep)))
 
 
 @torch.no_grad()
 def drop(model: nn.Module, family: ModelFamily, keep: Layers) -> Coverage:
-    """Keep only these layers of the model as it is now, in place, and report what was removed.
+    """Keep only these layers of the current model, in place, and report what was removed.
 
-    The layers that stay are numbered anew, in order. Where the stock forward scales attention scores by a layer's
-    number, the change is undone in its query. The config follows, also where sizes that differed from layer to layer
-    have become one that the stock classes can express.
+    The kept layers are renumbered in order. If the stock forward scales attention scores by the layer number, the query
+    weights are rescaled to compensate. The config is updated. This includes sizes that differed between layers and are
+    now equal, so that the stock classes can express them.
 
     Raises ModelError for an unknown stack, for layers that are not ascending and in range, for a stack left empty, and
     for a model with masks attached.
@@ -96,7 +97,7 @@ def drop(model: nn.Module, family: ModelFamily, keep: Layers) -> Coverage:
 
 
 def _name_after(family: ModelFamily, axis: str, keep: Layers) -> str | None:
-    """The name of an axis once layers are dropped, or None for one of a layer that is."""
+    """The name of an axis after layers are dropped, or None if its own layer is dropped."""
     for stack in family.stacks:
         layer = stack.layer_of(axis)
         if layer is not None and stack.name in keep:
@@ -123,7 +124,7 @@ def _check(model: Any, family: ModelFamily, keep: Layers) -> None:
 
 
 def _rescale(model: nn.Module, family: ModelFamily, stack: LayerStack, kept: Sequence[int]) -> None:
-    """Let the queries of moved layers carry what their scores lose or gain by the new number."""
+    """Rescale the queries of renumbered layers, so that their attention scores do not change."""
     config: Any = model.config
     queries = [(stack.layer_of(attention.axis), attention.query) for attention in family.attentions(config)]
     for new, old in enumerate(kept):

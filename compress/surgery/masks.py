@@ -1,9 +1,9 @@
-"""Masks on the axes of a stock model: learnable factors that say how much each unit counts, 0 for a removed one.
+"""Masks on the axes of a stock model: a learnable factor per unit that scales the unit. A factor of 0 removes it.
 
 SIMPLE (Tao et al., Findings of ACL 2023, figure 1). The hidden mask multiplies each write to the residual stream (the
-outputs of embeddings and of products that write) and each normalization's output once; masks of heads and of FFN units
-multiply the input of the product that reads them. Normalizations take their statistics over the units with m != 0, as
-the network that is left will. So m = 1 is the model itself, and a binary m the model that ``cut`` leaves.
+outputs of embeddings and of products that write to it) and each normalization's output once. Masks of heads and of FFN
+units multiply the input of the product that reads them. Normalizations compute their statistics over the units with
+m != 0, as the cut model does. So m = 1 gives the unmasked model, and a binary m gives the model that ``cut`` returns.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Set every mask; raises ModelError where names or sizes differ from the axes."""
+        """Set every mask. Raises ModelError if names or sizes differ from the axes."""
         expected = {axis.name: axis.size for axis in self.axes}
         found = {axis: value.numel() for axis, value in values.items()}
         if found != expected:
@@ -54,18 +54,18 @@ class Masks(nn.Module):
 
 
 def masks_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Mask parameters by axis; raises ModelError for a model that has none."""
+    """The mask parameters by axis. Raises ModelError for a model without masks."""
     return _attached(model).named()
 
 
 def attach(
     model: nn.Module, family: ModelFamily, axes: Collection[AxisKind], values: Mapping[str, Tensor] | None = None
 ) -> Masks:
-    """Mask every axis of these kinds, with ``values`` by axis name or with ones, and return the masks.
+    """Mask every axis of these kinds and return the masks. They start at ``values`` (by axis name), or at one.
 
-    They become the submodule ``compress_masks``: they move, train and checkpoint with the model, while
-    ``save_pretrained`` writes the stock tensors alone. Raises NothingDoneError where no axis is of these kinds, and
-    ModelError for a model that is masked already.
+    The masks become the submodule ``compress_masks``. They move, train and checkpoint with the model, but
+    ``save_pretrained`` writes only the stock tensors. Raises NothingDoneError if no axis is of these kinds, and
+    ModelError for a model that already has masks.
     """
     if hasattr(model, MASKS):
         raise ModelError("this model has masks attached already")
@@ -85,14 +85,14 @@ def attach(
 
 
 def missing_kinds(kinds: Iterable[AxisKind], axes: Iterable[Axis]) -> str:
-    """What to say of kinds that no axis has; empty where every kind has one."""
+    """The message about kinds that no axis has. It is empty if every kind has an axis."""
     have = list(dict.fromkeys(axis.kind for axis in axes))
     missing = [kind for kind in kinds if kind not in have]
     return f"axes: {missing[0]!r} is not an axis of this model; allowed: {', '.join(have)}" if missing else ""
 
 
 def detach(model: nn.Module) -> dict[str, Tensor]:
-    """Remove the masks, leaving the stock model as it was, and return their values by axis."""
+    """Remove the masks, restore the stock model, and return the mask values by axis."""
     masks = _attached(model)
     _ignore_on_save(model, add=False)
     for handle in masks.handles:
@@ -103,10 +103,10 @@ def detach(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fold(model: nn.Module, family: ModelFamily) -> None:
-    """Multiply the masks into the weights and remove them: the plain model then computes what the masked one did.
+    """Multiply the masks into the weights and remove them. The plain model then computes the same as the masked one.
 
-    A unit with m = 0 must be cut afterwards, since a plain normalization counts it in its statistics. Where head and
-    embedding are tied the head's weight takes the hidden mask, and the normalization before it does not.
+    Units with m = 0 must be cut afterwards, because a plain normalization includes them in its statistics. If head and
+    embedding are tied, the hidden mask goes into the head's weight and not into the normalization before it.
     """
     masks = _attached(model)
     embeddings = {id(model.get_submodule(name).get_parameter("weight")) for name in family.embeddings}
@@ -131,9 +131,9 @@ def fold(model: nn.Module, family: ModelFamily) -> None:
 def _masked_slots(
     model: nn.Module, axes: Collection[Axis], masked: Collection[Axis]
 ) -> Iterator[tuple[Axis, Slot, nn.Module]]:
-    """Where a mask multiplies: what writes hidden units, and what reads heads and FFN units; each module once.
+    """Where each mask multiplies: modules that write hidden units, and modules that read heads or FFN units.
 
-    A group of query heads is masked where its heads are read.
+    Each module comes once. A group of query heads is masked where its heads are read.
     """
     held = {axis.name: axis for axis in axes}
     seen: set[tuple[nn.Module, str, str]] = set()
@@ -177,10 +177,10 @@ def _mask_norm(
 def _layer_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
     """Layer normalization whose mean and variance run over the opened units [hidden], in float32 or wider.
 
-    With closed units at the mean of the opened ones, the variance over all is that over the opened ones times their
-    share; dividing by the root of the share makes it theirs, epsilon included, and the gain takes the root back. So one
-    fused operator serves, the device is not waited for, and with all units open the result is the stock one bit for
-    bit. With none open it is finite.
+    Closed units are set to the mean of the opened ones. The variance over all units is then the variance over the
+    opened units times their share. Dividing by the square root of the share corrects this, epsilon included, and the
+    gain multiplies the root back. One fused operator therefore suffices, without waiting for the device. With all units
+    open, the result equals the stock one bit for bit. With none open, it is finite.
     """
     wide = states.to(torch.promote_types(states.dtype, torch.float32))
     count = opened.sum().clamp(min=1).to(wide.dtype)
@@ -193,7 +193,7 @@ def _layer_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
 def _rms_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
     """RMS normalization whose mean square runs over the opened units [hidden], in float32 or wider.
 
-    With all units open the result is the stock one bit for bit. With none open it is finite.
+    With all units open, the result equals the stock one bit for bit. With none open, it is finite.
     """
     wide = states.to(torch.promote_types(states.dtype, torch.float32)).where(opened, 0)
     count = opened.sum().clamp(min=1).to(wide.dtype)
@@ -207,7 +207,7 @@ _NORMS: dict[NormKind, NormOver] = {"layer": _layer_norm_over, "rms": _rms_norm_
 
 
 def _ignore_on_save(model: Any, *, add: bool) -> None:
-    """Tell ``save_pretrained`` to leave the masks out; the stock library reads this list of state dict keys."""
+    """Make ``save_pretrained`` leave the masks out. The stock library reads this list of state dict keys."""
     keys = {f"{MASKS}.{key}" for key, _ in _attached(model).named_parameters()}
     others = set(getattr(model, "_keys_to_ignore_on_save", None) or ()) - keys
     model._keys_to_ignore_on_save = others | keys if add else others

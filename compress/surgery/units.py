@@ -1,4 +1,4 @@
-"""The weights that belong to one unit of an axis, gathered for scoring."""
+"""Gather the weights that belong to each unit of an axis, for scoring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compress.models.structure import Axis, sides
 
 
 def unit_weights(model: nn.Module, axis: Axis) -> Tensor:
-    """Every weight of each unit of ``axis``, side by side: [units, weights a unit]; shared parameters count once."""
+    """All weights of each unit of ``axis``: [units, weights per unit]. Shared parameters count once."""
     distinct = {id(side.parameter): side for side in sides(model, [axis])}
     columns = []
     for side in distinct.values():

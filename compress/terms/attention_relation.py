@@ -22,8 +22,8 @@ from compress.training.objective import Outline, StateTerm
 class AttentionRelation(StateTerm):
     """KL between teacher's and student's query-query, key-key and value-value relations of one decoder attention.
 
-    Heads are joined and split again into ``heads`` relation heads, so that head counts and hidden sizes may differ.
-    ``layer`` counts the teacher's layers; the student's last layer learns from it.
+    Heads are concatenated and split again into ``heads`` relation heads, so head counts and hidden sizes may differ.
+    ``layer`` is the number of a teacher layer. The student's last layer learns from it.
     """
 
     type: Literal["attention_relation"] = "attention_relation"

@@ -20,11 +20,11 @@ from compress.training.objective import Outline, StateTerm
 class CausalKV(StateTerm):
     """MSE(K_t, K_s) + MSE(V_t, V_s) over the heads the student kept, averaged over heads, layers and real tokens.
 
-    Where query heads share keys and values, heads are the key/value heads.
+    If query heads share keys and values, the heads are the key/value heads.
 
-    A layer is compared with the one it came from, whatever number that has in a teacher with more layers.
-    Keys and values of past tokens are all that later tokens see of them under a causal mask. Only causal attentions
-    count: every layer of a decoder-only model, the decoder's self-attention of an encoder-decoder.
+    Each student layer is compared with the teacher layer it came from, also if the teacher has more layers.
+    Under a causal mask, later tokens read past tokens only through their keys and values. Only causal attentions
+    count: every layer of a decoder-only model, and the decoder's self-attention of an encoder-decoder.
     """
 
     type: Literal["causal_kv"] = "causal_kv"
@@ -60,4 +60,4 @@ def _mse(student: View, teacher: View, pair: tuple[Projection, Projection], axis
     kept = student.side.kept.get(axis)
     if kept is not None:
         theirs = theirs.view(len(theirs), heads, -1)[:, torch.as_tensor(kept, device=theirs.device)].flatten(1)
-    return F.mse_loss(ours, theirs) if len(ours) else ours.sum()  # a process may get no token of a batch
+    return F.mse_loss(ours, theirs) if len(ours) else ours.sum()  # a process may receive no tokens of a batch

@@ -1,4 +1,4 @@
-"""Which layer of the teacher a layer of the student came from, for terms that compare layer by layer."""
+"""Match each student layer to the teacher layer it came from, for terms that compare layer by layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compress.models import family_of
 
 
 class Deep(Protocol):
-    """A model with the layers it kept of its root, by stack (absent: all)."""
+    """A model with the layers that it kept of its root model, by stack. A stack that is not listed kept all."""
 
     @property
     def config(self) -> Any: ...
@@ -19,9 +19,10 @@ class Deep(Protocol):
 
 
 def counterparts(student: Deep, teacher: Deep) -> list[int]:
-    """For each student layer of the stack with the final states: the teacher's layer with the same place in the root.
+    """For each student layer of the stack with the final states: the teacher layer from the same layer of the root.
 
-    Both descend from one root, whole or with layers dropped. Raises ModelError where the teacher lacks one.
+    Both models come from one root model and may have dropped layers. Raises ModelError if the teacher dropped a layer
+    that the student kept.
     """
     ours, theirs = _of_root(student), _of_root(teacher)
     if not (student.layers or teacher.layers) and len(ours) != len(theirs):
@@ -36,7 +37,7 @@ def counterparts(student: Deep, teacher: Deep) -> list[int]:
 
 
 def layer_problems(student: Deep, teacher: Deep | None) -> Iterator[str]:
-    """What :func:`counterparts` would raise."""
+    """The problem that :func:`counterparts` would raise, if any."""
     try:
         if teacher is not None:
             counterparts(student, teacher)

@@ -1,4 +1,4 @@
-"""Hidden-state distillation (SIMPLE, Tao et al. 2023, equation 7's third part)."""
+"""Hidden-state distillation (SIMPLE, Tao et al. 2023, third part of equation 7)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from compress.training.objective import Outline, StateTerm
 class HiddenMSE(StateTerm):
     """Mean squared error of hidden states on the kept hidden units, averaged over layers and real tokens.
 
-    The paper names the loss without its form; this is the reading of METHODS: teacher states restricted to the units
-    the student kept. A layer is compared with the one it came from, whatever number that has in a teacher with more
-    layers; what the student's final normalization reads goes through the teacher's. ``layers: last`` compares the final
-    states alone.
+    The paper names the loss but not its form. Here, teacher states are restricted to the units the student kept. Each
+    student layer is compared with the teacher layer it came from, also if the teacher has more layers. The teacher's
+    state that matches the input of the student's final normalization goes through the teacher's final normalization.
+    ``layers: last`` compares only the final states.
     """
 
     type: Literal["hidden_mse"] = "hidden_mse"
@@ -48,18 +48,18 @@ class HiddenMSE(StateTerm):
 
 
 def _states_below(student: View, teacher: View) -> list[Tensor]:
-    """The teacher's states that match the student's: the embedded tokens, then what each layer made of its input."""
+    """The teacher's states that match the student's: the embedded tokens, then the output of each layer."""
     try:
         layers = counterparts(student.side, teacher.side)
     except ModelError as error:
         raise ModelError(f"hidden_mse {error}") from None
     states = [teacher.hidden[0], *(teacher.hidden[layer + 1] for layer in layers)]
     norm = teacher.side.family.closing_norm(teacher.side.config)
-    if norm is not None and layers[-1] + 2 != len(teacher.hidden):  # the stock library normalizes the last one alone
+    if norm is not None and layers[-1] + 2 != len(teacher.hidden):  # the stock library normalizes only the last one
         with torch.no_grad():
             states[-1] = teacher.side.model.get_submodule(norm)(states[-1])
     return states
 
 
 def _mse(ours: Tensor, theirs: Tensor) -> Tensor:
-    return F.mse_loss(ours.float(), theirs.float()) if len(ours) else ours.float().sum()  # no token of a batch
+    return F.mse_loss(ours.float(), theirs.float()) if len(ours) else ours.float().sum()  # a process may have no tokens

@@ -13,7 +13,7 @@ from compress.training.objective import LogitTerm
 
 
 class CrossEntropy(LogitTerm):
-    """Negative log-likelihood of the data's own tokens, -log Q(y)."""
+    """Negative log-likelihood of the tokens of the data, -log Q(y)."""
 
     type: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -26,7 +26,7 @@ class CrossEntropy(LogitTerm):
 
 
 class ForwardKL(LogitTerm):
-    """KL(P||Q): the soft cross-entropy of logit distillation, less the teacher's entropy."""
+    """KL(P||Q): the soft cross-entropy of logit distillation minus the teacher's entropy."""
 
     type: Literal["forward_kl"] = "forward_kl"
 

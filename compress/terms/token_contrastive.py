@@ -17,36 +17,36 @@ from compress.training.objective import StateTerm
 
 GB = 2**30
 MOST = 4
-"""GB of a bank with a row a position: every checkpoint holds all of it."""
+"""The maximum size in GB of a bank with one row per position. Every checkpoint holds the whole bank."""
 
 
 class TokenContrastive(StateTerm):
     """Pull each token's last state towards the teacher's same token and away from other tokens.
 
-    Both sides are projected linearly to ``size`` dimensions; the student's projected token is smoothed with its row of
-    a memory bank: q = momentum * bank[row] + (1 - momentum) * h. ``bank`` has a row a ``vocabulary`` id, or one a
-    ``position`` of the training data. Other tokens are those of the sequence as the ``teacher`` (or ``student``) shows
-    them, or ``num_negatives`` random rows of the bank (``vocabulary``). The mean is over real tokens. Projections and
-    bank live for the stage only.
+    Both sides are projected linearly to ``size`` dimensions. The student's projected token is smoothed with its row of
+    a memory bank: q = momentum * bank[row] + (1 - momentum) * h. ``bank`` has one row per ``vocabulary`` id, or one per
+    ``position`` of the training data. The other tokens are the ``teacher``'s (or ``student``'s) states of the same
+    sequence, or ``num_negatives`` random rows of the bank (``vocabulary``). The mean is over real tokens. Projections
+    and bank are discarded after the stage.
     """
 
     type: Literal["token_contrastive"] = "token_contrastive"
     temperature: float = Field(0.1, gt=0)
-    """What cosines are divided by."""
+    """The cosine similarities are divided by this number."""
     momentum: float = Field(0.5, ge=0, lt=1)
-    """Share of the bank's row in a smoothed token; 0 is no bank."""
+    """Weight of the bank's row in a smoothed token. 0 means no bank."""
     size: int = Field(128, ge=1)
-    """Dimensions that both sides are projected to."""
+    """Number of dimensions that both sides are projected to."""
     bank: Literal["vocabulary", "position"] = added("vocabulary")
-    """What a row of the bank is for; ``position`` needs a momentum above 0, and 4 bytes x rows x longest row x size."""
+    """Meaning of a row of the bank. ``position`` needs a momentum above 0, and 4 bytes x rows x longest row x size."""
     negatives: Literal["teacher", "student", "vocabulary"] = added("teacher")
-    """The other tokens; ``vocabulary`` needs num_negatives, a momentum above 0 and bank: vocabulary."""
+    """Source of the other tokens. ``vocabulary`` needs num_negatives, a momentum above 0 and bank: vocabulary."""
     num_negatives: int | None = Field(None, ge=1)
-    """Other tokens drawn for each token; without it, all of the sequence."""
+    """Number of other tokens drawn for each token. The default is all tokens of the sequence."""
     positive_in_denominator: bool = True
-    """Whether the teacher's same token counts among those a token is compared with."""
+    """Whether the teacher's same token is also included in the denominator."""
     exclude_duplicates: bool = False
-    """Leave out tokens with the own id; does nothing with negatives: vocabulary, and is refused there."""
+    """Leave out tokens with the same id. Refused with negatives: vocabulary, where it has no effect."""
 
     @model_validator(mode="after")
     def _options_agree(self) -> TokenContrastive:
@@ -65,15 +65,15 @@ class TokenContrastive(StateTerm):
 
     @property
     def numbered(self) -> bool:
-        """A bank of positions is one of rows of the training data."""
+        """Whether rows of the training data must be numbered, which a bank of positions needs."""
         return self.bank == "position"
 
     def module(self, student: Side, teacher: Side) -> nn.Module:
-        """Two projections, the teacher's initialised equal to the student's where their widths allow, and the bank."""
+        """Two projections and the bank. The teacher's projection starts as a copy of the student's if widths agree."""
         return Projections(student.hidden_size, teacher.hidden_size, self.size, student.config.vocab_size)
 
     def room_problems(self, rows: int, longest: int) -> Iterator[str]:
-        """A bank of positions takes 4 bytes x ``rows`` x ``longest`` x ``size``."""
+        """A bank of positions needs 4 bytes x ``rows`` x ``longest`` x ``size``."""
         most = MOST * GB // (4 * rows * longest)
         if self.size > most:
             yield (
@@ -82,7 +82,7 @@ class TokenContrastive(StateTerm):
             )
 
     def make_room(self, module: nn.Module | None, rows: int, longest: int) -> None:
-        """A bank [rows, longest, size]."""
+        """Create the bank of positions, [rows, longest, size]."""
         assert isinstance(module, Projections)
         module.bank = module.bank.new_zeros(rows, longest, self.size)
 
@@ -114,7 +114,7 @@ class TokenContrastive(StateTerm):
         return losses_BT.sum() / mask.sum().clamp(min=1)
 
     def _rows(self, student: View) -> tuple[Tensor, ...]:
-        """What selects the row of the bank for each token, [B, T] each."""
+        """The indices that select the bank's row for each token, [B, T] each."""
         tokens = student.tokens_BT
         if self.bank == "vocabulary":
             return (tokens,)
@@ -122,7 +122,7 @@ class TokenContrastive(StateTerm):
         return rows.unsqueeze(1).expand_as(tokens), positions.expand_as(tokens)
 
     def _remember(self, bank: Tensor, at: tuple[Tensor, ...], values: Tensor) -> None:
-        """Write what every process saw; a position is seen once a batch, a vocabulary id may be seen often."""
+        """Store the values of all processes. A position comes once per batch, a vocabulary id maybe more often."""
         at, values = tuple(collectives.gathered(index) for index in at), collectives.gathered(values)
         if self.bank == "position":
             bank[at] = values
@@ -131,7 +131,7 @@ class TokenContrastive(StateTerm):
 
 
 class Projections(nn.Module):
-    """The trainable part of the term; ``bank`` (a row of ``size`` a token) starts at zero, travels with checkpoints."""
+    """The trainable part of the term. ``bank`` starts at zero and is saved in checkpoints."""
 
     bank: Tensor
 

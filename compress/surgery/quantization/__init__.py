@@ -1,4 +1,4 @@
-"""Swap products, embeddings and the head for fake-quantized ones; pack them; restore them bit for bit."""
+"""Replace products, embeddings and the head by fake-quantized ones, pack them, and restore them bit for bit."""
 
 from compress.surgery.quantization.convert import Filter, plan, quantize
 from compress.surgery.quantization.inspection import histograms, mean_cosine

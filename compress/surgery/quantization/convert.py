@@ -1,4 +1,4 @@
-"""Swap the stock products, token embeddings and head of a model for fake-quantized ones, in place."""
+"""Replace the stock products, token embeddings and head of a model by fake-quantized ones, in place."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ Filter = Callable[[str, nn.Module], bool]
 
 
 def plan(model: nn.Module, family: ModelFamily, config: Quantization, select: Filter | None = None) -> QuantizationSpec:
-    """What ``quantize`` would do to a stock model, from shapes alone (a model on the meta device will do).
+    """What ``quantize`` would do to a stock model. Only shapes are read, so a model on the meta device is enough.
 
-    Token embeddings and the head take the embedding's bits, every other product that the family's axes name takes the
-    weights'. Modules that hold one parameter share one entry's codes. ``select`` leaves out what it is false for.
+    Token embeddings and the head get the bits of ``embedding``. Every other product that the family's axes name gets
+    the bits of ``weights``. Modules that hold the same parameter share one set of codes. Modules for which ``select``
+    is false are left out.
 
-    Raises ModelError where ``select`` takes one of two modules that share a weight and not the other.
+    Raises ModelError if ``select`` takes only one of two modules that share a weight.
     """
     owners: dict[int, str] = {}
     matrices = []
@@ -61,10 +62,10 @@ def plan(model: nn.Module, family: ModelFamily, config: Quantization, select: Fi
 def quantize(
     model: nn.Module, family: ModelFamily, config: Quantization, spec: QuantizationSpec | None = None
 ) -> Coverage:
-    """Fake-quantize a stock model in place; its float weights become the masters that train.
+    """Fake-quantize a stock model in place. Its float weights become the trainable master weights.
 
-    Position embeddings, normalizations, biases and buffers are not quantized. ``spec`` is what :func:`plan` gave for
-    this model, if it was planned before. Raises NothingDoneError when there is nothing to quantize.
+    Position embeddings, normalizations, biases and buffers are not quantized. ``spec`` is the result of :func:`plan`
+    for this model, if there is one. Raises NothingDoneError if there is nothing to quantize.
     """
     spec = plan(model, family, config) if spec is None else spec
     coverage = _coverage(model, spec)
@@ -82,7 +83,7 @@ def quantize(
 
 
 def swap(model: nn.Module, family: ModelFamily, matrix: MatrixSpec, weight: FakeQuantWeight | StoredWeight) -> None:
-    """Replace one stock module by one that computes with ``weight``; its bias stays the same parameter."""
+    """Replace one stock module by one that computes with ``weight``. The bias stays the same parameter."""
     stock = model.get_submodule(matrix.module)
     weight.train(stock.training)
     new: Product | Table
@@ -118,7 +119,7 @@ def _activations(model: nn.Module, family: ModelFamily, name: str, config: Quant
     if config.activations.scheme == "block":
         return "block"
     downs = {f".{stack.feed_forward.down}" for stack in family.stacks if not stack.feed_forward.gate}
-    return "asymmetric" if name.endswith(tuple(downs)) else "symmetric"  # a gate leaves as many negative values
+    return "asymmetric" if name.endswith(tuple(downs)) else "symmetric"  # gated values are often negative too
 
 
 def _coverage(model: nn.Module, spec: QuantizationSpec) -> Coverage:

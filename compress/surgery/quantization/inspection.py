@@ -1,4 +1,4 @@
-"""What to look at in a quantized model: weight distributions with their clip values, and how far embeddings crowd."""
+"""Diagnostics of a quantized model: weight distributions with clip values, and similarity of embedding rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BINS = 64
 
 @torch.no_grad()
 def histograms(model: nn.Module) -> list[dict[str, Any]]:
-    """Per fake-quantized weight: module, 65 bin edges, 64 counts, and the clip value (the mean, if many)."""
+    """For each fake-quantized weight: module, 65 bin edges, 64 counts, and the clip value (the mean, if several)."""
     found = []
     for weight in fake_quantized(model):
         values = weight.weight.detach().float().cpu()
@@ -36,9 +36,9 @@ def histograms(model: nn.Module) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def mean_cosine(rows_ND: Tensor) -> float:
-    """Mean cosine similarity between different rows of [N, D], rows of zeros left out; 0 for fewer than two.
+    """Mean cosine similarity between different rows of [N, D], without rows of zeros. It is 0 for fewer than two rows.
 
-    Near 1, rows crowd together and tokens are hard to tell apart (QuantGPT, arXiv 2203.10705, figure 3).
+    Near 1, the rows are almost parallel and tokens are hard to distinguish (QuantGPT, arXiv 2203.10705, figure 3).
     """
     rows_ND = rows_ND.double()
     unit_ND = F.normalize(rows_ND[rows_ND.abs().amax(1) > 0], dim=1)

@@ -1,4 +1,4 @@
-"""The built-in weight quantizers in a common form: first value of the scale, quantized weight, and codes."""
+"""The built-in weight quantizers in a common form: initial scale, quantized weight, and codes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from compress.registry import QUANTIZERS
 
 @dataclass(frozen=True)
 class Method:
-    """A weight quantizer. Weights are [O, I]; ``dim=0`` asks for one scale per row, ``dim=None`` for one in all."""
+    """A weight quantizer. Weights are [O, I]. ``dim=0`` means one scale per row, ``dim=None`` one per matrix."""
 
     value: Callable[..., Tensor]
     """``value(weight, [state], bits=, dim=)``: the quantized weight, with a gradient for training."""
     codes: Callable[..., tuple[Tensor, Tensor]]
-    """Same arguments: int8 codes [O, I] and scales ([] or [O]) whose product is ``value``, bit for bit."""
+    """With the same arguments: int8 codes [O, I] and scales ([] or [O]). Their product is ``value``, bit for bit."""
     state: Literal["scale", "curvature"] | None = None
-    """A further tensor that ``value`` takes: a learned ``scale`` ([] or [O]), or a ``curvature`` like the weight."""
+    """A further tensor argument of ``value``: a learned ``scale`` ([] or [O]) or a ``curvature`` of shape [O, I]."""
     start: Callable[..., Tensor] | None = None
-    """``start(weight, bits=, dim=, search=)``: the first value of a learned scale."""
+    """``start(weight, bits=, dim=, search=)``: the initial value of a learned scale."""
 
 
 def positive(scale: Tensor) -> Tensor:
@@ -69,10 +69,10 @@ ROUND_TO_NEAREST = Method(fq.round_to_nearest, fq.round_to_nearest_codes)
 
 
 def method_of(name: str, *, norm_gradient: bool = False, block: int | None = None) -> Method:
-    """The method with this name; with ``block``, it has one scale per row and block of inputs.
+    """The method with this name. With ``block``, it has one scale per row and block of inputs.
 
-    ``norm_gradient`` (dynamic scaling only) lets the norm of the weights carry gradient. Raises RecipeError for a name
-    that is not registered, with the registered ones.
+    ``norm_gradient`` (dynamic scaling only) lets the gradient pass through the norm of the weights. Raises RecipeError
+    for a name that is not registered, and lists the registered ones.
     """
     method: Method = QUANTIZERS.get(name)
     if norm_gradient:

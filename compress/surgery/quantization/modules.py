@@ -1,8 +1,8 @@
-"""The modules that stand where products and embeddings stood; a weight is held [O, I] whatever the stock layout was.
+"""The modules that replace products and embeddings. A weight is held as [O, I], whatever the stock layout.
 
-A :class:`Product` or :class:`Table` computes; where its weight comes from is the one difference between training
-(:class:`FakeQuantWeight`) and deployment (:class:`StoredWeight`), so that both run the same float32 arithmetic. Tied
-modules share one weight module. Shapes: O outputs (or vocabulary), I inputs (or hidden size).
+:class:`Product` and :class:`Table` do the computing. Training and deployment differ only in the weight module, which is
+:class:`FakeQuantWeight` or :class:`StoredWeight`, so both run the same float32 arithmetic. Tied modules share one
+weight module. Shapes: O outputs (or vocabulary), I inputs (or hidden size).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from compress.surgery.quantization.methods import method_of, positive
 from compress.surgery.quantization.spec import MatrixSpec
 
 SQUARES_DECAY, SQUARES_FLOOR = 0.999, 1e-8
-"""Running mean of squared gradients and what is added to its root, as in Adam."""
+"""The decay of the running mean of squared gradients, and the value added to its root, as in Adam."""
 
 
 class FakeQuantWeight(nn.Module):
-    """A float32 master weight [O, I] with what its quantizer learns; calling it gives the quantized weight.
+    """A float32 master weight [O, I] with the learned state of its quantizer. Calling it gives the quantized weight.
 
-    While training, each weight is quantized with probability ``noise_p`` (Quant-Noise) and passed as it is otherwise.
+    In training, each weight is quantized with probability ``noise_p`` (Quant-Noise) and passed unchanged otherwise.
     """
 
     squares: Tensor
@@ -53,11 +53,11 @@ class FakeQuantWeight(nn.Module):
         self._product: Tensor | None = None
 
     def forward(self) -> Tensor:
-        """The quantized weight [O, I] for a product: in float32, or as :func:`prepared` holds it."""
+        """The quantized weight [O, I] for a product, in float32 or in the dtype that :func:`prepared` chose."""
         return self._quantized() if self._product is None else self._product
 
     def rows(self, ids: Tensor, padding_idx: int | None) -> Tensor:
-        """Rows of the quantized weight in float32, [...] -> [..., I]; if none are held, only these are quantized."""
+        """Rows of the quantized weight in float32, [...] -> [..., I]. Without a held one, only these are quantized."""
         if self._table is not None or self.spec.dim is None:
             return F.embedding(ids, self._quantized() if self._table is None else self._table, padding_idx)
         parts = [F.embedding(ids.flatten(), part.reshape(len(part), -1), padding_idx) for part in self._operands()]
@@ -65,16 +65,16 @@ class FakeQuantWeight(nn.Module):
 
     @torch.no_grad()
     def codes(self) -> tuple[Tensor, Tensor]:
-        """What deployment stores: int8 codes [O, I] and their scales, whose product is the quantized weight."""
+        """What deployment stores: int8 codes [O, I] and scales. Their product is the quantized weight."""
         return self.method.codes(*self._operands(), bits=self.spec.bits, dim=self.spec.dim)
 
     def hold(self, dtype: torch.dtype | None) -> None:
-        """Quantize now and keep the result until :meth:`release`; products see it in ``dtype``."""
+        """Quantize now and keep the result until :meth:`release`. Products get it in ``dtype``."""
         self._table = self._quantized()
         self._product = self._table if dtype is None else self._table.to(dtype)
 
     def release(self) -> None:
-        """Forget what :meth:`hold` computed."""
+        """Discard the result of :meth:`hold`."""
         self._table = self._product = None
 
     def _operands(self) -> list[Tensor]:
@@ -116,7 +116,7 @@ class StoredWeight(nn.Module):
 
 
 class Product(nn.Module):
-    """y = quantized(x) quantized(W)^T + b, for what was a linear layer: [..., I] -> [..., O]."""
+    """Replaces a linear layer: y = quantized(x) quantized(W)^T + b, [..., I] -> [..., O]."""
 
     def __init__(self, quantizer: FakeQuantWeight | StoredWeight, bias: nn.Parameter | None, spec: MatrixSpec) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Product(nn.Module):
         return F.linear(self.activations(x), self.quantizer(), self.bias)
 
     def activations(self, x: Tensor) -> Tensor:
-        """The input as the product takes it, quantized or as it is: [..., I] -> [..., I]."""
+        """The input of the matrix product, quantized if configured: [..., I] -> [..., I]."""
         spec = self.spec
         with torch.autocast(x.device.type, enabled=False):
             if spec.activations == "block":
@@ -145,7 +145,7 @@ class Product(nn.Module):
 
 
 class Table(nn.Module):
-    """Rows of a quantized weight times ``scale``, for what was a token embedding: [...] -> [..., I]."""
+    """Replaces a token embedding: rows of a quantized weight times ``scale``, [...] -> [..., I]."""
 
     def __init__(
         self, quantizer: FakeQuantWeight | StoredWeight, padding_idx: int | None, scale: float, spec: MatrixSpec
@@ -159,7 +159,7 @@ class Table(nn.Module):
         return self.quantizer.weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Look the rows up."""
+        """Look up the rows of ``ids``."""
         return self.quantizer.rows(ids, self.padding_idx) * self.scale
 
 
@@ -169,12 +169,12 @@ def fake_quantized(model: nn.Module) -> list[FakeQuantWeight]:
 
 
 def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The scales that quantizers learn; they have a learning rate of their own."""
+    """The learned scales of the quantizers. They have their own learning rate."""
     return [weight.scale for weight in fake_quantized(model) if weight.method.state == "scale"]
 
 
 def operands(product: nn.Module) -> list[Tensor]:
-    """What a product multiplies and adds: a stock module's parameters, or a fake-quantized weight as it is held."""
+    """The tensors a product computes with: a stock module's parameters, or the fake-quantized weight as held."""
     if not isinstance(product, Product):
         return list(product.parameters())
     return [product.quantizer()] + ([] if product.bias is None else [product.bias])
@@ -182,11 +182,12 @@ def operands(product: nn.Module) -> list[Tensor]:
 
 @contextmanager
 def prepared(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Quantize every weight of ``model`` once, and let all uses inside the block share the result and its graph.
+    """Quantize every weight of ``model`` once. All uses inside the block share the result and its graph.
 
-    For a forward pass *and its backward pass* (checkpointed parts recompute in the backward pass and must find the same
-    tensors), or for a whole evaluation. ``dtype`` is that of matrix products under autocast. Weights must not change
-    inside the block. A model without fake-quantized weights is left alone.
+    The block must contain a forward pass *and its backward pass*, because checkpointed parts recompute in the backward
+    pass and must find the same tensors. It may also contain a whole evaluation. ``dtype`` is the dtype of matrix
+    products under autocast. Weights must not change inside the block. Nothing happens to a model without fake-quantized
+    weights.
     """
     weights = fake_quantized(model)
     try:

@@ -1,4 +1,4 @@
-"""Packed tensors of a quantized model, and the way back to a working model."""
+"""Pack a quantized model into tensors, and restore a working model from them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from compress.surgery.quantization.storage import DTYPES, FLOAT32, in_half, plan
 def packed_state(
     model: nn.Module, plan: QuantizationSpec | Storage = FLOAT32
 ) -> tuple[dict[str, Tensor], QuantizationSpec]:
-    """The tensors to store of a fake-quantized model, and what they mean.
+    """The tensors to store for a fake-quantized model, and the spec that describes them.
 
-    Per matrix with codes of its own: ``MODULE.codes``, uint8 [out, blocks, bytes] as ``pack_blocks`` lays them out, and
-    ``MODULE.scale``, [], [out] or [out, blocks]. Every other tensor of the model keeps its stock name. Scales and other
-    tensors are float32, except those that ``plan`` asks for in float16 (see :func:`in_half`). They are rounded here,
-    not while training, so that a restored model and a graph compute with the same numbers.
+    Each matrix with its own codes has ``MODULE.codes``, uint8 [out, blocks, bytes] in the layout of ``pack_blocks``,
+    and ``MODULE.scale``, [], [out] or [out, blocks]. Every other tensor of the model keeps its stock name. Scales and
+    other tensors are float32, except those that ``plan`` asks for in float16 (see :func:`in_half`). They are rounded
+    here and not during training, so that a restored model and a graph compute with the same numbers.
 
-    ``plan`` is the spec that the model was quantized with, or only which tensors are stored in float16.
+    ``plan`` is the spec that the model was quantized with, or only says which tensors are stored in float16.
     """
     modules = [module for module in model.modules() if isinstance(module, Product | Table)]
     if isinstance(plan, Storage):
@@ -55,9 +55,9 @@ def packed_state(
 
 
 def unpacked(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Codes, int8 [out, in], and scales, in float32, of a matrix; shared ones are found at their owner.
+    """Codes, int8 [out, in], and scales, float32, of a matrix. Shared ones are read from the module that owns them.
 
-    Raises ModelError for a tensor that is missing or has another shape or type than the matrix says.
+    Raises ModelError for a tensor that is missing, or whose shape or type differs from the matrix's spec.
     """
     owner = matrix.shares or matrix.module
     packed = _tensor(tensors, f"{owner}.codes", matrix.packed_shape, torch.uint8)
@@ -71,10 +71,11 @@ def restore(
 ) -> None:
     """Fill a stock model from packed tensors, in place.
 
-    The result computes what is deployed: weights codes * scale, inputs of products quantized, bit for bit the
-    fake-quantized model's float32 forward pass. With ``dequantize`` it stays a stock model that holds those weights.
+    The result computes like the deployed model: weights are codes * scale, and inputs of products are quantized. It
+    matches the float32 forward pass of the fake-quantized model bit for bit. With ``dequantize``, it remains a stock
+    model that holds those weights.
 
-    Raises ModelError, naming the tensor, where tensors and model do not fit.
+    Raises ModelError, naming the tensor, if tensors and model do not fit.
     """
     _fill_floats(model, spec, tensors)
     weights = {matrix.module: _dequantized(matrix, tensors) for matrix in spec.stored}

@@ -1,4 +1,4 @@
-"""What is quantized and how, as data: a recipe's settings, and the resolved record of every matrix of an artifact."""
+"""Quantization as data: the settings of a recipe, and the resolved record of every matrix of an artifact."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ActivationName = Literal["none", "block", "symmetric", "asymmetric"]
 Scheme = Literal["none", "block", "paper"]
 
 BLOCKS = (128, 64, 32)
-"""Block sizes that deployed kernels compute fast, the preferred one first."""
+"""Block sizes with fast deployed kernels, in order of preference."""
 
 
 def _implied_granularity(value: Any) -> Any:
-    """A group size says that scales are per group; ValueError where the granularity says otherwise."""
+    """Set granularity to ``group`` if a group size is given. ValueError if another granularity is given too."""
     if not isinstance(value, Mapping) or value.get("group_size") is None:
         return value
     granularity = value.get("granularity", "group")
@@ -114,7 +114,7 @@ class Storage(Strict):
     positions: Float = "float32"
 
     def of_scales(self, granularity: Granularity) -> Float:
-        """The type of a matrix's scales."""
+        """The dtype of the scales of a matrix with this granularity."""
         return "float32" if granularity == "tensor" else self.scales
 
 
@@ -135,21 +135,21 @@ class Quantization(Strict):
 
 
 class MatrixSpec(Strict):
-    """One quantized module: its weight [out, in] and what happens to its input."""
+    """One quantized module: its weight [out, in] and the quantization of its input."""
 
     module: str
     shape: tuple[int, int]
     bits: Bits
     granularity: Granularity
     block: int
-    """Neighbouring inputs that share an activation scale, and a row's unit of packing."""
+    """The number of neighbouring inputs that share an activation scale. Rows are packed in units of this size."""
     method: MethodName
     activations: ActivationName
     clip: float | None = None
     shares: str = ""
-    """The module whose codes and scales this one uses (tied weights); empty where it has its own."""
+    """The module whose codes and scales this one uses (tied weights). Empty if it has its own."""
     scales: Float = added("float32")
-    """The type in which its scales are stored."""
+    """The dtype in which the scales are stored."""
 
     @property
     def packed_shape(self) -> tuple[int, int, int]:
@@ -159,12 +159,12 @@ class MatrixSpec(Strict):
 
     @property
     def dim(self) -> int | None:
-        """The dimension whose every index has scales of its own; None for one scale in all."""
+        """The dimension with separate scales per index. None for one scale per matrix."""
         return None if self.granularity == "tensor" else 0
 
     @property
     def group(self) -> int | None:
-        """Neighbouring inputs of a row that share a scale; None where scales do not depend on the input."""
+        """The number of neighbouring inputs of a row that share a scale. None if scales do not depend on the input."""
         return self.block if self.granularity == "group" else None
 
     @property
@@ -179,16 +179,16 @@ class QuantizationSpec(Strict):
 
     matrices: tuple[MatrixSpec, ...]
     half: dict[str, tuple[int, ...]] = added({})
-    """Tensors without codes that are stored as float16, and their shapes."""
+    """The tensors without codes that are stored as float16, with their shapes."""
 
     @property
     def stored(self) -> list[MatrixSpec]:
-        """The matrices with codes of their own."""
+        """The matrices that have their own codes."""
         return [matrix for matrix in self.matrices if not matrix.shares]
 
     @property
     def scheme(self) -> Scheme:
-        """How the inputs of products are quantized: not at all, as the deployed kernel does it, or as papers do."""
+        """How the inputs of products are quantized: not at all, as in the deployed kernel, or as in the papers."""
         found = {matrix.activations for matrix in self.matrices} - {"none"}
         if not found:
             return "none"
@@ -196,14 +196,14 @@ class QuantizationSpec(Strict):
 
     @property
     def note(self) -> str:
-        """What sizes hide; empty where they hide nothing."""
+        """A remark that sizes alone do not show. Empty if there is none."""
         return "3-bit codes take 4 bits" if any(matrix.bits == 3 for matrix in self.stored) else ""
 
 
 def block_size(columns: int, group_size: int | None = None) -> int:
-    """The block along the inputs of a product: ``group_size`` where it is given, with padding if it does not divide.
+    """The block size along the inputs of a product: ``group_size`` if given, with padding if it does not divide them.
 
-    Otherwise the largest of 128, 64, 32 that divides the inputs, else 32 with padding.
+    Without ``group_size``: the largest of 128, 64 and 32 that divides the inputs, or 32 with padding if none does.
     """
     if group_size is not None:
         return group_size
@@ -211,9 +211,9 @@ def block_size(columns: int, group_size: int | None = None) -> int:
 
 
 def packed_bytes(spec: QuantizationSpec, elements: int, *, scales: bool = True) -> int:
-    """Bytes of tensors once a model of ``elements`` numbers is packed; what is not quantized is float32, or float16.
+    """Bytes of the tensors of a packed model with ``elements`` values. Unquantized tensors are float32 or float16.
 
-    ``scales=False`` leaves the scales out, as the papers count.
+    ``scales=False`` leaves the scales out, as the papers do.
     """
     codes = sum(math.prod(matrix.packed_shape) for matrix in spec.stored)
     floats = 4 * (elements - sum(math.prod(matrix.shape) for matrix in spec.stored))

@@ -1,4 +1,4 @@
-"""What a packed model holds in float16: scales of rows and groups, and position embeddings."""
+"""The tensors that a packed model may store in float16: scales of rows and groups, and position embeddings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from compress.models.layout import is_embedding
 from compress.surgery.quantization.spec import Float, MatrixSpec, QuantizationSpec, Storage
 
 FLOAT32 = Storage()
-"""Everything that takes no codes in float32."""
+"""Everything without codes is stored in float32."""
 DTYPES: dict[Float, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 
 
 def planned(model: nn.Module, matrices: Iterable[MatrixSpec], store: Storage) -> QuantizationSpec:
-    """How a model, stock or quantized, with these matrices is stored if float16 holds every value.
+    """The storage plan of a stock or quantized model with these matrices, if float16 can hold every value.
 
-    Tables that take no codes are positions.
+    Embedding tables without codes are position embeddings.
     """
     stored = tuple(each.model_copy(update={"scales": store.of_scales(each.granularity)}) for each in matrices)
     quantized = {matrix.module for matrix in stored}
@@ -31,9 +31,10 @@ def planned(model: nn.Module, matrices: Iterable[MatrixSpec], store: Storage) ->
 
 
 def in_half(state: Mapping[str, Tensor], spec: QuantizationSpec) -> tuple[dict[str, Tensor], QuantizationSpec]:
-    """Round to float16 what ``spec`` says is stored so.
+    """Round to float16 the tensors that ``spec`` stores in float16.
 
-    A tensor that float16 does not hold (a scale to 11 bits, a position at all) stays float32, also in the spec.
+    A tensor stays float32, also in the returned spec, if float16 cannot hold it: scales need 11 bits of precision,
+    positions only need to be in range.
     """
     scales = {f"{matrix.module}.scale" for matrix in spec.stored if matrix.scales == "float16"}
     held = {name for name in scales if _holds_scales(state[name])}
@@ -47,7 +48,7 @@ def in_half(state: Mapping[str, Tensor], spec: QuantizationSpec) -> tuple[dict[s
 
 
 def left_in_float32(plan: QuantizationSpec, spec: QuantizationSpec) -> list[str]:
-    """The tensors that were to be float16, after :func:`planned`, and that :func:`in_half` left as they were."""
+    """The tensors that :func:`planned` chose for float16 and that :func:`in_half` left in float32."""
     kept = {matrix.module for matrix in spec.matrices if matrix.scales == "float32"}
     scales = [f"{each.module}.scale" for each in plan.stored if each.scales == "float16" and each.module in kept]
     return scales + [name for name in plan.half if name not in spec.half]
@@ -58,5 +59,5 @@ def _holds(values: Tensor) -> bool:
 
 
 def _holds_scales(scales: Tensor) -> bool:
-    """Zero is the scale of zeros."""
+    """Whether float16 holds every scale to 11 bits. A scale of zero, that of a block of zeros, is allowed."""
     return _holds(scales) and bool(((scales == 0) | (scales >= torch.finfo(torch.float16).tiny)).all())

@@ -27,7 +27,7 @@ class Example:
 
     @property
     def lines(self) -> list[tuple[str, str]]:
-        """Pairs (label, text): input, references, then each distinct text with the names of all artifacts that wrote it."""
+        """Pairs (label, text): input, references, then each distinct text with all artifacts that wrote it."""
         several = len(self.references) > 1
         given = [(f"reference {at}" if several else "reference", text) for at, text in enumerate(self.references, 1)]
         names: dict[str, list[str]] = {}

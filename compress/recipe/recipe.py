@@ -73,7 +73,7 @@ AnyMeasurement = Annotated[SerializeAsAny[Measurement], BeforeValidator(MEASUREM
 
 
 class Recipe(Strict):
-    """Models, data, stages and measurements. It is frozen. Names, ranges, order and references are valid once it exists.
+    """Models, data, stages and measurements, frozen. Its names, ranges, order and references have been checked.
 
     ``model: X`` is short for ``models: {base: X}``, and a model given as text is short for ``{path: text}``.
     A stage starts from the stage before it (the first from the first model) unless ``source`` names another.

@@ -420,7 +420,7 @@ def test_a_plan_survives_its_own_record() -> None:
 
 
 def test_groups_of_query_heads_are_cut_whole(masked: Any, run_stage: Any, stock: Any, tiny_llama: Any) -> None:
-    source = stock(tiny_llama(heads=6, kv_heads=3), "grouped")
+    source = stock(tiny_llama(heads=6, kv_heads=3, hidden=36), "grouped")
     made = run_stage({"type": "prune", "keep": {"groups": "2/3"}}, masked(source, kinds=("groups",)))
     kept = made.manifest.kept
     for n in range(2):
@@ -428,7 +428,7 @@ def test_groups_of_query_heads_are_cut_whole(masked: Any, run_stage: Any, stock:
         assert len(kept[f"layer.{n}.groups"]) == 2 and kept[f"layer.{n}.heads"] == held
     config = made.config()
     assert (config.num_attention_heads, config.num_key_value_heads) == (4, 2)
-    assert AutoModelForCausalLM.from_pretrained(made.path).model.layers[0].self_attn.k_proj.out_features == 10
+    assert AutoModelForCausalLM.from_pretrained(made.path).model.layers[0].self_attn.k_proj.out_features == 12
 
 
 def test_query_heads_are_cut_within_their_groups(

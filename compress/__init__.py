@@ -18,12 +18,13 @@ if TYPE_CHECKING:
         export_onnx,
         finetune,
         learn_masks,
+        load,
         prune,
         quantize_,
         save,
         score,
     )
-    from compress.artifact import Artifact, load
+    from compress.artifact import Artifact
     from compress.pipeline import run
     from compress.recipe import Recipe, read_recipe
 
@@ -54,7 +55,6 @@ __version__ = "0.2.0"
 _HOMES = dict.fromkeys(__all__, "compress.api") | {
     "Artifact": "compress.artifact",
     "Recipe": "compress.recipe",
-    "load": "compress.artifact",
     "read_recipe": "compress.recipe",
     "run": "compress.pipeline",
 }

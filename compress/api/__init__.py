@@ -3,7 +3,7 @@
 from compress.api.cutting import Masks, drop_layers, learn_masks, prune, score
 from compress.api.quantizing import quantize_
 from compress.api.results import Records, benchmark, evaluate
-from compress.api.saving import export_onnx, save
+from compress.api.saving import export_onnx, load, save
 from compress.api.teaching import distill, finetune
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "export_onnx",
     "finetune",
     "learn_masks",
+    "load",
     "prune",
     "quantize_",
     "save",

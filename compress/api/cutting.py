@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compress.api.teaching import Terms, configured, device_of, read_terms, require_terms, train_config
+from compress.api.teaching import Terms, configured, device_of, read_terms, require_alike, require_terms, train_config
 from compress.engine.fitting import fit
 from compress.engine.masking import Method, unit_values, used_terms
 from compress.engine.models import ancestry_of, checked, remember_cut, remember_layers, side_of, undisturbed
@@ -96,7 +96,7 @@ def learn_masks(
         torch.Size([4])
     """
     family = checked(model, "model", forbids=("masked", "quantized"))
-    require_axes(model, family, axes)
+    axes = require_axes(model, family, axes)
     if teacher is None or teacher is model:
         teacher = copy.deepcopy(model)
     checked(teacher, "teacher", forbids=("masked",))
@@ -149,7 +149,7 @@ def score(
         torch.Size([32])
     """
     family = checked(model, "model", forbids=("masked", "quantized"))
-    require_axes(model, family, axes)
+    axes = require_axes(model, family, axes)
     if method not in ("magnitude", "loss_aware", "movement"):
         raise UserError(f"method: {method!r} is not known; allowed: magnitude, loss_aware, movement")
     if method == "magnitude" and (data is not None or training):
@@ -176,8 +176,9 @@ def prune(
 ) -> Any:
     """Make a smaller model of the units with the largest |mask|. ``model`` is unchanged.
 
-    The result is a stock model of smaller tensors, of the same class. A uniform cut (by default) can be saved with
-    ``save_pretrained`` and opened anywhere; other shapes are saved with :func:`compress.save`.
+    The result is a stock model of smaller tensors, of the same class. Where the stock config can say its
+    sizes (one fraction for every axis, by default), it can be saved with ``save_pretrained`` and opened anywhere. Other
+    shapes, such as half of a GPT-2's heads alone, are saved with :func:`compress.save`.
 
     Args:
         model: the model that the masks are of.
@@ -244,6 +245,10 @@ def drop_layers(model: nn.Module, keep: int | Sequence[int] | Mapping[str, int |
     config: Any = model.config
     depths = {stack.name: stack.depth(config) for stack in family.stacks}
     asked = keep if isinstance(keep, Mapping) else dict.fromkeys(depths, keep)
+    for each in asked.values():
+        listed = isinstance(each, Sequence) and not isinstance(each, str) and all(type(layer) is int for layer in each)
+        if type(each) is not int and not listed:
+            raise UserError(f"keep: {each!r} is not a number of layers, or a list of layers from 0, such as [0, 2, 5]")
     if unknown := sorted(set(asked) - set(depths)):
         raise ModelError(f"keep: this model has no layers named {unknown[0]!r}; allowed: {', '.join(depths)}")
     layers = {name: chosen(each, depths[name]) if isinstance(each, int) else list(each) for name, each in asked.items()}
@@ -256,13 +261,14 @@ def drop_layers(model: nn.Module, keep: int | Sequence[int] | Mapping[str, int |
     return small
 
 
-def require_axes(model: nn.Module, family: ModelFamily, axes: Sequence[str]) -> None:
-    """Raise UserError for kinds of axes that the model does not have, or that are named twice."""
+def require_axes(model: nn.Module, family: ModelFamily, axes: AxisKind | Sequence[AxisKind]) -> Sequence[AxisKind]:
+    """The kinds of axes as a sequence; UserError for kinds that the model does not have, or that are named twice."""
     have = list(dict.fromkeys(axis.kind for axis in sized_axes(model, family)))
-    names = [axes] if isinstance(axes, str) else list(axes)
+    names: list[str] = [axes] if isinstance(axes, str) else list(axes)
     wrong = next((name for name in names if name not in have or names.count(name) > 1), None)
     if wrong is not None or not names:
         raise UserError(f"axes: {wrong!r} is unknown or named twice; allowed: some of {', '.join(have)}")
+    return [kind for kind in have if kind in names]
 
 
 def _valued(
@@ -286,9 +292,13 @@ def _valued(
             values, _, _ = unit_values(model, family, axes, method)
         return _plain(values)
     config = train_config(training)
+    if method == "learned" and config.mask_lr == 0:
+        raise UserError("mask_lr: is 0, and no mask would train; allowed: numbers above 0")
     used = used_terms(read_terms(terms), method)
     require_terms(used, model, teacher, masked=method == "learned")
     rows = as_split(data, model.config, tokenizer, name="data", block=block)
+    if teacher is not None:
+        require_alike(teacher, model, "teacher", rows)
 
     def trainer(
         changes: Mapping[str, Any], groups: Mapping[Group, Sequence[nn.Parameter]], extra: nn.Module | None
@@ -318,6 +328,8 @@ def _kinds(model: nn.Module, family: ModelFamily, masks: Masks) -> list[AxisKind
 def _require_fitting(model: nn.Module, family: ModelFamily, masks: Masks) -> None:
     sizes = {axis.name: axis.size for axis in sized_axes(model, family)}
     for axis, value in masks.values.items():
+        if not bool(value.isfinite().all()):
+            raise ModelError(f"masks: hold a value for {axis!r} that is not finite, by which units cannot be ranked")
         if sizes.get(axis) != value.numel():
             has = f"{sizes[axis]} units" if axis in sizes else "no such axis"
             raise ModelError(f"masks: hold {value.numel()} values for {axis!r}, and the model has {has}")

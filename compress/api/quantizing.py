@@ -8,7 +8,7 @@ from torch import nn
 
 from compress.api.teaching import configured
 from compress.engine.models import ancestry_of, checked, remember
-from compress.errors import NothingDoneError
+from compress.errors import NothingDoneError, UserError
 from compress.surgery.coverage import Coverage
 from compress.surgery.quantization import Filter, Quantization, plan, quantize
 
@@ -70,6 +70,10 @@ def quantize_(
         embedding=table,
         activations=None if activations is None else {"bits": activations},
     )
+    if filter is not None and not callable(filter):
+        raise UserError(
+            f"filter: a {type(filter).__name__} is not a function; give one such as lambda name, module: True"
+        )
     spec = plan(model, family, config, filter)
     if not spec.matrices:
         raise NothingDoneError("filter: matches no product, embedding or head of this model")

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from compress.api.teaching import configured, device_of
+from compress.api.teaching import configured, device_of, require_alike
 from compress.artifact import Artifact, adopt, adopt_deployed
 from compress.engine.models import checked, side_of, undisturbed
 from compress.engine.rows import as_split, require_tokenizer
@@ -92,6 +92,8 @@ def evaluate(
         (None, None, None, None) if reference is None else _opened(reference, tokenizer, "reference")
     )
     rows = as_split(data, config, tokenizer, name="data", block=block)
+    if reference is not None and working is not None and compared is not None:
+        require_alike(compared, working, "reference", rows)
     console = Console(stderr=True) if progress else None
     with undisturbed(working, compared):
         for each in (working, compared):
@@ -142,7 +144,7 @@ def benchmark(
     artifacts = {name: adopt_deployed(each) for name, each in named.items() if isinstance(each, str | Path)}
     for name, each in named.items():
         if not isinstance(each, str | Path):
-            checked(each, name)
+            checked(each, name, forbids=("masked",))
     configs = {name: artifacts[name].config() if name in artifacts else each.config for name, each in named.items()}
     for problem in speed.problems(configs, None):
         raise UserError(problem)

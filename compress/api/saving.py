@@ -8,11 +8,41 @@ from typing import Any, Literal
 from torch import nn
 
 from compress.api.teaching import device_of
+from compress.artifact import adopt
 from compress.engine.exporting import write_onnx, write_torch
-from compress.engine.models import checked, undisturbed
+from compress.engine.models import Ancestry, checked, remember, undisturbed
 from compress.engine.rows import require_tokenizer
 from compress.errors import ModelError, UserError
 from compress.onnx.export.exporter import GraphKind
+
+
+def load(path: str | Path, *, device: str = "cpu", dequantize: bool = False) -> nn.Module:
+    """Load a saved directory, any artifact of a recipe or a stock directory as a working torch model.
+
+    A quantized model computes as when deployed: weights come from packed codes, and activations are quantized. A model
+    that was cut remembers which units of its root are left, so terms that compare unit by unit can use it.
+
+    Args:
+        path: the directory.
+        device: where the model is placed.
+        dequantize: return a stock model with the dequantized weights, which any other tool can evaluate.
+
+    Returns:
+        The model in float32 and evaluation mode.
+
+    Raises:
+        ModelError: nothing is there, the family is not supported, or files are not those that were saved.
+
+    Examples:
+        >>> compress.load(compress.save(model, directory / "model")).config.n_layer
+        2
+    """
+    artifact = adopt(path)
+    model = artifact.model(device=device, dequantize=dequantize)
+    manifest = artifact.manifest
+    if manifest.kept or manifest.layers:
+        remember(model, Ancestry(manifest.sizes, manifest.kept, manifest.layers))
+    return model
 
 
 def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None) -> Path:

@@ -10,6 +10,7 @@ import pydantic
 import torch
 from torch import nn
 
+from compress.data import Split
 from compress.engine.fitting import fit
 from compress.engine.models import ancestry_of, checked, side_of, traits_of, undisturbed
 from compress.engine.rows import as_split
@@ -160,9 +161,13 @@ def fitted(
     chosen = read_terms(terms)
     require_terms(chosen, model, teacher)
     rows = as_split(data, model.config, tokenizer, name="data", block=block)
+    if teacher is not None:
+        require_alike(teacher, model, "teacher", rows)
     judged = None if eval_data is None else as_split(eval_data, model.config, tokenizer, name="eval_data", block=block)
     device = next(model.parameters()).device
     scales = quantizer_parameters(model)
+    if config.lr == 0 and not (scales and config.scale_lr):
+        raise UserError("lr: is 0, and no weight would train; allowed: numbers above 0")
     learned = {id(scale) for scale in scales}
     weights = [each for each in model.parameters() if id(each) not in learned and each.requires_grad]
     groups: dict[Group, list[nn.Parameter]] = {"weights": weights, "scales": scales}
@@ -183,6 +188,20 @@ def fitted(
         )
     model.zero_grad(set_to_none=True)
     return done
+
+
+def require_alike(other: Any, model: Any, name: str, rows: Split) -> None:
+    """Raise ModelError where another model cannot read the rows of this one."""
+    theirs, ours = checked(other, name), checked(model)
+    if theirs.task != ours.task:
+        raise ModelError(f"{name}: is a {theirs.task} model, and the rows are those of a {ours.task} model")
+    if other.config.vocab_size != model.config.vocab_size:
+        raise ModelError(
+            f"{name}: has a vocabulary of {other.config.vocab_size} tokens, the model of {model.config.vocab_size}; "
+            "they must share one"
+        )
+    if rows.longest > (context := theirs.positions(other.config)):
+        raise ModelError(f"{name}: takes {context} tokens, and rows have up to {rows.longest}; give a smaller block")
 
 
 def train_config(training: Mapping[str, Any]) -> TrainConfig:

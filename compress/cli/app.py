@@ -61,7 +61,7 @@ def _exit_code() -> int:
 def _told_once(text: str, code: int) -> int:
     """Only the first process of each machine reports an error, because every process meets the same one.
 
-    If another process fails first, the launcher may end this one before it has reported.
+    The other processes exit with 0, because a launcher ends the first one if another fails before it has reported.
     """
     return 0 if processes.local_rank() else _told(text, code)
 

@@ -78,9 +78,7 @@ def _with_inner(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     yield model
     for field in model.model_fields.values():
         for inner in _models(field.annotation):
-            if (
-                not hasattr(inner, "run") and inner.__name__ != "LossTerm"
-            ):  # stages and terms are described under their own names
+            if not hasattr(inner, "run") and inner.__name__ != "LossTerm":  # these have their own descriptions
                 yield from _with_inner(inner)
 
 

@@ -48,7 +48,7 @@ def fit(
     objective = Objective(student, terms, teacher=teacher, autocast=autocast).to(place.device)
     if extra is not None:
         objective.add_module("extra", extra)
-    with set_dropout(student.model, config.dropout):
+    with torch.enable_grad(), set_dropout(student.model, config.dropout):
         return train(
             objective,
             groups or {"weights": list(student.model.parameters())},

@@ -73,6 +73,8 @@ def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> 
     Raises:
         ModelError: something else, a family that is not supported, another type than float32, or a forbidden trait.
     """
+    if hasattr(model, "_orig_mod"):
+        raise ModelError(f"{name}: is compiled by torch.compile; give the model that was compiled (model._orig_mod)")
     config = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or config is None:
         raise ModelError(

@@ -37,6 +37,8 @@ def as_split(data: Any, config: Any, tokenizer: Any = None, *, name: str = "data
     from compress.data.encoding import Encoder  # imports `datasets`, which takes a second
 
     require_tokenizer(tokenizer, config)
+    if block is not None and (type(block) is not int or block < 2):
+        raise DataError(f"block: {block!r} is not a number of tokens; allowed: whole numbers from 2, or None")
     spec = DataSpec(train=Source(text=(name,)), block=block)
     interface = ModelInterface.of(config, tokenizer)
     if block is not None and block > interface.context:

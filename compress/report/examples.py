@@ -63,7 +63,7 @@ def examples(rows: Sequence[Row]) -> list[Example]:
 
 
 def _chosen(found: Sequence[Example]) -> list[Example]:
-    # an artifact with one text for all rows differs because of the other texts
+    # an artifact that wrote one text for all rows is left out of the comparison
     telling = [name for name in found[0].outputs if len({example.outputs[name] for example in found}) > 1]
     ranked = sorted(((-example.difference(telling), at) for at, example in enumerate(found[FIRST:], FIRST)))
     return [*found[:FIRST], *(found[at] for difference, at in ranked[:DIFFERING] if difference)]

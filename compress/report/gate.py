@@ -112,7 +112,7 @@ def _reading(row: Row) -> float | None:
 
 
 def _more_bits(row: Row, rows: Sequence[Row]) -> Iterator[Row]:
-    """The exports of the run that differ from ``row`` only in more bits per code, and read a prompt faster."""
+    """Exports of the run with as many parameters as ``row`` that have more bits per code but read a prompt faster."""
     for other in rows:
         alike = other.run is row.run and other.onnx and other.record.parameters == row.record.parameters
         if not (alike and row.products and other.products) or other.weight_only or row.weight_only:

@@ -62,7 +62,7 @@ class Row:
 
     @property
     def _student(self) -> bool:
-        """Whether the artifact is a distilled student with fewer parameters than the run's first model."""
+        """Whether stages made the artifact and it has fewer parameters than the run's first model."""
         ours, whole = self.record.parameters, self.run.records[0].parameters
         return bool(self.manifest.lineage) and ours is not None and whole is not None and ours < whole
 

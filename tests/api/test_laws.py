@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -225,6 +227,43 @@ def test_one_part_of_a_fused_product_may_stay_float(tmp_path: Path, tiny_bart: A
     assert figures["products"] == 6
 
 
+def test_a_tied_embedding_that_stays_float_is_saved_once(tmp_path: Path, tiny_model: Any, tiny_inputs: Any) -> None:
+    ffn = ("c_fc", "mlp.c_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")
+    compress.quantize_(tiny_model, weights=8, filter=lambda name, module: name.endswith(ffn))
+    again = compress.load(compress.save(tiny_model, tmp_path / "saved"))
+    with torch.no_grad():
+        assert torch.equal(tiny_model(**tiny_inputs(tiny_model)).logits, again(**tiny_inputs(tiny_model)).logits)
+    names = load_file(tmp_path / "saved" / "quantized.safetensors")
+    assert len({name for name in names if "embed_tokens" in name or "shared" in name or "wte" in name}) == 1
+    figures = compress.export_onnx(tiny_model, tmp_path / "onnx")
+    assert figures["max_logit_error"] <= figures["limit"]
+
+
+def test_a_reloaded_cut_remembers_its_root(tmp_path: Path, tiny_model: Any) -> None:
+    small = compress.prune(tiny_model, compress.score(tiny_model), keep="2/4")
+    again = compress.load(compress.save(small, tmp_path / "small"))
+    one, other = (
+        compress.distill(each, teacher=tiny_model, data=rows_for(small), terms=["causal_kv"], steps=1, **QUIET)
+        for each in (small, again)
+    )
+    assert one.history[0]["loss"] == other.history[0]["loss"]
+
+
+def test_a_teacher_must_read_the_same_rows(tiny_gpt2: Any, tiny_bart: Any) -> None:
+    model = tiny_gpt2()
+    with pytest.raises(ModelError, match="teacher: is a seq2seq model"):
+        compress.distill(model, teacher=tiny_bart(), data=ROWS, steps=1, **QUIET)
+    with pytest.raises(ModelError, match="teacher: takes 4 tokens, and rows have up to 9"):
+        compress.distill(model, teacher=tiny_gpt2(positions=4), data=ROWS, steps=1, **QUIET)
+    with pytest.raises(ModelError, match="reference: is a seq2seq model"):
+        compress.evaluate(model, ROWS, metrics=["agreement"], reference=tiny_bart(), progress=False)
+
+
+def test_training_works_where_gradients_are_off(tiny_gpt2: Any) -> None:
+    with torch.no_grad():
+        assert compress.finetune(tiny_gpt2(), ROWS, steps=1, **QUIET).steps == 1
+
+
 def test_the_best_step_is_kept_in_memory(tiny_gpt2: Any) -> None:
     model = tiny_gpt2()
     rows = as_split(ROWS, model.config)
@@ -341,6 +380,27 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "a layer beyond": (lambda m, t: compress.drop_layers(m, [0, 7]), ModelError, "below 2"),
     "axes": (lambda m, t: compress.score(m, axes=["depth"]), UserError, "axes: 'depth' is unknown"),
     "metric": (lambda m, t: compress.evaluate(m, ROWS, metrics=["bleurt"]), UserError, "unknown metric 'bleurt'"),
+    "compiled": (lambda m, t: compress.quantize_(_compiled(m)), ModelError, "model: is compiled by"),
+    "a filter by name": (
+        lambda m, t: compress.quantize_(m, filter="mlp"),
+        UserError,
+        "filter: a str is not a function",
+    ),
+    "a block of one": (
+        lambda m, t: compress.finetune(m, ROWS, steps=1, block=1),
+        DataError,
+        "block: 1 is not a number",
+    ),
+    "no rate": (lambda m, t: compress.finetune(m, ROWS, steps=1, lr=0), UserError, "lr: is 0"),
+    "no rate of masks": (lambda m, t: compress.learn_masks(m, ROWS, steps=1, mask_lr=0), UserError, "mask_lr: is 0"),
+    "half a layer": (lambda m, t: compress.drop_layers(m, 1.5), UserError, "keep: 1.5 is not a number of layers"),
+    "true layers": (lambda m, t: compress.drop_layers(m, True), UserError, "keep: True is not a number of layers"),
+    "masks without order": (
+        lambda m, t: compress.prune(m, compress.Masks({"hidden": torch.full((32,), torch.nan)}, True), keep="2/4"),
+        ModelError,
+        "masks: hold a value for 'hidden' that is not finite",
+    ),
+    "a masked model to time": (lambda m, t: compress.benchmark([_masked(m)]), ModelError, "is masked already"),
     "no model to time": (lambda m, t: compress.benchmark([]), UserError, "models: is empty"),
     "too long": (lambda m, t: compress.benchmark([m], prompt_tokens=90), UserError, "exceed the 64 positions"),
 }
@@ -363,6 +423,12 @@ def _of_type(model: Any, name: str) -> Any:
     other.config.__dict__["model_type"] = name
     type(other.config).model_type = usual
     return other
+
+
+def _compiled(model: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, about parts of itself
+        return torch.compile(copy.deepcopy(model))
 
 
 def _masked(model: Any) -> Any:

@@ -50,6 +50,7 @@ def packed_state(
             state[f"{module.spec.module}.scale"] = scale.float().cpu().contiguous()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in masters:
+            masters.add(id(tensor))  # a tensor that several modules share is stored once, under its first name
             state[name] = tensor.detach().cpu().contiguous()
     return in_half(state, spec)
 
@@ -109,7 +110,10 @@ def _fill_floats(model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str,
     if unknown := set(tensors) - codes - floats:
         raise ModelError(f"quantized tensors hold {min(unknown)!r}, which this model does not have")
     dtypes = {name: torch.float16 if name in spec.half else state[name].dtype for name in floats}
-    filled = {name: _tensor(tensors, name, tuple(state[name].shape), dtypes[name]) for name in floats}
+    shared = model.state_dict(keep_vars=True)
+    stored = {id(shared[name]) for name in floats & set(tensors)}
+    expected = {name for name in floats if name in tensors or id(shared[name]) not in stored}
+    filled = {name: _tensor(tensors, name, tuple(state[name].shape), dtypes[name]) for name in sorted(expected)}
     model.load_state_dict(filled, strict=False)
 
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import pydantic
 from pydantic import Field
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from compress.models.stock_files import copy_settings
 from compress.schema import Strict, added
 from compress.surgery.cut import compose, cut_to_sizes
 from compress.surgery.layers import renumbered
+from compress.surgery.mask_files import holds_scores, read_masks, write_masks
 from compress.surgery.masks import attach
 from compress.surgery.quantization import QuantizationSpec, restore
 
@@ -117,7 +117,7 @@ class Artifact:
     def model(
         self, *, device: str = "cpu", dequantize: bool = False, quantization: QuantizationSpec | None = None
     ) -> nn.Module:
-        """Build the working model in float32 and evaluation mode; see :func:`load`.
+        """Build the working model in float32 and evaluation mode; see :func:`compress.load`.
 
         ``quantization`` replaces the manifest's specification while the codes stay the same. An example is float
         inputs of products. It is ignored for a float model.
@@ -148,15 +148,12 @@ class Artifact:
 
     def masks(self) -> dict[str, Tensor]:
         """The values by which ``prune`` ranks units: learned masks, or scores when all masks are 1."""
-        return {name.replace("/", "."): values for name, values in load_file(self.path / MASKS).items()}
+        return read_masks(self.path / MASKS)
 
     @property
     def scored(self) -> bool:
         """Whether a masked artifact holds scores of its units. Its masks are then all 1."""
-        if "masked" not in self.traits:
-            return False
-        with safe_open(self.path / MASKS, framework="pt") as file:
-            return (file.metadata() or {}).get("holds") == "scores"
+        return "masked" in self.traits and holds_scores(self.path / MASKS)
 
     def _empty(self) -> nn.Module:
         config = self.config()
@@ -246,20 +243,19 @@ def seal_root(
     *,
     family: ModelFamily,
     traits: Sequence[str],
-    root: str,
     sizes: dict[str, int],
     kept: dict[str, list[int]],
     layers: dict[str, list[int]],
     quantization: QuantizationSpec | None,
 ) -> Artifact:
-    """Seal a directory that was not made by a stage. If ``root`` is empty, the directory's own digest is its root."""
+    """Seal a directory that was not made by a stage. Its own digest is its root."""
     files = _hashes(directory)
     digest = _digest(directory, files)
     manifest = Manifest(
         family=family.name,
         task=family.task,
         traits=tuple(traits),
-        root=root or digest,
+        root=digest,
         sizes=sizes,
         kept=kept,
         layers=layers,
@@ -286,8 +282,7 @@ def save_model(model: Any, source: Artifact, out: Path) -> None:
 
 def save_masks(values: Mapping[str, Tensor], out: Path, *, scores: bool) -> None:
     """Write ``masks.safetensors``: masks by axis, or scores that rank the units of a model whose masks are all 1."""
-    state = {axis.replace(".", "/"): value.detach().cpu().float().contiguous() for axis, value in values.items()}
-    save_file(state, out / MASKS, metadata={"holds": "scores" if scores else "masks"})
+    write_masks(out / MASKS, values, scores=scores)
 
 
 def stock_state(model: Any) -> dict[str, Tensor]:
@@ -301,16 +296,6 @@ def stock_state(model: Any) -> dict[str, Tensor]:
             seen.add(id(tensor))
             state[name] = tensor.detach().cpu().contiguous()
     return dict(sorted(state.items()))
-
-
-def load(path: str | Path, *, device: str = "cpu", dequantize: bool = False) -> nn.Module:
-    """Load any artifact (or stock directory) as a working torch model.
-
-    A quantized artifact computes as when deployed: weights come from packed codes, and activations are quantized.
-    ``dequantize=True`` returns a stock model with the dequantized weights, which any other tool can evaluate. A masked
-    artifact applies its soft masks.
-    """
-    return adopt(path).model(device=device, dequantize=dequantize)
 
 
 def _opened(path: Path) -> Artifact:

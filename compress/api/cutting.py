@@ -8,23 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compress.api.teaching import Terms, configured, device_of, read_terms, require_alike, require_terms, train_config
+from compress.api.teaching import Asked, Terms, configured, read_terms, require_alike, require_terms
 from compress.engine.fitting import fit
 from compress.engine.masking import Method, unit_values, used_terms
 from compress.engine.models import ancestry_of, checked, remember_cut, remember_layers, side_of, undisturbed
 from compress.engine.pruning import Target, cut_to
-from compress.engine.rows import as_split
 from compress.errors import ModelError, NothingDoneError, UserError
 from compress.models.family import ModelFamily
 from compress.models.structure import AxisKind, sized_axes
 from compress.surgery.layers import chosen, drop
+from compress.surgery.mask_files import holds_scores, read_masks, write_masks
 from compress.surgery.masks import attach, fold
 from compress.training.config import Group
-from compress.training.loop import Place, Trained
+from compress.training.loop import Trained
 
 AXES: tuple[AxisKind, ...] = ("hidden", "heads", "ffn")
 """Kinds of axes that are masked by default: the hidden dimension, attention heads, FFN neurons."""
@@ -43,15 +41,12 @@ class Masks:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, as a recipe's ``learn_masks`` stage leaves it."""
-        state = {axis.replace(".", "/"): value.contiguous() for axis, value in self.values.items()}
-        save_file(state, path, metadata={"holds": "scores" if self.scored else "masks"})
+        write_masks(path, self.values, scores=self.scored)
 
     @classmethod
     def load(cls, path: str | Path) -> Masks:
         """Read a file that :meth:`save` or a ``learn_masks`` stage wrote."""
-        with safe_open(path, framework="pt") as file:
-            scored = (file.metadata() or {}).get("holds") == "scores"
-        return cls({name.replace("/", "."): value for name, value in load_file(path).items()}, scored)
+        return cls(read_masks(path), holds_scores(path))
 
 
 def learn_masks(
@@ -100,8 +95,10 @@ def learn_masks(
     if teacher is None or teacher is model:
         teacher = copy.deepcopy(model)
     checked(teacher, "teacher", forbids=("masked",))
-    values = _valued(model, family, "learned", axes, terms, teacher, data, tokenizer, block, seed, progress, training)
-    return Masks(values, scored=False)
+    asked = Asked(data, tokenizer, block, seed, progress, training)
+    if asked.config().mask_lr == 0:
+        raise UserError("mask_lr: is 0, and no mask would train; allowed: numbers above 0")
+    return Masks(_trained(model, family, axes, "learned", terms, teacher, asked), scored=False)
 
 
 def score(
@@ -159,10 +156,14 @@ def score(
         raise UserError("weights_lr: belongs to method movement, which follows weights while they train")
     if teacher is not None:
         checked(teacher, "teacher", forbids=("masked",))
+    if method == "magnitude":
+        with undisturbed(model):
+            values, _, _ = unit_values(model, family, axes, method)
+        return Masks(_plain(values), scored=True)
     if method == "movement":
         model = copy.deepcopy(model)
-    arguments = (terms, teacher, data, tokenizer, block, seed, progress, training)
-    return Masks(_valued(model, family, method, axes, *arguments, weights_lr=weights_lr), scored=True)
+    asked = Asked(data, tokenizer, block, seed, progress, training)
+    return Masks(_trained(model, family, axes, method, terms, teacher, asked, weights_lr), scored=True)
 
 
 def prune(
@@ -271,32 +272,19 @@ def require_axes(model: nn.Module, family: ModelFamily, axes: AxisKind | Sequenc
     return [kind for kind in have if kind in names]
 
 
-def _valued(
+def _trained(
     model: nn.Module,
     family: ModelFamily,
-    method: Method,
     axes: Sequence[AxisKind],
+    method: Method,
     terms: Terms,
     teacher: nn.Module | None,
-    data: Any,
-    tokenizer: Any,
-    block: int | None,
-    seed: int,
-    progress: bool,
-    training: Mapping[str, Any],
+    asked: Asked,
     weights_lr: float | None = None,
 ) -> dict[str, Tensor]:
-    device = device_of(model)
-    if method == "magnitude":
-        with undisturbed(model):
-            values, _, _ = unit_values(model, family, axes, method)
-        return _plain(values)
-    config = train_config(training)
-    if method == "learned" and config.mask_lr == 0:
-        raise UserError("mask_lr: is 0, and no mask would train; allowed: numbers above 0")
-    used = used_terms(read_terms(terms), method)
+    config, used = asked.config(), used_terms(read_terms(terms), method)
     require_terms(used, model, teacher, masked=method == "learned")
-    rows = as_split(data, model.config, tokenizer, name="data", block=block)
+    rows, place = asked.rows(model), asked.place(model, "masks")
     if teacher is not None:
         require_alike(teacher, model, "teacher", rows)
 
@@ -304,7 +292,6 @@ def _valued(
         changes: Mapping[str, Any], groups: Mapping[Group, Sequence[nn.Parameter]], extra: nn.Module | None
     ) -> Trained:
         reference = None if teacher is None else side_of(teacher.requires_grad_(False).eval(), checked(teacher))
-        place = Place(None, device=device.type, seed=seed, bar=progress, name="masks")
         changed = config.model_copy(update=dict(changes))
         return fit(
             side_of(model, family), used, changed, place, data=rows, teacher=reference, groups=groups, extra=extra
@@ -312,7 +299,7 @@ def _valued(
 
     with undisturbed(model, teacher):
         values, _, _ = unit_values(
-            model, family, axes, method, weights_lr=weights_lr, device=device.type, trainer=trainer
+            model, family, axes, method, weights_lr=weights_lr, device=place.device, trainer=trainer
         )
     return _plain(values)
 

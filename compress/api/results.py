@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from torch import nn
@@ -17,8 +18,8 @@ from compress.engine.rows import as_split, require_tokenizer
 from compress.errors import UserError
 from compress.generation.subject import TorchSubject, subject_of
 from compress.measure.floor import model_step_bytes
-from compress.measure.quality import Quality
-from compress.measure.speed import Speed, floor, summary
+from compress.measure.quality import Metric, Quality
+from compress.measure.speed import Speed, compare_with_first, floor, summary
 from compress.measure.table import records_table
 from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import OnnxStepper, Stepper
@@ -95,12 +96,11 @@ def evaluate(
     if reference is not None and working is not None and compared is not None:
         require_alike(compared, working, "reference", rows)
     console = Console(stderr=True) if progress else None
-    with undisturbed(working, compared):
-        for each in (working, compared):
-            if each is not None:
-                each.eval()
-        with prepared(working) if working is not None else prepared(nn.Module()):
-            record = quality.measured("evaluate", opened, tokenizer, rows, other, console)
+    in_memory = [each for each in (working, compared) if each is not None]
+    with undisturbed(*in_memory), ExitStack() as held:
+        for each in in_memory:
+            held.enter_context(prepared(each.eval()))
+        record = quality.measured("evaluate", opened, tokenizer, rows, other, console)
     return {**record["quality"], "conditions": record["conditions"]["quality"]}
 
 
@@ -158,16 +158,11 @@ def benchmark(
             found = summary(times[name], work)
             read = _step_bytes(stepper, artifacts.get(name))
             records.append({"name": name, "speed": found | floor(read, bandwidth, found["per_token_ms"]["p50"])})
-    first = records[0]["speed"]
-    for record in records:
-        own = record["speed"]
-        own["faster"] = {
-            part: first[f"{part}_ms"]["p50"] / own[f"{part}_ms"]["p50"] for part in ("prefill", "per_token")
-        }
+    compare_with_first(records)
     return records
 
 
-_METRICS = ("perplexity", "agreement", "rouge", "bleu", "chrf", "exact_match", "length", "distinct")
+_METRICS = get_args(Metric)
 
 
 def _opened(model: nn.Module | str | Path, tokenizer: Any, name: str) -> tuple[Any, Any, Any, nn.Module | None]:

@@ -69,7 +69,7 @@ def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None) -> Path:
     """
     checked(model, "model", forbids=("masked",))
     require_tokenizer(tokenizer, model.config)
-    return write_torch(model, out, tokenizer, root="")
+    return write_torch(model, out, tokenizer)
 
 
 def export_onnx(

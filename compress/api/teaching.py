@@ -19,8 +19,8 @@ from compress.errors import ModelError, RecipeError, UserError
 from compress.registry import TERMS
 from compress.schema import Strict
 from compress.surgery.layers import renumbered
-from compress.surgery.quantization import quantizer_parameters
-from compress.training.config import Group, TrainConfig
+from compress.surgery.quantization import weights_and_scales
+from compress.training.config import TrainConfig
 from compress.training.loop import Place, Trained
 from compress.training.objective import LossTerm
 
@@ -64,17 +64,7 @@ def finetune(
         >>> compress.finetune(model, train, tokenizer=tokenizer, steps=2, batch=2, progress=False).steps
         2
     """
-    return fitted(
-        model,
-        data,
-        tokenizer=tokenizer,
-        terms=terms,
-        eval_data=eval_data,
-        block=block,
-        seed=seed,
-        progress=progress,
-        training=training,
-    )
+    return fitted(model, terms, Asked(data, tokenizer, block, seed, progress, training), eval_data)
 
 
 def distill(
@@ -126,65 +116,72 @@ def distill(
     checked(teacher, "teacher", forbids=("masked",))
     if teacher is student:
         raise ModelError("teacher: is the student itself; give another model, such as copy.deepcopy(student)")
-    return fitted(
-        student,
-        data,
-        name="student",
-        teacher=teacher,
-        tokenizer=tokenizer,
-        terms=terms,
-        eval_data=eval_data,
-        block=block,
-        seed=seed,
-        progress=progress,
-        training=training,
-    )
+    asked = Asked(data, tokenizer, block, seed, progress, training)
+    return fitted(student, terms, asked, eval_data, name="student", teacher=teacher)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every function that trains takes: data, how it is read, and how to train."""
+
+    data: Any
+    tokenizer: Any
+    block: int | None
+    seed: int
+    progress: bool
+    training: Mapping[str, Any]
+
+    def rows(self, model: Any) -> Split:
+        """The data as rows for this model."""
+        return as_split(self.data, model.config, self.tokenizer, name="data", block=self.block)
+
+    def config(self) -> TrainConfig:
+        """The training settings, of which at least one step must follow."""
+        config: TrainConfig = configured(TrainConfig, **self.training)
+        if config.steps == 0:
+            raise UserError("steps: is 0, and nothing would be trained; allowed: whole numbers from 1")
+        return config
+
+    def place(self, model: nn.Module, name: str) -> Place:
+        """The device of the model, and no directory."""
+        return Place(None, device=device_of(model).type, seed=self.seed, bar=self.progress, name=name)
 
 
 def fitted(
     model: nn.Module,
-    data: Any,
-    *,
-    tokenizer: Any,
     terms: Terms,
+    asked: Asked,
     eval_data: Any,
-    block: int | None,
-    seed: int,
-    progress: bool,
-    training: Mapping[str, Any],
+    *,
     name: str = "model",
     teacher: nn.Module | None = None,
 ) -> Trained:
     """Check every argument, then train ``model`` in place; what :func:`finetune` and :func:`distill` both do."""
     family = checked(model, name, forbids=("masked",))
-    config = train_config(training)
-    chosen = read_terms(terms)
+    config, chosen = asked.config(), read_terms(terms)
     require_terms(chosen, model, teacher)
-    rows = as_split(data, model.config, tokenizer, name="data", block=block)
+    rows = asked.rows(model)
     if teacher is not None:
         require_alike(teacher, model, "teacher", rows)
-    judged = None if eval_data is None else as_split(eval_data, model.config, tokenizer, name="eval_data", block=block)
-    device = next(model.parameters()).device
-    scales = quantizer_parameters(model)
+    judged = None
+    if eval_data is not None:
+        judged = as_split(eval_data, model.config, asked.tokenizer, name="eval_data", block=asked.block)
+    weights, scales = weights_and_scales(model)
     if config.lr == 0 and not (scales and config.scale_lr):
         raise UserError("lr: is 0, and no weight would train; allowed: numbers above 0")
-    learned = {id(scale) for scale in scales}
-    weights = [each for each in model.parameters() if id(each) not in learned and each.requires_grad]
-    groups: dict[Group, list[nn.Parameter]] = {"weights": weights, "scales": scales}
     with undisturbed(model, teacher):
         reference = None
         if teacher is not None and any(term.needs_teacher for term in chosen):
-            reference = side_of(teacher.to(device).requires_grad_(False).eval(), checked(teacher))
-        place = Place(None, device=device.type, seed=seed, bar=progress, name=name)
+            reference = side_of(teacher.to(device_of(model)).requires_grad_(False).eval(), checked(teacher))
         done = fit(
             side_of(model, family),
             chosen,
             config,
-            place,
+            asked.place(model, name),
             data=rows,
             evaluate=judged,
             teacher=reference,
-            groups=groups,
+            groups={"weights": weights, "scales": scales},
         )
     model.zero_grad(set_to_none=True)
     return done
@@ -202,14 +199,6 @@ def require_alike(other: Any, model: Any, name: str, rows: Split) -> None:
         )
     if rows.longest > (context := theirs.positions(other.config)):
         raise ModelError(f"{name}: takes {context} tokens, and rows have up to {rows.longest}; give a smaller block")
-
-
-def train_config(training: Mapping[str, Any]) -> TrainConfig:
-    """The training settings, of which at least one step must follow."""
-    config: TrainConfig = configured(TrainConfig, **training)
-    if config.steps == 0:
-        raise UserError("steps: is 0, and nothing would be trained; allowed: whole numbers from 1")
-    return config
 
 
 def read_terms(terms: Terms) -> list[LossTerm]:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from compress.artifact import adopt_deployed
 from compress.errors import UserError
+from compress.measure.speed import compare_with_first
 from compress.pipeline.running import Device, choose_device
 from compress.registry import MEASUREMENTS
 
@@ -26,12 +27,9 @@ def bench_models(
     given = {name: value for name, value in settings.items() if value is not None}
     measurement = MEASUREMENTS.read({"type": "speed", "of": "all", **given})
     numbers = measurement.run(artifacts, data=None, device=choose_device(device), console=console)
-    first = numbers[names[0]]["speed"]
-    for record in numbers.values():
-        record["speed"]["faster"] = {
-            part: first[f"{part}_ms"]["p50"] / record["speed"][f"{part}_ms"]["p50"] for part in ("prefill", "per_token")
-        }
-    return [{"name": name, **numbers[name]} for name in names]
+    records = [{"name": name, **numbers[name]} for name in names]
+    compare_with_first(records)
+    return records
 
 
 def labels(paths: Sequence[Path]) -> list[str]:

@@ -18,7 +18,6 @@ from compress.files import PARTIAL
 from compress.models import family_of
 from compress.models.family import ModelFamily
 from compress.models.loading import build, save_config, save_tokenizer
-from compress.models.structure import sized_axes
 from compress.onnx.export.exporter import GraphKind, Packed, export
 from compress.surgery.cut import cut_to_sizes
 from compress.surgery.quantization import FakeQuantWeight, Product, QuantizationSpec, Table, packed_state, restore
@@ -72,7 +71,7 @@ def deployed(model: nn.Module, family: ModelFamily) -> tuple[nn.Module, Packed |
     return restored.eval(), Packed(spec, tensors)
 
 
-def write_torch(model: Any, out: str | Path, tokenizer: Any, *, root: str) -> Path:
+def write_torch(model: Any, out: str | Path, tokenizer: Any) -> Path:
     """Save as a directory that ``compress.load`` opens; a float model of stock shape opens anywhere."""
     family = family_of(model.config)
     with new_directory(out) as (partial, final):
@@ -83,7 +82,7 @@ def write_torch(model: Any, out: str | Path, tokenizer: Any, *, root: str) -> Pa
             save_file(tensors, partial / QUANTIZED)
         else:
             save_file(stock_state(model), partial / "model.safetensors", metadata={"format": "pt"})
-        _seal(model, family, partial, final, traits=traits_of(model), spec=spec, root=root)
+        _seal(model, family, partial, final, traits=traits_of(model), spec=spec)
     return final
 
 
@@ -99,7 +98,7 @@ def write_onnx(
             packed_model = Packed(packed_model.spec, packed_model.tensors, split=head == "split")
         figures = export(working, partial, packed=packed_model, graph=graph, seed=seed)
         spec = packed_model.spec if packed_model else None
-        _seal(model, family, partial, final, traits=traits_of(model) | {"onnx"}, spec=spec, root="")
+        _seal(model, family, partial, final, traits=traits_of(model) | {"onnx"}, spec=spec)
     return figures
 
 
@@ -117,17 +116,14 @@ def _seal(
     *,
     traits: frozenset[str],
     spec: QuantizationSpec | None,
-    root: str,
 ) -> None:
     known = ancestry_of(model, family)
-    sizes = dict(known.sizes) or {axis.name: axis.size for axis in sized_axes(model, family)}
     seal_root(
         partial,
         final,
         family=family,
         traits=sorted(traits),
-        root=root,
-        sizes=sizes,
+        sizes=dict(known.sizes),
         kept={axis: list(units) for axis, units in known.kept.items()},
         layers={stack: list(left) for stack, left in known.layers.items()},
         quantization=spec,

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-from compress.training.objective import LossTerm
+from compress.training.objective import LossTerm, Outline
 
 
-class Known(Protocol):
+class Known(Outline, Protocol):
     """What is known of a student or teacher before any work."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def config(self) -> Any: ...
-    @property
-    def sizes(self) -> Mapping[str, int]: ...
-    @property
-    def layers(self) -> Mapping[str, Sequence[int]]: ...
     @property
     def traits(self) -> frozenset[str]: ...
     @property

@@ -13,8 +13,8 @@ from torch import nn
 
 from compress.errors import ModelError
 from compress.models import family_of
-from compress.models.family import AttentionTable, LayerStack, ModelFamily
-from compress.models.layout import weight_of
+from compress.models.family import ModelFamily
+from compress.models.layer_stack import AttentionTable, LayerStack
 from compress.models.rotary import LENGTH_DEPENDENT
 
 
@@ -181,17 +181,9 @@ def _attention(
     config: Any = model.config
     size = family.channels(config, stack)
     query, key, value, out = (f"{stack.layers}.{n}.{name}" for name in (table.query, table.key, table.value, table.out))
-    parts = 3 if table.fused else 1
-    heads, kv_heads = (_outputs(model, name) // (parts * size) for name in (query, key))
+    heads, kv_heads = table.head_counts(model.get_submodule(f"{stack.layers}.{n}"), size)
     scale = family.score_factor(config, stack) / family.score_divisor(config, n)
     if table.cross:
         return CrossAttention("", query, key, value, out, heads, size, scale)
     qkv = (query,) if table.fused else (query, key, value)
     return AttentionBlock("", qkv, out, heads, kv_heads, size, scale)
-
-
-def _outputs(model: nn.Module, name: str) -> int:
-    """Output channels of a product, stock or quantized."""
-    module = model.get_submodule(name)
-    spec = getattr(module, "spec", None)
-    return int(spec.shape[0] if spec is not None else weight_of(module).shape[0])

@@ -16,86 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.models.layout import weight_of
+from compress.models.layer_stack import AttentionTable, FeedForwardTable, LayerStack
 from compress.models.structure import Attention, Axis, Projection, Slot, Task, common, with_fields
-
-
-@dataclass(frozen=True)
-class AttentionTable:
-    """One attention of a layer. Module names are relative to the layer. ``axis`` is the name of its heads axis.
-
-    If one fused product computes query, key and value, its name is given three times.
-    """
-
-    module: str
-    query: str
-    key: str
-    value: str
-    out: str
-    norm: str
-    axis: str = "heads"
-    causal: bool = True
-    cross: bool = False
-
-    @property
-    def fused(self) -> bool:
-        """Whether one product computes query, key and value, in this order."""
-        return self.query == self.key
-
-
-@dataclass(frozen=True)
-class FeedForwardTable:
-    """The FFN of a layer: its normalization and products, relative to the layer. ``gate`` is empty without a gate."""
-
-    norm: str
-    up: str
-    down: str
-    gate: str = ""
-
-
-@dataclass(frozen=True)
-class LayerStack:
-    """A chain of layers of one kind: its modules, and the config fields with its sizes."""
-
-    name: str
-    layers: str
-    """Path of the list of modules."""
-    axes: str
-    """Prefix of the axis names of layer N, before ``.N.``."""
-    fields: tuple[str, ...]
-    """Config fields that hold the number of layers."""
-    heads: str
-    """Config field with the number of query heads."""
-    ffn: str
-    """Config field with the number of FFN neurons. If the field is None, there are four times the hidden size."""
-    tokens: str
-    """Path of the token embedding."""
-    attentions: tuple[AttentionTable, ...]
-    feed_forward: FeedForwardTable
-    kv_heads: str = ""
-    """Config field with the number of key/value heads. Empty if there are as many as query heads."""
-    positions: str = ""
-    """Path of the table of learned positions. Empty if there is none."""
-    position_offset: int = 0
-    """Row of that table for position 0."""
-    rotary: str = ""
-    """Path of the module with the frequencies of rotary positions. Empty if there is none."""
-    rotary_settings: tuple[str, ...] = ()
-    """Config fields that may hold the rotary settings. The name depends on the version of the stock library."""
-    embedding_norm: str = ""
-    """Path of the normalization of the embeddings. Empty if there is none."""
-    final_norm: str = ""
-    """Path of the normalization after the last layer. Empty if that layer already ends with one."""
-
-    def depth(self, config: Any) -> int:
-        """The number of layers of this stack in a stock config."""
-        return int(getattr(config, self.fields[0]))
-
-    def layer_of(self, axis: str) -> int | None:
-        """The layer that an axis belongs to. None if the axis belongs to another stack or to no stack."""
-        if not axis.startswith(f"{self.axes}."):
-            return None
-        return int(axis.removeprefix(f"{self.axes}.").partition(".")[0])
 
 
 @dataclass(frozen=True)
@@ -200,8 +122,7 @@ class ModelFamily:
                 _set(layer, embed_dim=hidden)
                 for table in stack.attentions:
                     module = layer.get_submodule(table.module)
-                    heads = _outputs(layer, table.query) // (size * (3 if table.fused else 1))
-                    groups = _outputs(layer, table.key) // (size * (3 if table.fused else 1))
+                    heads, groups = table.head_counts(layer, size)
                     _set(
                         module,
                         layer_idx=n,
@@ -336,11 +257,6 @@ def _attention(stack: LayerStack, n: int, table: AttentionTable) -> Attention:
     axis = f"{stack.axes}.{n}.{table.axis}"
     kv_axis = f"{stack.axes}.{n}.groups" if stack.kv_heads else axis
     return Attention(axis, query, key, value, causal=table.causal, cross=table.cross, kv_axis=kv_axis)
-
-
-def _outputs(layer: nn.Module, name: str) -> int:
-    """The number of output channels of a product of a layer, read from its tensors."""
-    return int(weight_of(layer.get_submodule(name)).shape[0])
 
 
 def _set(module: Any, **values: Any) -> None:

@@ -56,6 +56,12 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight if out_first(module) else weight.T
 
 
+def outputs_of(module: nn.Module) -> int:
+    """Output channels of a product. One that was quantized holds its weight [out, in] whatever the stock layout was."""
+    weight: Any = weight_of(module) if is_product(module) else module.weight
+    return int(weight.shape[0])
+
+
 def slot_dims(module: nn.Module, side: Literal["in", "out"]) -> list[tuple[str, int]]:
     """The (parameter, dimension) pairs that one side of a module spans.
 

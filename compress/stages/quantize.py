@@ -34,7 +34,7 @@ from compress.surgery.quantization import (
     packed_state,
     plan,
     quantize,
-    quantizer_parameters,
+    weights_and_scales,
 )
 from compress.terms.logits import ForwardKL
 from compress.terms.token_contrastive import TokenContrastive
@@ -87,6 +87,7 @@ class Quantize(TaughtStage):
         crowding = {"source": _crowding(model, family)}
         intended = plan(model, family, self.quantization())
         coverage = quantize(model, family, self.quantization(), intended)
+        weights, scales = weights_and_scales(model)
         trained = fit(
             side(source, model),
             self.terms,
@@ -95,7 +96,7 @@ class Quantize(TaughtStage):
             context.trained_on(self.targets if self.train.steps != 0 else None),
             name=self.name or self.type,
             teacher=teacher,
-            groups=_groups(model),
+            groups={"weights": weights, "scales": scales},
         )
         model.eval()
         state, spec = packed_state(model, intended)
@@ -128,12 +129,6 @@ class Quantize(TaughtStage):
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         if self.train.steps != 0:
             yield from term_problems(self.terms, source, teacher)
-
-
-def _groups(model: nn.Module) -> dict[Any, list[nn.Parameter]]:
-    scales = quantizer_parameters(model)
-    learned = {id(scale) for scale in scales}
-    return {"weights": [each for each in model.parameters() if id(each) not in learned], "scales": scales}
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from compress.errors import ModelError
-from compress.models.family import LayerStack, ModelFamily
+from compress.models.family import ModelFamily
+from compress.models.layer_stack import LayerStack
 from compress.models.layout import weight_of
 from compress.models.structure import MASKS, Projection, sized_axes, stock_tensors, with_fields
 from compress.surgery.coverage import Coverage, owners

@@ -76,7 +76,8 @@ def test_what_was_comes_back_after_an_error_too(model: Any) -> None:
         assert numbers(model) != before
         raise KeyError
     assert numbers(model) == before
-    assert len(before) >= 4  # one attention per layer of the smallest family
+    assert len(before) >= 4  # one attention per layer of Llama, which has no other dropout
+    assert len(before) > 8 or model.config.model_type == "llama"
 
 
 def test_a_probability_written_as_an_integer_is_one(tiny_bart: Any) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from compress.artifact import TARGETS, Artifact, adopt, load
+from compress.api import load
+from compress.artifact import TARGETS, Artifact, adopt
 from compress.data import Data
 from compress.data.dataset import with_targets
 from compress.data.targets import prompts_of

@@ -10,6 +10,7 @@ from compress.surgery.quantization.modules import (
     operands,
     prepared,
     quantizer_parameters,
+    weights_and_scales,
 )
 from compress.surgery.quantization.pack import packed_state, restore, unpacked
 from compress.surgery.quantization.spec import (
@@ -53,4 +54,5 @@ __all__ = [
     "quantizer_parameters",
     "restore",
     "unpacked",
+    "weights_and_scales",
 ]

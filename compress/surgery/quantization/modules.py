@@ -173,6 +173,13 @@ def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [weight.scale for weight in fake_quantized(model) if weight.method.state == "scale"]
 
 
+def weights_and_scales(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters of a model, apart from the scales that its quantizers learn, and these scales."""
+    scales = quantizer_parameters(model)
+    learned = {id(scale) for scale in scales}
+    return [each for each in model.parameters() if id(each) not in learned], scales
+
+
 def operands(product: nn.Module) -> list[Tensor]:
     """The tensors a product computes with: a stock module's parameters, or the fake-quantized weight as held."""
     if not isinstance(product, Product):

@@ -1,0 +1,27 @@
+"""Files of masks: learned masks, or scores that rank the units of a model whose masks are all 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def write_masks(file: str | Path, values: Mapping[str, Tensor], *, scores: bool) -> None:
+    """Write values by axis, [units] each, in float32."""
+    state = {axis.replace(".", "/"): value.detach().cpu().float().contiguous() for axis, value in values.items()}
+    save_file(state, file, metadata={"holds": "scores" if scores else "masks"})
+
+
+def read_masks(file: str | Path) -> dict[str, Tensor]:
+    """Values by axis, [units] each, in float32."""
+    return {name.replace("/", "."): values for name, values in load_file(file).items()}
+
+
+def holds_scores(file: str | Path) -> bool:
+    """Whether the values are scores, and no learned masks."""
+    with safe_open(file, framework="pt") as opened:
+        return (opened.metadata() or {}).get("holds") == "scores"

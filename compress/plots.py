@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -135,8 +136,17 @@ def _kind(axis: str) -> str:
     return " ".join(parts) or axis
 
 
+class _Shown(Figure):
+    """A figure that a notebook shows by itself. It shows others only once ``matplotlib.pyplot`` has been imported."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", bbox_inches="tight")
+        return picture.getvalue()
+
+
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
     """A figure in the style of the reports. It has no window, so a notebook shows it once, as the cell's value."""
     with matplotlib.rc_context(_NOTEBOOK):
-        yield Figure(figsize=(width, height))
+        yield _Shown(figsize=(width, height))

@@ -5,6 +5,7 @@ Every process must call each function except ``join``, in the same order. Shapes
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,10 @@ _PATIENCE = timedelta(days=1)
 def join(device: str) -> None:
     """Connect this process to the others of its run, once. Without others, nothing happens.
 
+    On CPUs, this process disconnects when it exits, also after an error. Otherwise, a thread of gloo may need the
+    interpreter while that shuts down, and the process aborts with SIGABRT (pytorch issue 190489). NCCL has no such
+    thread, and disconnecting from it can wait for the others forever.
+
     Raises UserError if the launcher was asked to split a model, or to start more processes than there are devices.
     """
     for variable, name in _SPLITTING.items():
@@ -50,6 +55,8 @@ def join(device: str) -> None:
             raise RuntimeError("the launcher says how many they are, but not where; use torchrun")
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this run cannot reach each other: {error}") from error
+    if backend == "gloo":
+        atexit.register(leave)
 
 
 def leave() -> None:

@@ -112,6 +112,21 @@ def test_who_waits_for_one_that_ended_ends(ending: int) -> None:
 
 
 @pytest.mark.slow
+def test_a_process_disconnects_before_the_interpreter_shuts_down() -> None:
+    code = """
+import atexit, torch
+atexit.register(lambda: print("connected at exit:", torch.distributed.is_initialized()))
+from compress.distributed import collectives
+collectives.join("cpu")
+collectives.wait()
+raise SystemExit(3)
+"""
+    done = launch(2, "-c", code)
+    assert [each.returncode for each in done] == [3, 3], [each.stderr for each in done]
+    assert [each.stdout for each in done] == ["connected at exit: False\n"] * 2
+
+
+@pytest.mark.slow
 def test_processes_that_cannot_meet_are_told() -> None:
     code = "from compress.distributed import collectives; collectives.join('cpu')"
     done = launch(1, "-c", f"import os; os.environ['WORLD_SIZE'] = '2'; del os.environ['MASTER_ADDR']\n{code}")

@@ -1,0 +1,76 @@
+"""What ``artifact.json`` says of a directory: its schema, and the hashes of the files that it describes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from compress.files import sha256
+from compress.schema import Strict, added
+from compress.surgery.quantization import QuantizationSpec
+
+MANIFEST = "artifact.json"
+MASKS = "masks.safetensors"
+QUANTIZED = "quantized.safetensors"
+TARGETS = "targets.jsonl"
+"""Rows of a source and the target that a model generated for it. An artifact with this file holds no model."""
+NOTES = ("history.jsonl", "details.json")
+"""Optional files in which a stage reports on its run. They are hashed, but are not part of the digest."""
+
+
+class Step(Strict):
+    """One stage in an artifact's lineage: its config, its inputs and its effect."""
+
+    stage: str
+    type: str
+    version: int
+    config: dict[str, Any]
+    seed: int
+    inputs: dict[str, str]
+    packages: dict[str, str]
+    seconds: float
+    coverage: dict[str, Any] | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Manifest(Strict):
+    """The content of ``artifact.json``.
+
+    ``layers`` lists which layers of the root base are left in each stack (absent: all). ``sizes`` holds the number of
+    units of the root on each axis, and ``kept`` lists which of them are left (absent: all). Axis names in ``sizes`` and
+    ``kept`` use the layer numbers of this model, not those of the root.
+    """
+
+    format: Literal[1] = 1
+    family: str
+    task: Literal["causal", "seq2seq"]
+    traits: tuple[str, ...] = ()
+    root: str
+    sizes: dict[str, int]
+    kept: dict[str, list[int]] = Field(default_factory=dict)
+    layers: dict[str, list[int]] = added({})
+    quantization: QuantizationSpec | None = None
+    lineage: tuple[Step, ...] = ()
+    files: dict[str, str]
+    digest: str
+
+
+def hashes_of(directory: Path) -> dict[str, str]:
+    """Hash the files directly in the directory. Files in subdirectories, such as runs started there, are ignored."""
+    return {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.is_file() and path.name != MANIFEST}
+
+
+def content_digest(directory: Path, files: Mapping[str, str]) -> str:
+    """Hash what a model computes with: tensors, codes, masks, graphs, targets and config."""
+    kinds = (".safetensors", ".onnx", ".onnx_data", TARGETS)
+    content = {name: digest for name, digest in files.items() if name.endswith(kinds)}
+    config = json.loads((directory / "config.json").read_text())
+    for volatile in ("transformers_version", "_name_or_path"):
+        config.pop(volatile, None)
+    content["config.json"] = json.dumps(config, sort_keys=True)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -85,7 +85,7 @@ def step(
     groups: dict[Group, list[nn.Parameter]],
     batch: dict[str, Tensor],
 ) -> Step:
-    """One step as ``compress.training.loop`` takes it, in bf16 matrix products."""
+    """One step as ``compress.training.update`` takes it, in bf16 matrix products."""
     family = family_of(student.config)
     objective = Objective(Side(student, family), terms, teacher=Side(teacher, family), autocast=torch.bfloat16)
     objective.to(batch["labels"].device).train()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -88,6 +88,17 @@ def mean(tensor: Tensor) -> Tensor:
     with _together():
         dist.all_reduce(total)
     return total / count()
+
+
+def means(values: Sequence[float]) -> list[float]:
+    """The mean of each number over the processes."""
+    found: list[float] = mean(torch.tensor(values, dtype=torch.float64)).tolist()
+    return found
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is true in any process."""
+    return means([float(flag)])[0] > 0
 
 
 def gathered(rows: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from compress.data import Split
 from compress.models.dropout import set_dropout
 from compress.training.config import Group, TrainConfig
 from compress.training.forward import Side
-from compress.training.loop import OwnResponses, Place, Trained, train
+from compress.training.loop import Place, Trained, train
 from compress.training.objective import LossTerm, Objective
+from compress.training.update import OwnResponses
 
 
 def fit(

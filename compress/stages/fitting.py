@@ -18,8 +18,9 @@ from compress.stages.stage import Context, Result, Stage
 from compress.surgery.coverage import Coverage
 from compress.training.config import Group, TrainConfig
 from compress.training.forward import Side
-from compress.training.loop import OwnResponses, Place, Trained
+from compress.training.loop import Place, Trained
 from compress.training.objective import LossTerm
+from compress.training.update import OwnResponses
 
 
 def _some(config: TrainConfig) -> TrainConfig:

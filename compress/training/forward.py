@@ -9,14 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress.data import Split
+from compress.distributed import collectives, processes
+from compress.errors import DataError
 from compress.models.family import ModelFamily
 from compress.models.structure import IGNORE, Projection
+from compress.surgery.quantization import prepared
 
 Batch = Mapping[str, Tensor]
 """LongTensors ``input_ids``, ``attention_mask``, ``labels`` (and ``decoder_*`` for sequence-to-sequence models).
@@ -111,6 +116,27 @@ def nll(side: Side, batch: Batch) -> tuple[float, int]:
             for at in range(0, len(labels_N), size)
         ]
     return (float(torch.stack(sums).sum()) if sums else 0.0), len(labels_N)
+
+
+def mean_nll(side: Side, data: Split, batch: int, dtype: torch.dtype | None) -> float:
+    """Mean negative log-likelihood per scored token of ``data.eval``, in nats. The processes share its batches.
+
+    Products run in ``dtype``, or in float32 for None. Raises DataError if no token is scored.
+    """
+    totals = [0.0, 0.0]
+    with (
+        torch.no_grad(),
+        prepared(side.model, dtype),
+        torch.autocast(side.device.type, dtype, enabled=dtype is not None),
+    ):
+        for rows in islice(data.loader(batch), processes.rank(), None, processes.count()):
+            value, count = nll(side, {name: tensor.to(side.device) for name, tensor in rows.items()})
+            totals[0] += value
+            totals[1] += count
+    total, tokens = collectives.means(totals)
+    if not tokens:
+        raise DataError("data.eval has no scored tokens")
+    return total / tokens
 
 
 def chunk_size(side: Side, device: torch.device) -> int:

@@ -26,6 +26,8 @@ with collectives.main_first():
     times.append(time.monotonic())
 print(json.dumps({
     "mean": collectives.mean(torch.tensor([1.0, 4.0]) * (rank + 1)).tolist(),
+    "means": collectives.means([1, 4.0 * rank]),
+    "anywhere": [collectives.anywhere(rank == 2), collectives.anywhere(rank == 3)],
     "gathered": collectives.gathered(rows).tolist(),
     "empty": collectives.gathered(torch.zeros(3 * rank, dtype=torch.uint8)).tolist(),
     "strided": collectives.gathered(apart).tolist(),
@@ -58,6 +60,8 @@ def test_alone_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.distributed.is_initialized()
     tensor = torch.ones(2)
     assert collectives.mean(tensor) is tensor and collectives.gathered(tensor) is tensor
+    assert collectives.means([1, 2.5]) == [1.0, 2.5]
+    assert [collectives.anywhere(flag) for flag in (True, False)] == [True, False]
     assert collectives.from_main("text") == "text"
     with collectives.main_first():
         collectives.wait()
@@ -92,6 +96,8 @@ def test_three_processes_agree() -> None:
     columns = [[0, 3], [1, 4], [2, 5]]
     assert found[0] == {
         "mean": [2.0, 8.0],
+        "means": [1.0, 4.0],
+        "anywhere": [True, False],
         "gathered": expected,
         "empty": [0] * 9,
         "strided": columns + columns[1:] + columns[2:],

@@ -12,7 +12,7 @@ from compress.surgery.quantization.modules import (
     quantizer_parameters,
     weights_and_scales,
 )
-from compress.surgery.quantization.pack import packed_state, restore, unpacked
+from compress.surgery.quantization.pack import left_in_float32, packed_state, restore, unpacked
 from compress.surgery.quantization.spec import (
     ActivationName,
     ActivationQuantization,
@@ -25,7 +25,6 @@ from compress.surgery.quantization.spec import (
     WeightQuantization,
     packed_bytes,
 )
-from compress.surgery.quantization.storage import left_in_float32
 
 __all__ = [
     "ActivationName",

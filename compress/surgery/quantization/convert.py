@@ -18,10 +18,10 @@ from compress.surgery.quantization.spec import (
     MatrixSpec,
     Quantization,
     QuantizationSpec,
+    Storage,
     block_size,
     packed_bytes,
 )
-from compress.surgery.quantization.storage import planned
 
 Filter = Callable[[str, nn.Module], bool]
 """Chooses modules to quantize by their dotted name and the module itself."""
@@ -56,7 +56,22 @@ def plan(model: nn.Module, family: ModelFamily, config: Quantization, select: Fi
                 shares="" if owner == name else owner,
             )
         )
-    return planned(model, matrices, config.store)
+    return storage_plan(model, matrices, config.store)
+
+
+def storage_plan(model: nn.Module, matrices: Iterable[MatrixSpec], store: Storage) -> QuantizationSpec:
+    """The storage plan of a stock or quantized model with these matrices, if float16 can hold every value.
+
+    Embedding tables without codes are position embeddings.
+    """
+    stored = tuple(each.model_copy(update={"scales": store.of_scales(each.granularity)}) for each in matrices)
+    quantized = {matrix.module for matrix in stored}
+    tables = {
+        f"{name}.weight": tuple(module.get_parameter("weight").shape)
+        for name, module in model.named_modules()
+        if is_embedding(module) and name not in quantized and store.positions == "float16"
+    }
+    return QuantizationSpec(matrices=stored, half=tables)
 
 
 def quantize(

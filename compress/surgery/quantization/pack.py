@@ -1,4 +1,4 @@
-"""Pack a quantized model into tensors, and restore a working model from them."""
+"""Pack a quantized model into tensors, some of them in float16, and restore a working model from them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from compress.functional.fake_quant import dequantize as dequantized
 from compress.functional.packing import from_unsigned, pack_blocks, storage_bits, to_unsigned, unpack_blocks
 from compress.models.family import ModelFamily
 from compress.models.layout import weight_of
-from compress.surgery.quantization.convert import swap
+from compress.surgery.quantization.convert import storage_plan, swap
 from compress.surgery.quantization.modules import FakeQuantWeight, Product, StoredWeight, Table
-from compress.surgery.quantization.spec import MatrixSpec, QuantizationSpec, Storage
-from compress.surgery.quantization.storage import DTYPES, FLOAT32, in_half, planned
+from compress.surgery.quantization.spec import Float, MatrixSpec, QuantizationSpec, Storage
+
+FLOAT32 = Storage()
+"""Everything without codes is stored in float32."""
+DTYPES: dict[Float, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 
 
 def packed_state(
@@ -33,7 +36,7 @@ def packed_state(
     """
     modules = [module for module in model.modules() if isinstance(module, Product | Table)]
     if isinstance(plan, Storage):
-        spec = planned(model, [module.spec for module in modules], plan)
+        spec = storage_plan(model, [module.spec for module in modules], plan)
     else:  # in the order of the model's modules
         by_name = {matrix.module: matrix for matrix in plan.matrices}
         spec = plan.model_copy(update={"matrices": tuple(by_name[module.spec.module] for module in modules)})
@@ -53,6 +56,30 @@ def packed_state(
             masters.add(id(tensor))  # a tensor that several modules share is stored once, under its first name
             state[name] = tensor.detach().cpu().contiguous()
     return in_half(state, spec)
+
+
+def in_half(state: Mapping[str, Tensor], spec: QuantizationSpec) -> tuple[dict[str, Tensor], QuantizationSpec]:
+    """Round to float16 the tensors that ``spec`` stores in float16.
+
+    A tensor stays float32, also in the returned spec, if float16 cannot hold it: scales need 11 bits of precision,
+    positions only need to be in range.
+    """
+    scales = {f"{matrix.module}.scale" for matrix in spec.stored if matrix.scales == "float16"}
+    held = {name for name in scales if _holds_scales(state[name])}
+    tables = {name: shape for name, shape in spec.half.items() if _holds(state[name])}
+    halved = {name: tensor.half() if name in held | set(tables) else tensor for name, tensor in state.items()}
+    matrices = tuple(
+        matrix if f"{matrix.shares or matrix.module}.scale" in held else matrix.model_copy(update={"scales": "float32"})
+        for matrix in spec.matrices
+    )
+    return halved, QuantizationSpec(matrices=matrices, half=tables)
+
+
+def left_in_float32(plan: QuantizationSpec, spec: QuantizationSpec) -> list[str]:
+    """The tensors that :func:`storage_plan` chose for float16 and that :func:`in_half` left in float32."""
+    kept = {matrix.module for matrix in spec.matrices if matrix.scales == "float32"}
+    scales = [f"{each.module}.scale" for each in plan.stored if each.scales == "float16" and each.module in kept]
+    return scales + [name for name in plan.half if name not in spec.half]
 
 
 def unpacked(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -124,3 +151,12 @@ def _tensor(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dt
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
         raise ModelError(f"{name}: expected {dtype} {shape}, found {tensor.dtype} {tuple(tensor.shape)}")
     return tensor
+
+
+def _holds(values: Tensor) -> bool:
+    return bool((values.abs() <= torch.finfo(torch.float16).max).all())
+
+
+def _holds_scales(scales: Tensor) -> bool:
+    """Whether float16 holds every scale to 11 bits. A scale of zero, that of a block of zeros, is allowed."""
+    return _holds(scales) and bool(((scales == 0) | (scales >= torch.finfo(torch.float16).tiny)).all())

@@ -14,8 +14,8 @@ from torch import nn
 from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.family import ModelFamily
-from compress.models.layer_stack import AttentionTable, LayerStack
-from compress.models.rotary import LENGTH_DEPENDENT
+from compress.models.layout import LENGTH_DEPENDENT
+from compress.models.structure import AttentionTable, LayerStack
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.models.layer_stack import AttentionTable, FeedForwardTable, LayerStack
-from compress.models.structure import Attention, Axis, Projection, Slot, Task, common, with_fields
+from compress.models.structure import (
+    Attention,
+    AttentionTable,
+    Axis,
+    FeedForwardTable,
+    LayerStack,
+    Projection,
+    Slot,
+    Task,
+    common,
+    with_fields,
+)
 
 
 @dataclass(frozen=True)

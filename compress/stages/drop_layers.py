@@ -13,8 +13,7 @@ from pydantic import BeforeValidator, StrictInt
 from compress.artifact import Artifact, save_masks, save_model
 from compress.errors import ModelError
 from compress.models import family_of
-from compress.models.layer_stack import LayerStack
-from compress.models.structure import sized_axes
+from compress.models.structure import LayerStack, sized_axes
 from compress.stages.stage import LOAD_ONLY, Context, Result, Shape, Stage
 from compress.surgery.cut import compose
 from compress.surgery.layers import Layers, chosen, drop, renumbered, shallower

@@ -12,9 +12,8 @@ from torch import nn
 
 from compress.errors import ModelError
 from compress.models.family import ModelFamily
-from compress.models.layer_stack import LayerStack
 from compress.models.layout import weight_of
-from compress.models.structure import MASKS, Projection, sized_axes, stock_tensors, with_fields
+from compress.models.structure import MASKS, LayerStack, Projection, sized_axes, stock_tensors, with_fields
 from compress.surgery.coverage import Coverage, owners
 
 Layers = Mapping[str, Sequence[int]]

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from compress.models.description import AttentionBlock, Stack
-from compress.models.rotary import rotary_tables
+from compress.models.layout import rotary_tables
 from compress.onnx.export.attention import lengths, self_attention
 from compress.onnx.export.attention import rotary_tables as stored_tables
 from compress.onnx.export.graph import FLOAT, INT64, Graph

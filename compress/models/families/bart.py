@@ -1,7 +1,7 @@
 """BART: encoder-decoder, post-normalization, token embeddings shared by encoder, decoder and head."""
 
 from compress.models.family import ModelFamily
-from compress.models.layer_stack import AttentionTable, FeedForwardTable, LayerStack
+from compress.models.structure import AttentionTable, FeedForwardTable, LayerStack
 
 
 def _attention(module: str, **settings: object) -> AttentionTable:

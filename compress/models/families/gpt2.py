@@ -1,7 +1,7 @@
 """GPT-2: decoder-only, pre-normalization, learned positions, fused query, key and value."""
 
 from compress.models.family import ModelFamily
-from compress.models.layer_stack import AttentionTable, FeedForwardTable, LayerStack
+from compress.models.structure import AttentionTable, FeedForwardTable, LayerStack
 
 GPT2 = ModelFamily(
     name="gpt2",

@@ -1,7 +1,7 @@
 """Llama: decoder-only, RMS pre-normalization, rotary positions, grouped-query attention, gated FFN."""
 
 from compress.models.family import ModelFamily
-from compress.models.layer_stack import AttentionTable, FeedForwardTable, LayerStack
+from compress.models.structure import AttentionTable, FeedForwardTable, LayerStack
 
 LLAMA = ModelFamily(
     name="llama",

@@ -8,8 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.functional.packing import storage_bits
-from compress.models.layout import is_embedding, is_norm, is_product, norm_epsilon, norm_kind, weight_of
-from compress.models.rotary import is_rotary, rotary_tables
+from compress.models.layout import (
+    is_embedding,
+    is_norm,
+    is_product,
+    is_rotary,
+    norm_epsilon,
+    norm_kind,
+    rotary_tables,
+    weight_of,
+)
 from compress.onnx.export.weights import FloatMatrix, Matrix, Norm, PackedMatrix, Weights
 from compress.surgery.quantization import MatrixSpec, QuantizationSpec, Table
 

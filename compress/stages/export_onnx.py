@@ -16,8 +16,8 @@ from compress.models.description import activation_name, require_described
 from compress.models.loading import build
 from compress.models.stock_files import copy_settings
 from compress.models.structure import stock_tensors
-from compress.onnx.export.activations import require_activation
 from compress.onnx.export.exporter import Packed, export
+from compress.onnx.export.operators import require_activation
 from compress.schema import added
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage, owners

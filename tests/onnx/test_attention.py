@@ -16,7 +16,8 @@ from compress.models.layout import rotary_tables
 from compress.onnx.export.attention import lengths, self_attention
 from compress.onnx.export.attention import rotary_tables as stored_tables
 from compress.onnx.export.graph import FLOAT, INT64, Graph
-from compress.onnx.export.weights import FloatMatrix, Weights
+from compress.onnx.export.matrices import FloatMatrix
+from compress.onnx.export.weights import Weights
 from compress.onnx.names import both_caches
 
 CONTEXT, WIDTH = 32, 20

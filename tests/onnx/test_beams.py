@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.onnx.runtime.beams import beam_search, largest
-from compress.onnx.runtime.logits_processors import Rules
-from compress.onnx.runtime.sampling import Options
+from compress.onnx.runtime.sampling import Options, Rules
 
 LogitsOf = Callable[[Any], Any]
 PAD = 1

@@ -18,9 +18,9 @@ from compress.errors import ParityError
 from compress.functional.fake_quant import dequantize
 from compress.functional.packing import pack_blocks, storage_bits, to_unsigned
 from compress.onnx.export.graph import FLOAT, Graph
+from compress.onnx.export.matrices import unpacked
 from compress.onnx.export.parity import products
 from compress.onnx.export.parity.check import check_parity, float_activations
-from compress.onnx.export.unpacking import unpacked
 from compress.onnx.names import DECODER_FILE, SHARED_FILE
 from compress.onnx.runtime import Runtime
 from compress.surgery.quantization import Product

@@ -16,8 +16,8 @@ from transformers.activations import ACT2CLS
 
 from compress.errors import ModelError
 from compress.models import family_of
-from compress.onnx.export.activations import ACTIVATIONS, activation
 from compress.onnx.export.graph import FLOAT, Graph, save
+from compress.onnx.export.operators import ACTIVATIONS, activation
 from compress.surgery.cut import cut
 
 BATCH_1_STEP = {"Transpose", "MatMul", "Gemm", "DequantizeLinear", "QuantizeLinear", "LayerNormalization"}

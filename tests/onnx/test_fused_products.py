@@ -17,7 +17,8 @@ from compress.models import family_of
 from compress.models.loading import build
 from compress.onnx.export.exporter import Packed, export
 from compress.onnx.export.graph import FLOAT, Graph
-from compress.onnx.export.weights import FloatMatrix, Matrix, PackedMatrix, Weights
+from compress.onnx.export.matrices import FloatMatrix, Matrix, PackedMatrix
+from compress.onnx.export.weights import Weights
 from compress.onnx.names import DECODER_FILE, MODEL_FILE
 from compress.surgery.quantization import Quantization, packed_state, plan, quantize, restore
 

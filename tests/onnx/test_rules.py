@@ -19,8 +19,7 @@ from transformers import (
 )
 
 from compress.errors import UserError
-from compress.onnx.runtime.logits_processors import Rules
-from compress.onnx.runtime.sampling import Options
+from compress.onnx.runtime.sampling import Options, Rules
 
 VOCABULARY = 6
 

@@ -14,8 +14,8 @@ from compress.onnx.export.causal import decoding_graph
 from compress.onnx.export.graph import EXTERNAL_OVER, save, save_pair
 from compress.onnx.export.parity.check import check_parity
 from compress.onnx.export.plain import plain_graph
-from compress.onnx.export.read_weights import read_weights
 from compress.onnx.export.seq2seq import decoder_graph, encoder_graph
+from compress.onnx.export.weights import read_weights
 from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE, SHARED_FILE
 from compress.surgery.quantization import QuantizationSpec
 

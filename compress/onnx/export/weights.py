@@ -1,198 +1,28 @@
-"""Weights of a graph, float or packed, and the nodes that multiply by them or look up their rows."""
+"""The weights of a graph, read from a torch model, float or packed, and the nodes that compute with them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from onnx import helper
+from torch import Tensor, nn
 
-from compress.onnx.export.graph import CONTRIB, FLOAT, Graph
-from compress.onnx.export.unpacking import unpacked
-
-Array = np.ndarray[Any, Any]
-
-FLOAT_KERNEL_BITS = 4
-"""The only number of bits whose kernel takes float32 inputs; other codes would be unpacked again at every product."""
-
-
-class Matrix(Protocol):
-    """A weight [N, K]: N outputs (or tokens), K inputs (or channels)."""
-
-    @property
-    def name(self) -> str:
-        """The name of the stored weight."""
-        ...
-
-    @property
-    def outputs(self) -> int:
-        """N."""
-        ...
-
-    @property
-    def columns(self) -> int:
-        """K."""
-        ...
-
-    def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
-        """Add nodes for x W^T + bias. The product is named ``module``; an empty ``bias`` means none."""
-        ...
-
-    def rows(self, graph: Graph, ids: str) -> str:
-        """Add nodes that look up rows."""
-        ...
-
-
-def float_product(graph: Graph, module: str, x: str, weight: str, bias: str, output: str) -> str:
-    """Add nodes for x W^T + bias in float32."""
-    product = graph.node("FusedMatMul", [x, weight], "" if bias else output, name=module, domain=CONTRIB, transB=1)
-    return graph.node("Add", [product, bias], output) if bias else product
-
-
-@dataclass(frozen=True)
-class FloatMatrix:
-    """A weight [N, K] in float32, or in float16 with products in float32."""
-
-    name: str
-    values: Array
-
-    @property
-    def outputs(self) -> int:
-        return int(self.values.shape[0])
-
-    @property
-    def columns(self) -> int:
-        return int(self.values.shape[1])
-
-    def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
-        return float_product(graph, module, x, graph.floats(self.name, self.values), bias, output)
-
-    def rows(self, graph: Graph, ids: str) -> str:
-        return graph.node("Gather", [graph.floats(self.name, self.values), ids])
-
-
-@dataclass(frozen=True)
-class PackedMatrix:
-    """Codes [N, blocks, bytes per block] and scales: one ([]), one per row ([N]), or one per block ([N, blocks])."""
-
-    name: str
-    codes: Array
-    scales: Array
-    bits: int
-    block: int
-    columns: int
-    float_inputs: bool = False
-    """Products read float32 inputs; otherwise inputs are rounded to 8 bits with one scale per row and block."""
-
-    @property
-    def outputs(self) -> int:
-        return int(self.codes.shape[0])
-
-    def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
-        """One MatMulNBits on packed codes: ``accuracy_level`` is 4 for 8-bit inputs and 1 for float32 inputs.
-
-        Codes without a kernel for float32 inputs are unpacked to a float weight when a session opens.
-        """
-        if self.float_inputs and self.bits != FLOAT_KERNEL_BITS:
-            return float_product(graph, module, x, self._unpacked(graph), bias, output)
-        inputs = [x, graph.weight(f"{self.name}.codes", self.codes), self._scales(graph)]
-        return graph.node(
-            "MatMulNBits",
-            [*inputs, "", "", bias] if bias else inputs,
-            output,
-            name=module,
-            domain=CONTRIB,
-            bits=self.bits,
-            block_size=self.block,
-            K=self.columns,
-            N=self.codes.shape[0],
-            accuracy_level=1 if self.float_inputs else 4,
-        )
-
-    def rows(self, graph: Graph, ids: str) -> str:
-        """One GatherBlockQuantized on the same bytes that a product reads; padding is removed."""
-        codes = graph.weight(f"{self.name}.codes", self.codes)
-        flat = graph.node("Reshape", [codes, graph.integers(self.codes.shape[0], -1)])
-        gathered = graph.node(
-            "GatherBlockQuantized",
-            [flat, ids, self._scales(graph)],
-            domain=CONTRIB,
-            bits=self.bits,
-            block_size=self.block,
-            gather_axis=0,
-            quantize_axis=1,
-        )
-        if self.columns == self.codes.shape[1] * self.block:
-            return gathered
-        bounds = [graph.integers(0), graph.integers(self.columns), graph.integers(-1)]
-        return graph.node("Slice", [gathered, *bounds])
-
-    def _unpacked(self, graph: Graph) -> str:
-        codes = graph.weight(f"{self.name}.codes", self.codes)
-        rows, blocks, size = self.codes.shape
-        shape = rows, blocks, size
-        return unpacked(graph, codes, self._scales(graph), shape=shape, bits=self.bits, columns=self.columns)
-
-    def _scales(self, graph: Graph) -> str:
-        """Scales [N, blocks] for the kernels, expanded from the stored ones when a session opens."""
-        if self.scales.ndim == 2:
-            return graph.floats(f"{self.name}.scales", self.scales)
-        shape = graph.integers(*self.codes.shape[:2])
-        if self.scales.ndim:
-            column = graph.floats(f"{self.name}.scales", self.scales.reshape(-1, 1))
-            return graph.node("Expand", [column, shape])
-        value = helper.make_tensor("value", FLOAT, [1], [float(self.scales)])
-        return graph.node("ConstantOfShape", [shape], value=value)
-
-
-@dataclass(frozen=True)
-class FusedMatrix(PackedMatrix):
-    """Packed matrices with the same input, concatenated by rows; each part keeps its own scales."""
-
-    parts: tuple[PackedMatrix, ...] = ()
-
-    def _scales(self, graph: Graph) -> str:
-        return graph.node("Concat", [part._scales(graph) for part in self.parts], axis=0)
-
-
-JOIN = "+"
-"""Separates the modules in the name of a fused product."""
-
-
-def fused(matrices: Sequence[Matrix]) -> Matrix:
-    """One matrix of several that multiply the same input; outputs are in the order of the matrices.
-
-    Packed matrices must agree in bits, block size, columns and inputs, float matrices in columns.
-    """
-    name = JOIN.join(matrix.name for matrix in matrices)
-    packed = [matrix for matrix in matrices if isinstance(matrix, PackedMatrix)]
-    if not packed:
-        floats = [matrix.values for matrix in matrices if isinstance(matrix, FloatMatrix)]
-        return FloatMatrix(name, np.concatenate(floats))
-    first = packed[0]
-    return FusedMatrix(
-        name=name,
-        codes=np.concatenate([matrix.codes for matrix in packed]),
-        scales=np.zeros(0),
-        bits=first.bits,
-        block=first.block,
-        columns=first.columns,
-        float_inputs=first.float_inputs,
-        parts=tuple(packed),
-    )
-
-
-def _alike(matrices: Sequence[Matrix]) -> bool:
-    """True if one product can compute all: float matrices, or packed ones with equal bits, block size and inputs."""
-
-    def form(matrix: Matrix) -> tuple[object, ...]:
-        if isinstance(matrix, PackedMatrix):
-            return matrix.bits, matrix.block, matrix.columns, matrix.float_inputs
-        return (matrix.columns,)
-
-    return len({form(matrix) for matrix in matrices}) == 1
+from compress.functional.packing import storage_bits
+from compress.models.layout import (
+    is_embedding,
+    is_norm,
+    is_product,
+    is_rotary,
+    norm_epsilon,
+    norm_kind,
+    rotary_tables,
+    weight_of,
+)
+from compress.onnx.export.graph import Graph
+from compress.onnx.export.matrices import JOIN, Array, FloatMatrix, Matrix, PackedMatrix, alike, fused
+from compress.surgery.quantization import MatrixSpec, QuantizationSpec, Table
 
 
 @dataclass(frozen=True)
@@ -219,7 +49,7 @@ class Weights:
         """Multiply by a module's weight and add its bias, if any. Outputs of several modules are concatenated."""
         modules = (module,) if isinstance(module, str) else tuple(module)
         matrices = [self.matrices[each] for each in modules]
-        if not _alike(matrices):
+        if not alike(matrices):
             parts = [self.product(graph, each, x) for each in modules]
             return graph.node("Concat", parts, output, axis=-1)
         matrix = matrices[0] if len(matrices) == 1 else fused(matrices)
@@ -231,7 +61,7 @@ class Weights:
         Matrices that differ in bits, block size or inputs are multiplied one by one.
         """
         matrices = [self.matrices[each] for each in modules]
-        if not _alike(matrices):
+        if not alike(matrices):
             return [self.product(graph, each, x) for each in modules]
         outputs = [f"{module}.output" for module in modules]
         sizes = [matrix.outputs for matrix in matrices]
@@ -260,3 +90,63 @@ class Weights:
     def vector(self, graph: Graph, name: str) -> str:
         """Store a vector."""
         return graph.weight(name, self.vectors[name])
+
+
+def read_weights(
+    model: nn.Module,
+    spec: QuantizationSpec | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    split: bool = False,
+) -> Weights:
+    """Weights of a stock model. Codes, scales and float16 tables that ``spec`` names are read from ``tensors``.
+
+    Modules that share one parameter share one stored weight. With ``split``, token embeddings are stored separately as
+    dequantized float32 rows.
+    """
+    names: dict[int, str] = {}
+    matrices: dict[str, Matrix] = {}
+    norms: dict[str, Norm] = {}
+    rotary: dict[str, tuple[Any, Any]] = {}
+    vectors: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if is_product(module) or is_embedding(module):
+            stored = names.setdefault(id(module.get_parameter("weight")), f"{name}.weight")
+            values = module.weight if is_embedding(module) else weight_of(module)
+            matrices[name] = FloatMatrix(stored, values.detach().cpu().numpy())
+        elif is_norm(module):
+            norms[name] = Norm(norm_epsilon(module), centred=norm_kind(module) == "layer")
+        elif is_rotary(module):
+            cosines, sines = rotary_tables(module)
+            rotary[name] = cosines.numpy(), sines.numpy()
+        for part, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 1:
+                vectors[f"{name}.{part}"] = parameter.detach().cpu().numpy()
+    for name, buffer in model.named_buffers():
+        if buffer.ndim == 2 and len(buffer) == 1:  # the bias of the logits, stored as one row
+            vectors[name] = buffer.detach().cpu().numpy()[0]
+    if spec is not None and tensors is not None:
+        matrices |= _quantized(model, spec, tensors, split=split)
+    return Weights(matrices, vectors, norms, rotary)
+
+
+def _quantized(
+    model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str, Tensor], *, split: bool
+) -> Mapping[str, Matrix]:
+    """The matrices that replace the model's own: float16 tables, codes, and separately stored rows."""
+    halved = {name.removesuffix(".weight"): FloatMatrix(name, tensors[name].numpy()) for name in spec.half}
+    coded = {matrix.module: _packed(matrix, tensors) for matrix in spec.matrices}
+    apart = [matrix for matrix in spec.matrices if split and isinstance(model.get_submodule(matrix.module), Table)]
+    return halved | coded | {matrix.module: _rows(matrix, model) for matrix in apart}
+
+
+def _packed(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> PackedMatrix:
+    owner = matrix.shares or matrix.module
+    codes, scales = (tensors[f"{owner}.{part}"].numpy() for part in ("codes", "scale"))
+    bits, float_inputs = storage_bits(matrix.bits), matrix.activations == "none"
+    return PackedMatrix(owner, codes, scales, bits, matrix.block, matrix.shape[1], float_inputs)
+
+
+def _rows(matrix: MatrixSpec, model: nn.Module) -> FloatMatrix:
+    weight = model.get_submodule(matrix.module).get_submodule("quantizer").get_parameter("weight")
+    return FloatMatrix(f"{matrix.shares or matrix.module}.rows", weight.detach().cpu().numpy())

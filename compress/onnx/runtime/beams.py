@@ -21,8 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from compress.onnx.runtime.logits_processors import Rules
-from compress.onnx.runtime.sampling import Options
+from compress.onnx.runtime.sampling import Options, Rules
 
 Array = np.ndarray[Any, Any]
 GROUP = 64

@@ -21,10 +21,9 @@ import onnxruntime as ort
 from compress.errors import ModelError, UserError
 from compress.onnx.names import DECODER_FILE, ENCODER_FILE, MODEL_FILE
 from compress.onnx.runtime.beams import beam_search
-from compress.onnx.runtime.logits_processors import Rules
 from compress.onnx.runtime.opening import decoding_settings, open_session
 from compress.onnx.runtime.prompts import prompts
-from compress.onnx.runtime.sampling import Options, as_tokens, choose, is_whole
+from compress.onnx.runtime.sampling import Options, Rules, as_tokens, choose, is_whole
 from compress.onnx.runtime.seq2seq_session import Seq2SeqDecoding
 from compress.onnx.runtime.session import Array, Decoding
 

@@ -23,7 +23,7 @@ from torch import nn
 from compress.errors import ParityError
 from compress.functional.fake_quant import levels
 from compress.onnx.export.graph import FLOAT
-from compress.onnx.export.weights import JOIN
+from compress.onnx.export.matrices import JOIN
 from compress.surgery.quantization import MatrixSpec, Product, Table
 
 Array = np.ndarray[Any, Any]

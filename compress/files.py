@@ -17,14 +17,16 @@ PARTIAL = ".partial"
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}
 
 
-def publish(partial: Path, final: Path) -> None:
-    """Write all of a file or directory to the disk, and then rename it to ``final``, replacing what has that name.
+def publish(partial: Path, final: Path, *, replace: bool = False) -> None:
+    """Write all of a file or directory to the disk, and then rename it to ``final``.
 
-    A rename alone is not enough. After a power loss the new name may exist while the content is missing.
+    A rename alone is not enough. After a power loss the new name may exist while the content is missing. A file or an
+    empty directory with that name is replaced. A directory with content is deleted only with ``replace``; otherwise
+    OSError is raised, so that a wrong path never costs a user's files.
     """
     for path in (*partial.rglob("*"), partial):
         _sync(path)
-    if final.is_dir():
+    if replace and final.is_dir():
         shutil.rmtree(final)
     os.replace(partial, final)
     _sync(final.parent)

@@ -57,7 +57,8 @@ def seal(
     layers: Mapping[str, Sequence[int]] | None = None,
     quantization: QuantizationSpec | None = None,
 ) -> Artifact:
-    """Hash every file of ``directory``, write the manifest last, and rename the directory to ``final``.
+    """Hash every file of ``directory``, write the manifest last, and rename the directory to ``final``, replacing a
+    directory that is there: a run gives each result a name of its own, so only an unfinished one can be.
 
     ``layers`` lists which layers of the parent stayed, by stack (absent: all). ``kept`` lists units by their numbers in
     the root, under axis names with the layer numbers of the new model.
@@ -76,7 +77,7 @@ def seal(
         files=files,
         digest=content_digest(directory, files),
     )
-    return _published(directory, final, manifest)
+    return _published(directory, final, manifest, replace=True)
 
 
 def seal_root(
@@ -90,7 +91,10 @@ def seal_root(
     layers: dict[str, list[int]],
     quantization: QuantizationSpec | None,
 ) -> Artifact:
-    """Seal a directory that was not made by a stage. Its own digest is its root."""
+    """Seal a directory that was not made by a stage. Its own digest is its root.
+
+    Raises OSError if ``final`` is a directory with content.
+    """
     files = hashes_of(directory)
     digest = content_digest(directory, files)
     manifest = Manifest(
@@ -108,8 +112,8 @@ def seal_root(
     return _published(directory, final, manifest)
 
 
-def _published(directory: Path, final: Path, manifest: Manifest) -> Artifact:
+def _published(directory: Path, final: Path, manifest: Manifest, *, replace: bool = False) -> Artifact:
     """Write the manifest last, and rename the directory to ``final``."""
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
-    publish(directory, final)
+    publish(directory, final, replace=replace)
     return Artifact(final, manifest)

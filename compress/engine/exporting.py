@@ -29,7 +29,7 @@ def new_directory(out: str | Path, name: str = "out") -> Iterator[tuple[Path, Pa
 
     Raises UserError where something other than an empty directory is there already.
     """
-    final = Path(out)
+    final = Path(out).resolve()  # "missing/.." does not exist until "missing" does, and then it is another directory
     if final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise UserError(f"{name}: {final} exists already; give a new directory")
     partial = final.with_name(final.name + PARTIAL)

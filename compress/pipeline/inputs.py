@@ -146,7 +146,7 @@ class Inputs:
         save_file(stock_state(model), out / "model.safetensors", metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save_pretrained(out)
-        publish(out, slot.final)
+        publish(out, slot.final, replace=True)
         return adopt(slot.final)
 
     def _settings(self, name: str) -> dict[str, Any]:

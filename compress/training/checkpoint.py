@@ -57,7 +57,7 @@ class Checkpoints:
             save_file(_optimizer_tensors(optimizer), temporary / _OPTIMIZER)
             save_file(random, temporary / _RANDOM)
             (temporary / _PROGRESS).write_text(json.dumps(asdict(progress)))
-            publish(temporary, final)
+            publish(temporary, final, replace=True)
         for other in self.directory.glob("step-*"):
             if other != final:
                 shutil.rmtree(other)
@@ -106,7 +106,7 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = self.directory / "best.partial"
         save_file(unique_state(model), temporary)
-        publish(temporary, self.directory / _BEST)
+        publish(temporary, self.directory / _BEST, replace=True)
 
     def restore_best(self, model: nn.Module) -> None:
         """Load the best weights back."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from compress.api.teaching import configured
+from compress.api.arguments import configured
 from compress.engine.models import ancestry_of, checked, remember
 from compress.errors import NothingDoneError, UserError
 from compress.surgery.coverage import Coverage

@@ -11,9 +11,10 @@ from typing import Any, get_args
 from rich.console import Console
 from torch import nn
 
-from compress.api.teaching import configured, device_of, require_alike
+from compress.api.arguments import configured
+from compress.api.teaching import require_alike
 from compress.artifact import Artifact, adopt, adopt_deployed
-from compress.engine.models import checked, side_of, undisturbed
+from compress.engine.models import checked, device_of, side_of, undisturbed
 from compress.engine.rows import as_split, require_tokenizer
 from compress.errors import UserError
 from compress.generation.subject import TorchSubject, subject_of

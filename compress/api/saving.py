@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from compress.api.teaching import device_of
 from compress.artifact import adopt
 from compress.engine.exporting import write_onnx, write_torch
-from compress.engine.models import Ancestry, checked, remember, undisturbed
+from compress.engine.models import Ancestry, checked, device_of, remember, undisturbed
 from compress.engine.rows import require_tokenizer
 from compress.errors import ModelError, UserError
 from compress.onnx.export.exporter import GraphKind

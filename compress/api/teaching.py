@@ -6,22 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pydantic
-import torch
 from torch import nn
 
+from compress.api.arguments import configured
+from compress.api.asked import Asked
 from compress.data import Split
 from compress.engine.fitting import fit
-from compress.engine.models import ancestry_of, checked, side_of, traits_of, undisturbed
+from compress.engine.models import ancestry_of, checked, device_of, side_of, traits_of, undisturbed
 from compress.engine.rows import as_split
 from compress.engine.term_checks import term_problems
 from compress.errors import ModelError, RecipeError, UserError
 from compress.registry import TERMS
-from compress.schema import Strict
 from compress.surgery.layers import renumbered
 from compress.surgery.quantization import weights_and_scales
-from compress.training.config import TrainConfig
-from compress.training.loop import Place, Trained
+from compress.training.loop import Trained
 from compress.training.objective import LossTerm
 
 Terms = Sequence[str | Mapping[str, Any] | LossTerm]
@@ -118,33 +116,6 @@ def distill(
         raise ModelError("teacher: is the student itself; give another model, such as copy.deepcopy(student)")
     asked = Asked(data, tokenizer, block, seed, progress, training)
     return fitted(student, terms, asked, eval_data, name="student", teacher=teacher)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What every function that trains takes: data, how it is read, and how to train."""
-
-    data: Any
-    tokenizer: Any
-    block: int | None
-    seed: int
-    progress: bool
-    training: Mapping[str, Any]
-
-    def rows(self, model: Any) -> Split:
-        """The data as rows for this model."""
-        return as_split(self.data, model.config, self.tokenizer, name="data", block=self.block)
-
-    def config(self) -> TrainConfig:
-        """The training settings, of which at least one step must follow."""
-        config: TrainConfig = configured(TrainConfig, **self.training)
-        if config.steps == 0:
-            raise UserError("steps: is 0, and nothing would be trained; allowed: whole numbers from 1")
-        return config
-
-    def place(self, model: nn.Module, name: str) -> Place:
-        """The device of the model, and no directory."""
-        return Place(None, device=device_of(model).type, seed=self.seed, bar=self.progress, name=name)
 
 
 def fitted(
@@ -256,21 +227,3 @@ def _known(model: Any, name: str) -> _Known:
     sizes = {axis: len(known.kept.get(axis, range(size))) for axis, size in known.sizes.items()}
     root = "root" if name == "student" else name
     return _Known(name, model.config, sizes, known.layers, traits_of(model), root, known.sizes)
-
-
-def configured(kind: type[Strict], *, where: str = "", **values: Any) -> Any:
-    """Build a config; the first thing that is wrong with it becomes one line that names the argument."""
-    try:
-        return kind(**values)
-    except pydantic.ValidationError as error:
-        found = error.errors()
-        first = next((each for each in found if not each["type"].endswith("_type")), found[0])
-        place = ".".join(part for part in map(str, first["loc"]) if part.isidentifier())
-        given = "" if isinstance(first["input"], Mapping) or not place else f" (given: {first['input']!r})"
-        text = first["msg"].removeprefix("Value error, ")
-        raise UserError(": ".join(filter(None, [where, place, text])) + given) from None
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model lives."""
-    return next(model.parameters()).device

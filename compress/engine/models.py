@@ -107,6 +107,11 @@ def traits_of(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, holds in found.items() if holds)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model lives."""
+    return next(model.parameters()).device
+
+
 def side_of(model: nn.Module, family: ModelFamily) -> Side:
     """A model as the objective sees it, with the units and layers it kept of its root."""
     known = ancestry_of(model, family)

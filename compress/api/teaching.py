@@ -18,7 +18,7 @@ from compress.engine.term_checks import term_problems
 from compress.errors import ModelError, RecipeError, UserError
 from compress.registry import TERMS
 from compress.surgery.layers import renumbered
-from compress.surgery.quantization import weights_and_scales
+from compress.surgery.quantization import stored, weights_and_scales
 from compress.training.loop import Trained
 from compress.training.objective import LossTerm
 
@@ -129,6 +129,11 @@ def fitted(
 ) -> Trained:
     """Check every argument, then train ``model`` in place; what :func:`finetune` and :func:`distill` both do."""
     family = checked(model, name, forbids=("masked",))
+    if any(weight.weight.requires_grad for weight in stored(model)):
+        raise ModelError(
+            f"{name}: was loaded from packed codes, which do not train, and requires_grad of a quantized weight is "
+            "True; set it to False, or quantize_ a float model and train that"
+        )
     config, chosen = asked.config(), read_terms(terms)
     require_terms(chosen, model, teacher)
     rows = asked.rows(model)

@@ -10,6 +10,7 @@ from compress.surgery.quantization.modules import (
     operands,
     prepared,
     quantizer_parameters,
+    stored,
     weights_and_scales,
 )
 from compress.surgery.quantization.pack import packed_state, restore, unpacked
@@ -53,6 +54,7 @@ __all__ = [
     "quantize",
     "quantizer_parameters",
     "restore",
+    "stored",
     "unpacked",
     "weights_and_scales",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from compress.api.arguments import configured
+from compress.api.arguments import configured, require_flag
 from compress.api.unit_masks import Masks
 from compress.engine.models import ancestry_of, checked, remember_cut
 from compress.engine.pruning import Target, cut_to
@@ -58,6 +58,8 @@ def prune(
         raise UserError(f"masks: a {type(masks).__name__} is not a Masks; use learn_masks or score")
     if (keep is None) == (parameters is None):
         raise UserError("keep: give either keep (a fraction such as '2/4') or parameters (a budget)")
+    require_flag(uniform, "uniform")
+    require_flag(fold_masks, "fold_masks")
     if fold_masks and masks.scored:
         raise UserError("fold_masks: these are scores, and masks of 1 change nothing; allowed: False")
     target = configured(Target, keep=keep, parameters=parameters, uniform=uniform)

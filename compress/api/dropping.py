@@ -41,9 +41,10 @@ def drop_layers(model: nn.Module, keep: int | Sequence[int] | Mapping[str, int |
         listed = isinstance(each, Sequence) and not isinstance(each, str) and all(type(layer) is int for layer in each)
         if type(each) is not int and not listed:
             raise UserError(f"keep: {each!r} is not a number of layers, or a list of layers from 0, such as [0, 2, 5]")
-    if unknown := sorted(set(asked) - set(depths)):
-        raise ModelError(f"keep: this model has no layers named {unknown[0]!r}; allowed: {', '.join(depths)}")
-    layers = {name: chosen(each, depths[name]) if isinstance(each, int) else list(each) for name, each in asked.items()}
+    for name in asked:
+        if name not in depths:
+            raise ModelError(f"keep: this model has no layers named {name!r}; allowed: {', '.join(depths)}")
+    layers = {name: _layers(each, depths[name]) for name, each in asked.items()}
     if all(left == list(range(depths[name])) for name, left in layers.items()):
         raise NothingDoneError(f"keep: {keep} keeps every layer; allowed: fewer than {depths}")
     before = ancestry_of(model, family)
@@ -51,3 +52,12 @@ def drop_layers(model: nn.Module, keep: int | Sequence[int] | Mapping[str, int |
     drop(small, family, layers)
     remember_layers(small, family, before, layers)
     return small
+
+
+def _layers(asked: int | Sequence[int], depth: int) -> list[int]:
+    if not isinstance(asked, int):
+        return list(asked)
+    try:
+        return chosen(asked, depth)
+    except ModelError as error:
+        raise ModelError(f"keep: {error}") from None

@@ -6,22 +6,35 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from compress.api.asked import Asked
-from compress.api.teaching import Terms, read_terms, require_alike, require_terms
+from compress.api.arguments import configured, refuse_idle, require_choice
+from compress.api.asked import Asked, idle_settings
+from compress.api.teaching import (
+    Terms,
+    read_terms,
+    require_alike,
+    require_teacher_read,
+    require_terms,
+    trains_parts,
+)
 from compress.api.unit_masks import Masks
 from compress.engine.fitting import fit
-from compress.engine.masking import Method, unit_values, used_terms
+from compress.engine.masking import Method, unit_values
 from compress.engine.models import checked, side_of, undisturbed
 from compress.errors import UserError
 from compress.models.family import ModelFamily
 from compress.models.structure import AxisKind, sized_axes
-from compress.training.config import Group
+from compress.schema import Strict
+from compress.training.config import Group, TrainConfig
 from compress.training.loop import Trained
+from compress.training.objective import LossTerm
 
 AXES: tuple[AxisKind, ...] = ("hidden", "heads", "ffn")
 """Kinds of axes that are masked by default: the hidden dimension, attention heads, FFN neurons."""
+OF_SCORES = ("cross_entropy",)
+"""The terms whose gradients score units by default."""
 
 
 def learn_masks(
@@ -45,7 +58,7 @@ def learn_masks(
     Args:
         model: a float32 model without masks and without quantization.
         data: as in :func:`compress.finetune`.
-        teacher: the model to match; by default the model itself, as it is without masks.
+        teacher: the model to match; by default the model itself, as it is without masks. It is only read.
         tokenizer: as in :func:`compress.finetune`.
         axes: kinds of axes to mask: ``hidden``, ``heads``, ``ffn``.
         terms: loss terms; ``mask_l1`` is the sum of |m|.
@@ -67,13 +80,17 @@ def learn_masks(
     """
     family = checked(model, "model", forbids=("masked", "quantized"))
     axes = require_axes(model, family, axes)
-    if teacher is None or teacher is model:
+    used = read_terms(terms)
+    if teacher is not None:
+        checked(teacher, "teacher", forbids=("masked",))
+        require_teacher_read(used, teacher)
+    if teacher is model or (teacher is None and any(term.needs_teacher for term in used)):
         teacher = copy.deepcopy(model)
-    checked(teacher, "teacher", forbids=("masked",))
     asked = Asked(data, tokenizer, block, seed, progress, training)
-    if asked.config().mask_lr == 0:
+    config = asked.config(idle_settings(masks=True, parts=trains_parts(used)))
+    if config.mask_lr == 0:
         raise UserError("mask_lr: is 0, and no mask would train; allowed: numbers above 0")
-    return Masks(_trained(model, family, axes, "learned", terms, teacher, asked), scored=False)
+    return Masks(_trained(model, family, axes, "learned", used, teacher, asked, config), scored=False)
 
 
 def score(
@@ -84,7 +101,7 @@ def score(
     teacher: nn.Module | None = None,
     tokenizer: Any = None,
     axes: Sequence[AxisKind] = AXES,
-    terms: Terms = ("cross_entropy",),
+    terms: Terms = OF_SCORES,
     weights_lr: float | None = None,
     block: int | None = None,
     seed: int = 0,
@@ -98,9 +115,9 @@ def score(
 
     Args:
         model: a float32 model without masks and without quantization.
-        data: as in :func:`compress.finetune`; not for ``magnitude``.
+        data: as in :func:`compress.finetune`; not for ``magnitude``, and nor are the arguments below but ``axes``.
         method: how units are scored.
-        teacher: needed by terms that compare with one.
+        teacher: needed by terms that compare with one, and only then.
         tokenizer: as in :func:`compress.finetune`.
         axes: kinds of axes to score.
         terms: loss terms that the gradients are of.
@@ -122,32 +139,48 @@ def score(
     """
     family = checked(model, "model", forbids=("masked", "quantized"))
     axes = require_axes(model, family, axes)
-    if method not in ("magnitude", "loss_aware", "movement"):
-        raise UserError(f"method: {method!r} is not known; allowed: magnitude, loss_aware, movement")
-    if method == "magnitude" and (data is not None or training):
-        idle = "data" if data is not None else next(iter(training))
-        raise UserError(f"{idle}: method magnitude reads the weights alone; leave it out")
+    require_choice(method, "method", ("magnitude", "loss_aware", "movement"))
+    asked = Asked(data, tokenizer, block, seed, progress, training)
     if (method == "movement") != (weights_lr is not None):
         raise UserError("weights_lr: belongs to method movement, which follows weights while they train")
-    if teacher is not None:
-        checked(teacher, "teacher", forbids=("masked",))
     if method == "magnitude":
+        given = {"data": data, "teacher": teacher, "tokenizer": tokenizer, "block": block, "seed": seed or None}
+        given |= {"terms": None if terms is OF_SCORES else terms, **training}
+        refuse_idle(
+            (name for name, value in given.items() if value is not None),
+            dict.fromkeys(given, "method magnitude reads the weights alone"),
+        )
         with undisturbed(model):
             values, _, _ = unit_values(model, family, axes, method)
         return Masks(_plain(values), scored=True)
-    if method == "movement":
+    used = read_terms(terms)
+    if teacher is not None:
+        checked(teacher, "teacher", forbids=("masked",))
+        require_teacher_read(used, teacher)
+    idle = idle_settings(weights=weights_lr is not None, parts=trains_parts(used))
+    if weights_lr is not None:
+        idle["lr"] = "weights train at weights_lr"
+        weights_lr = configured(_Rate, weights_lr=weights_lr).weights_lr
         model = copy.deepcopy(model)
-    asked = Asked(data, tokenizer, block, seed, progress, training)
-    return Masks(_trained(model, family, axes, method, terms, teacher, asked, weights_lr), scored=True)
+    config = asked.config(idle)
+    return Masks(_trained(model, family, axes, method, used, teacher, asked, config, weights_lr), scored=True)
+
+
+class _Rate(Strict):
+    weights_lr: float = Field(gt=0)
 
 
 def require_axes(model: nn.Module, family: ModelFamily, axes: AxisKind | Sequence[AxisKind]) -> Sequence[AxisKind]:
     """The kinds of axes as a sequence; UserError for kinds that the model does not have, or that are named twice."""
     have = list(dict.fromkeys(axis.kind for axis in sized_axes(model, family)))
+    if not isinstance(axes, Sequence):
+        raise UserError(f"axes: a {type(axes).__name__} is no list of kinds; allowed: some of {', '.join(have)}")
     names: list[str] = [axes] if isinstance(axes, str) else list(axes)
-    wrong = next((name for name in names if name not in have or names.count(name) > 1), None)
-    if wrong is not None or not names:
-        raise UserError(f"axes: {wrong!r} is unknown or named twice; allowed: some of {', '.join(have)}")
+    if not names:
+        raise UserError(f"axes: is empty; allowed: some of {', '.join(have)}")
+    for name in names:
+        if name not in have or names.count(name) > 1:
+            raise UserError(f"axes: {name!r} is unknown or named twice; allowed: some of {', '.join(have)}")
     return [kind for kind in have if kind in names]
 
 
@@ -156,12 +189,12 @@ def _trained(
     family: ModelFamily,
     axes: Sequence[AxisKind],
     method: Method,
-    terms: Terms,
+    used: Sequence[LossTerm],
     teacher: nn.Module | None,
     asked: Asked,
+    config: TrainConfig,
     weights_lr: float | None = None,
 ) -> dict[str, Tensor]:
-    config, used = asked.config(), used_terms(read_terms(terms), method)
     require_terms(used, model, teacher, masked=method == "learned")
     rows, place = asked.rows(model), asked.place(model, "masks")
     if teacher is not None:

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from compress.api.arguments import configured
-from compress.api.asked import Asked
+from compress.api.asked import Asked, idle_settings
 from compress.data import Split
 from compress.engine.fitting import fit
-from compress.engine.models import ancestry_of, checked, device_of, side_of, traits_of, undisturbed
+from compress.engine.models import ancestry_of, checked, side_of, traits_of, undisturbed
 from compress.engine.rows import as_split
 from compress.engine.term_checks import term_problems
 from compress.errors import ModelError, RecipeError, UserError
@@ -20,7 +20,7 @@ from compress.registry import TERMS
 from compress.surgery.layers import renumbered
 from compress.surgery.quantization import stored, weights_and_scales
 from compress.training.loop import Trained
-from compress.training.objective import LossTerm
+from compress.training.objective import LossTerm, StateTerm
 
 Terms = Sequence[str | Mapping[str, Any] | LossTerm]
 """Loss terms: a name such as ``"adaptive_kl"``, ``{"type": "adaptive_kl", "head_mass": 0.5}``, or a term itself."""
@@ -46,10 +46,12 @@ def finetune(
         tokenizer: the tokenizer of the model, needed for texts.
         terms: loss terms that need no teacher; the loss is their weighted sum.
         eval_data: data that chooses the best step; without it, the last step counts.
-        block: tokens per row of running text; by default the context of the model.
-        seed: seed of data order and dropout.
+        block: tokens per row of running text, and at most in a prompt with its response; by default the context of the
+            model.
+        seed: seed of data order and dropout, below 2^32.
         progress: draw a progress bar.
         **training: fields of :class:`compress.training.config.TrainConfig`, such as ``steps``, ``lr`` and ``batch``.
+            One that would change nothing is refused.
 
     Returns:
         Steps, metrics and the training curve (``history``).
@@ -80,7 +82,8 @@ def distill(
 ) -> Trained:
     """Train a student in place to match a teacher.
 
-    The default term is adaptive KL (Wu et al. 2024, arXiv 2404.02657). The teacher is only read.
+    The default term is adaptive KL (Wu et al. 2024, arXiv 2404.02657). The teacher is only read; one
+    on another device is moved to the student's while it is needed, and back.
 
     Args:
         student: a float32 model, or one that :func:`compress.quantize_` changed (quantization-aware training).
@@ -88,7 +91,7 @@ def distill(
             the model that the student was cut from, or one trained from it.
         data: as in :func:`finetune`.
         tokenizer: as in :func:`finetune`.
-        terms: loss terms; the loss is their weighted sum.
+        terms: loss terms; the loss is their weighted sum. One of them at least compares with the teacher.
         eval_data: as in :func:`finetune`.
         block: as in :func:`finetune`.
         seed: as in :func:`finetune`.
@@ -134,21 +137,29 @@ def fitted(
             f"{name}: was loaded from packed codes, which do not train, and requires_grad of a quantized weight is "
             "True; set it to False, or quantize_ a float model and train that"
         )
-    config, chosen = asked.config(), read_terms(terms)
+    chosen = read_terms(terms)
     require_terms(chosen, model, teacher)
+    require_teacher_read(chosen, teacher)
+    weights, scales = weights_and_scales(model)
+    idle = idle_settings(
+        weights=any(each.requires_grad for each in weights),
+        scales=any(each.requires_grad for each in scales),
+        parts=trains_parts(chosen),
+        judged=eval_data is not None,
+    )
+    config = asked.config(idle)
     rows = asked.rows(model)
     if teacher is not None:
         require_alike(teacher, model, "teacher", rows)
     judged = None
     if eval_data is not None:
         judged = as_split(eval_data, model.config, asked.tokenizer, name="eval_data", block=asked.block)
-    weights, scales = weights_and_scales(model)
     if config.lr == 0 and not (scales and config.scale_lr):
         raise UserError("lr: is 0, and no weight would train; allowed: numbers above 0")
     with undisturbed(model, teacher):
         reference = None
-        if teacher is not None and any(term.needs_teacher for term in chosen):
-            reference = side_of(teacher.to(device_of(model)).requires_grad_(False).eval(), checked(teacher))
+        if teacher is not None:
+            reference = side_of(teacher.requires_grad_(False).eval(), checked(teacher))
         done = fit(
             side_of(model, family),
             chosen,
@@ -179,8 +190,10 @@ def require_alike(other: Any, model: Any, name: str, rows: Split) -> None:
 
 def read_terms(terms: Terms) -> list[LossTerm]:
     """Loss terms from their names, mappings or themselves."""
-    if isinstance(terms, str | Mapping):
+    if isinstance(terms, str | Mapping | LossTerm):
         terms = [terms]
+    if not isinstance(terms, Sequence) or isinstance(terms, bytes):
+        raise UserError(f"terms: a {type(terms).__name__} is no list of terms; give names such as ['adaptive_kl']")
     found: list[LossTerm] = []
     for at, term in enumerate(terms):
         if isinstance(term, LossTerm):
@@ -189,11 +202,30 @@ def read_terms(terms: Terms) -> list[LossTerm]:
         if not isinstance(term, str | Mapping):
             raise UserError(f"terms[{at}]: a {type(term).__name__} is not a term; give a name such as 'adaptive_kl'")
         given = {"type": term} if isinstance(term, str) else dict(term)
+        if odd := next((key for key in given if not isinstance(key, str)), None):
+            raise UserError(f"terms[{at}]: has the key {odd!r}; give names such as 'type' and 'weight'")
         try:
             found.append(configured(TERMS.get(given.get("type")), where=f"terms[{at}]", **given))
         except RecipeError as error:
             raise UserError(f"terms[{at}]: {error}") from None
+    if not found:
+        raise UserError("terms: is empty; name one term at least")
     return found
+
+
+def require_teacher_read(terms: Sequence[LossTerm], teacher: nn.Module | None) -> None:
+    """Refuse a teacher that no term compares with."""
+    if teacher is not None and not any(term.needs_teacher for term in terms):
+        names = ", ".join(term.type for term in terms)
+        raise UserError(
+            f"teacher: would change nothing, terms ({names}) compare with none; name one that does, such as "
+            "adaptive_kl, or give no teacher"
+        )
+
+
+def trains_parts(terms: Sequence[LossTerm]) -> bool:
+    """Whether a term has parts of its own that train, such as projections."""
+    return any(isinstance(term, StateTerm) and type(term).module is not StateTerm.module for term in terms)
 
 
 def require_terms(

@@ -27,14 +27,17 @@ from compress.surgery.quantization import QuantizationSpec, packed_state, restor
 def new_directory(out: str | Path, name: str = "out") -> Iterator[tuple[Path, Path]]:
     """A partial directory and the final path that it is sealed as; nothing is left where the work fails.
 
-    Raises UserError where something other than an empty directory is there already.
+    Raises UserError where something other than an empty directory is there already, and where none can be made.
     """
-    final = Path(out)
+    final = Path(out).resolve()  # otherwise "new/../.." names a directory that is there only once "new" was made
     if final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise UserError(f"{name}: {final} exists already; give a new directory")
     partial = final.with_name(final.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{name}: {final} cannot be made ({error.strerror})") from None
     try:
         yield partial, final
     finally:

@@ -33,11 +33,12 @@ from compress.training.progress import Meter
 class Place:
     """Directory, device and seed of a training stage, and whether to draw a progress bar.
 
-    Without a directory nothing is written. The best weights then stay in memory, and the run cannot be resumed.
+    Without a directory nothing is written. The best weights then stay in memory, and the run cannot be resumed. If
+    several processes train, each has the device that the launcher gave it, and ``device`` says only of what type.
     """
 
     out: Path | None
-    device: str = "cpu"
+    device: str | torch.device = "cpu"
     seed: int = 0
     bar: bool = True
     name: str = "train"
@@ -117,18 +118,23 @@ class _Loop:
         self.save_every = config.checkpoint_every or self.eval_every
         if self.own is not None and not self._own_steps():
             raise NothingDoneError(f"{place.name}: on_policy chose none of {self.total} steps; raise its fraction")
-        collectives.join(place.device)
+        kind = torch.device(place.device).type
+        collectives.join(kind)
         self.checkpoints: Checkpoints | MemoryCheckpoints = MemoryCheckpoints()
         if place.out is not None:
             self.checkpoints = Checkpoints(Path(collectives.from_main(str(place.out))) / "checkpoints")
+        alone = processes.count() == 1
         self.accelerator = Accelerator(
-            cpu=place.device == "cpu",
+            # Accelerate knows one device per process, for good; a process that is alone may train on several in turn
+            device_placement=not alone,
+            cpu=kind == "cpu" and not alone,
             mixed_precision="no",  # the recipe sets the precision, not the launcher
             log_with=list(config.trackers) or None,
             project_dir=_tracker_directory(place) if config.trackers else None,
             # every update runs the same graph, but a term may leave some parameters unused
             kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
         )
+        self.device = torch.device(place.device) if alone else self.accelerator.device
         self.adam = torch.optim.AdamW(built, betas=config.betas, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(self.objective, self.adam)
 
@@ -193,7 +199,7 @@ class _Loop:
             raise DataError(f"{self.place.name}: the batch of step {self.progress.step + 1} has no token to score")
         self.model.train()
         for part in parts:
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in part.items()}
+            batch = {name: tensor.to(self.device) for name, tensor in part.items()}
             weight = _scored(part) * processes.count() / scored
             with prepared(self.objective.student, self.objective.autocast):
                 total, terms = self.model(batch)

@@ -2,6 +2,7 @@
 
 from compress.surgery.quantization.convert import Filter, plan, quantize
 from compress.surgery.quantization.inspection import histograms, mean_cosine
+from compress.surgery.quantization.methods import method_of
 from compress.surgery.quantization.modules import (
     FakeQuantWeight,
     Product,
@@ -46,6 +47,7 @@ __all__ = [
     "histograms",
     "left_in_float32",
     "mean_cosine",
+    "method_of",
     "operands",
     "packed_bytes",
     "packed_state",

@@ -27,13 +27,13 @@ def training(trained: Any, *, weights: Mapping[str, float] | None = None) -> Fig
 
     Args:
         trained: what :func:`compress.distill` or :func:`compress.finetune` returned, or its ``history``.
-        weights: the weight of each term by name; 1 for a term that is not named.
+        weights: the weight of each term of the history by name; 1 for a term that is not named.
 
     Returns:
         One panel, or two side by side.
 
     Raises:
-        UserError: ``trained`` is not a training result.
+        UserError: ``trained`` is not a training result, or ``weights`` names no term of it.
         NothingDoneError: the history has fewer than two steps.
 
     Examples:
@@ -44,8 +44,10 @@ def training(trained: Any, *, weights: Mapping[str, float] | None = None) -> Fig
     history = getattr(trained, "history", trained)
     if not isinstance(history, Sequence) or not all(isinstance(line, Mapping) for line in history):
         raise UserError(f"trained: {type(trained).__name__} has no training history; give the result of a training")
+    _require_lines(history)
     steps = [line for line in history if "loss" in line]
     points = [(line["step"], line["eval_nll"]) for line in history if "eval_nll" in line]
+    _require_weights(weights, list(dict.fromkeys(term for line in steps for term in line.get("terms", {}))))
     if len(steps) < 2:
         raise NothingDoneError(f"trained: has {len(steps)} steps, and a curve needs 2 at least")
     panels = 2 if len(points) > 1 else 1
@@ -69,7 +71,7 @@ def pareto(records: Sequence[Mapping[str, Any]], *, metric: str = "perplexity") 
         One panel; sizes are in MB of 2^20 bytes.
 
     Raises:
-        UserError: no record has the metric.
+        UserError: something else than records, or no record has the metric.
         NothingDoneError: fewer than two records have both the metric and a size.
 
     Examples:
@@ -78,12 +80,15 @@ def pareto(records: Sequence[Mapping[str, Any]], *, metric: str = "perplexity") 
         >>> compress.plots.pareto(records).axes[0].get_ylabel()
         'perplexity (less is better)'
     """
+    _require_records(records)
     known = list(dict.fromkeys(name for record in records for name in record.get("quality", {})))
     if metric not in known:
         raise UserError(f"metric: no record has {metric!r}. {suggest(metric, known)}")
     shown = [record for record in records if metric in record.get("quality", {}) and "bytes" in record]
     if len(shown) < 2:
         raise NothingDoneError(f"records: {len(shown)} have {metric} and a size (bytes); 2 at least make a figure")
+    if odd := next((each for each in shown if not _is_number(each["quality"][metric])), None):
+        raise UserError(f"records: {odd['name']} has {odd['quality'][metric]!r} as {metric}, which is no number")
     marks = [Mark(each["name"], each["bytes"] / MB, each["quality"][metric], "o", ACCENT) for each in shown]
     with _figure(4.6, 3.5) as figure:
         lower = metric in LOWER_IS_BETTER
@@ -113,6 +118,9 @@ def masks(masks: Any) -> Figure:
     values = getattr(masks, "values", None) if not isinstance(masks, Mapping) else masks
     if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
         raise UserError(f"masks: {type(masks).__name__} holds no mask values; give the result of learn_masks or score")
+    for axis, value in values.items():
+        if not isinstance(axis, str) or value.ndim != 1 or not value.numel():
+            raise UserError(f"masks: the values of {axis!r} have shape {list(value.shape)}; give [units] by axis")
     if not values:
         raise NothingDoneError("masks: holds no axis")
     kinds: dict[str, list[tuple[str, Tensor]]] = {}
@@ -128,6 +136,47 @@ def masks(masks: Any) -> Figure:
             if 1 < len(axes) <= len(COLOURS):
                 panel.legend()
     return figure
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require_lines(history: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a history whose lines hold something else than numbers."""
+    for at, line in enumerate(history):
+        terms = line.get("terms", {})
+        if not isinstance(terms, Mapping):
+            raise UserError(f"trained: line {at} of the history has terms that are no mapping of names to numbers")
+        known = {"step": line.get("step")} | {key: line[key] for key in ("loss", "eval_nll") if key in line} | {**terms}
+        for name, value in known.items():
+            if not _is_number(value):
+                raise UserError(f"trained: line {at} of the history has {value!r} as {name}, which is no number")
+
+
+def _require_weights(weights: Any, terms: Sequence[str]) -> None:
+    if weights is None:
+        return
+    if not isinstance(weights, Mapping):
+        raise UserError(f"weights: a {type(weights).__name__} is no mapping of terms to numbers")
+    for name, weight in weights.items():
+        if name not in terms:
+            raise UserError(f"weights: no term is called {name!r}. {suggest(name, terms)}")
+        if not _is_number(weight):
+            raise UserError(f"weights: {weight!r} of {name} is no number")
+
+
+def _require_records(records: Any) -> None:
+    """Refuse what is no list of records, and records with a name or a size of another type."""
+    if not isinstance(records, Sequence) or isinstance(records, str | bytes):
+        raise UserError(f"records: a {type(records).__name__} is no list of records")
+    for at, record in enumerate(records):
+        if not isinstance(record, Mapping) or not isinstance(record.get("quality", {}), Mapping):
+            raise UserError(f"records: {at} is no record with quality, a mapping of metrics to figures")
+        if not isinstance(record.get("name"), str):
+            raise UserError(f"records: {at} has the name {record.get('name')!r}, which is no text")
+        if not _is_number(record.get("bytes", 0)):
+            raise UserError(f"records: {at} has {record['bytes']!r} as bytes, which is no number")
 
 
 def _kind(axis: str) -> str:

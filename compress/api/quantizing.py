@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 from torch import nn
 
-from compress.api.teaching import configured
+from compress.api.arguments import configured, refuse_idle
 from compress.engine.models import ancestry_of, checked, remember
 from compress.errors import NothingDoneError, UserError
 from compress.surgery.coverage import Coverage
-from compress.surgery.quantization import Filter, Quantization, plan, quantize
+from compress.surgery.quantization import Filter, Quantization, method_of, plan, quantize
+
+WEIGHTS = 4
+"""Bits of the products by default."""
 
 
 def quantize_(
     model: nn.Module,
     *,
-    weights: int = 4,
+    weights: int = WEIGHTS,
     embedding: int | None = None,
     activations: Literal[8] | None = 8,
     granularity: Literal["tensor", "row", "group"] | None = None,
@@ -43,7 +47,8 @@ def quantize_(
         group_size: inputs of a row that share a scale; implies ``granularity="group"``. The embedding and the head have
             one scale per row, or groups of this size.
         method: ``dynamic_scaling``, ``pact``, ``lsq``, ``laq``, ``twn`` or ``round_to_nearest``.
-        init: where learned scales start: at the least squared error, or at the method's own first value.
+        init: where the learned scales of ``dynamic_scaling``, ``pact`` and ``lsq`` start: at the least squared error,
+            or at the method's own first value.
         filter: ``filter(name, module)`` is true for the modules to quantize; by default all of them. Modules that share
             a weight go together.
 
@@ -70,14 +75,35 @@ def quantize_(
         embedding=table,
         activations=None if activations is None else {"bits": activations},
     )
-    if filter is not None and not callable(filter):
-        raise UserError(
-            f"filter: a {type(filter).__name__} is not a function; give one such as lambda name, module: True"
-        )
+    if method_of(config.weights.method).start is None and init != "search":
+        refuse_idle(["init"], {"init": f"method {method} has no scale that is learned"})
+    _require_filter(filter)
     spec = plan(model, family, config, filter)
     if not spec.matrices:
         raise NothingDoneError("filter: matches no product, embedding or head of this model")
+    tables = [matrix for matrix in spec.matrices if matrix.module in (*family.embeddings, family.head)]
+    if not tables and embedding is not None:
+        refuse_idle(["embedding"], {"embedding": "filter takes neither the embedding nor the head"})
+    if len(tables) == len(spec.matrices):
+        given = {"granularity": granularity is not None, "weights": embedding is not None and weights != WEIGHTS}
+        idle = dict.fromkeys(given, "filter takes no product but the head")
+        refuse_idle((name for name, changed in given.items() if changed), idle)
     known = ancestry_of(model, family)
     coverage = quantize(model, family, config, spec)
     remember(model, known)
     return coverage
+
+
+def _require_filter(select: Any) -> None:
+    if select is None:
+        return
+    if not callable(select) or isinstance(select, nn.Module | type):
+        raise UserError(
+            f"filter: a {type(select).__name__} is not a function; give one such as lambda name, module: True"
+        )
+    try:
+        inspect.signature(select).bind("name", nn.Identity())
+    except TypeError:
+        raise UserError("filter: takes other arguments than name and module; give lambda name, module: True") from None
+    except ValueError:
+        return  # a builtin without a signature

@@ -11,11 +11,12 @@ from typing import Any, get_args
 from rich.console import Console
 from torch import nn
 
-from compress.api.teaching import configured, device_of, require_alike
-from compress.artifact import Artifact, adopt, adopt_deployed
-from compress.engine.models import checked, side_of, undisturbed
-from compress.engine.rows import as_split, require_tokenizer
-from compress.errors import UserError
+from compress.api.arguments import configured, opened, refuse_idle, require_flag
+from compress.api.teaching import require_alike
+from compress.artifact import Artifact
+from compress.engine.models import checked, device_of, side_of, undisturbed
+from compress.engine.rows import as_split, require_block_read, require_tokenizer
+from compress.errors import ModelError, UserError
 from compress.generation.subject import TorchSubject, subject_of
 from compress.measure.floor import model_step_bytes
 from compress.measure.quality import Metric, Quality
@@ -69,7 +70,8 @@ def evaluate(
         block: as in :func:`compress.finetune`.
         batch: rows at once.
         progress: draw a progress bar.
-        **settings: further fields of the ``quality`` measurement, such as ``decoding`` or ``bleu_tokenize``.
+        **settings: further fields of the ``quality`` measurement: ``decoding`` (how text is generated), ``sentences``
+            (of ``rouge``) and ``bleu_tokenize``.
 
     Returns:
         The figures by name, and under ``conditions`` how they were measured.
@@ -82,9 +84,11 @@ def evaluate(
         >>> 1 < found["perplexity"] < 1000
         True
     """
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    if unknown := next((name for name in names if name not in _METRICS), None):
-        raise UserError(f"metrics: unknown metric {unknown!r}. {suggest(unknown, _METRICS)}")
+    names = _read_metrics(metrics)
+    require_flag(progress, "progress")
+    refuse_idle(settings, dict.fromkeys(("of", "split", "type"), "model and data say what is measured"))
+    if set(names) <= {"perplexity", "agreement"}:
+        refuse_idle(settings, {"decoding": f"{', '.join(names)} generates no text"})
     quality: Quality = configured(
         Quality, metric=tuple(names), batch=batch, reference=None if reference is None else "reference", **settings
     )
@@ -93,6 +97,8 @@ def evaluate(
         (None, None, None, None) if reference is None else _opened(reference, tokenizer, "reference")
     )
     rows = as_split(data, config, tokenizer, name="data", block=block)
+    if block is not None:
+        require_block_read(rows, data)
     if reference is not None and working is not None and compared is not None:
         require_alike(compared, working, "reference", rows)
     console = Console(stderr=True) if progress else None
@@ -141,10 +147,13 @@ def benchmark(
         Speed, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch=batch, threads=threads, rounds=rounds
     )
     named = _named(models)
-    artifacts = {name: adopt_deployed(each) for name, each in named.items() if isinstance(each, str | Path)}
+    paths = {name: each for name, each in named.items() if isinstance(each, str | Path)}
+    artifacts = {name: opened(path, name, deployed=True) for name, path in paths.items()}
     for name, each in named.items():
-        if not isinstance(each, str | Path):
+        if name not in artifacts:
             checked(each, name, forbids=("masked",))
+            if device_of(each).type != "cpu":
+                raise ModelError(f"{name}: is on {device_of(each)}; models are timed on the CPU, so give model.cpu()")
     configs = {name: artifacts[name].config() if name in artifacts else each.config for name, each in named.items()}
     for problem in speed.problems(configs, None):
         raise UserError(problem)
@@ -165,11 +174,24 @@ def benchmark(
 _METRICS = get_args(Metric)
 
 
+def _read_metrics(metrics: Any) -> list[str]:
+    names = [metrics] if isinstance(metrics, str) else metrics
+    if not isinstance(names, Sequence) or not names or isinstance(names, bytes):
+        raise UserError(f"metrics: {metrics!r} is no list of metrics; allowed: some of {', '.join(_METRICS)}")
+    for at, name in enumerate(names):
+        if name not in _METRICS:
+            raise UserError(f"metrics: unknown metric {name!r}. {suggest(name, _METRICS)}")
+        if name in names[:at]:
+            raise UserError(f"metrics: {name!r} is named twice")
+    return list(names)
+
+
 def _opened(model: nn.Module | str | Path, tokenizer: Any, name: str) -> tuple[Any, Any, Any, nn.Module | None]:
     """What answers for a model, its tokenizer, its config, and the model itself where it is in memory."""
     if isinstance(model, str | Path):
-        artifact = adopt(model)
-        return subject_of(artifact, "cpu"), tokenizer or artifact.tokenizer(), artifact.config(), None
+        artifact = opened(model, name)
+        own = artifact.tokenizer() if tokenizer is None else tokenizer
+        return subject_of(artifact, "cpu"), own, artifact.config(), None
     family = checked(model, name, forbids=("masked",))
     config: Any = model.config
     require_tokenizer(tokenizer, config)
@@ -180,6 +202,8 @@ def _opened(model: nn.Module | str | Path, tokenizer: Any, name: str) -> tuple[A
 
 def _named(models: Any) -> dict[str, Any]:
     if isinstance(models, Mapping):
+        if odd := next((name for name in models if not isinstance(name, str)), None):
+            raise UserError(f"models: the name {odd!r} is no text; give names such as 'small'")
         named = dict(models)
     elif isinstance(models, str | Path | nn.Module) or not isinstance(models, Sequence):
         named = {_label(models, 0): models}
@@ -203,7 +227,7 @@ def _stepper(model: Any, artifact: Artifact | None, threads: int) -> Stepper:
         return OnnxStepper(artifact.path, threads)
     if artifact is not None:
         return TorchStepper.of(artifact, "cpu")
-    return TorchStepper(model.eval(), device_of(model).type)
+    return TorchStepper(model.eval(), device_of(model))
 
 
 def _step_bytes(stepper: Stepper, artifact: Artifact | None) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pydantic
-import torch
 from torch import nn
 
+from compress.api.arguments import configured
+from compress.api.asked import Asked, idle_settings
 from compress.data import Split
 from compress.engine.fitting import fit
 from compress.engine.models import ancestry_of, checked, side_of, traits_of, undisturbed
@@ -17,12 +17,10 @@ from compress.engine.rows import as_split
 from compress.engine.term_checks import term_problems
 from compress.errors import ModelError, RecipeError, UserError
 from compress.registry import TERMS
-from compress.schema import Strict
 from compress.surgery.layers import renumbered
-from compress.surgery.quantization import weights_and_scales
-from compress.training.config import TrainConfig
-from compress.training.loop import Place, Trained
-from compress.training.objective import LossTerm
+from compress.surgery.quantization import stored, weights_and_scales
+from compress.training.loop import Trained
+from compress.training.objective import LossTerm, StateTerm
 
 Terms = Sequence[str | Mapping[str, Any] | LossTerm]
 """Loss terms: a name such as ``"adaptive_kl"``, ``{"type": "adaptive_kl", "head_mass": 0.5}``, or a term itself."""
@@ -48,10 +46,12 @@ def finetune(
         tokenizer: the tokenizer of the model, needed for texts.
         terms: loss terms that need no teacher; the loss is their weighted sum.
         eval_data: data that chooses the best step; without it, the last step counts.
-        block: tokens per row of running text; by default the context of the model.
-        seed: seed of data order and dropout.
+        block: tokens per row of running text, and at most in a prompt with its response; by default the context of the
+            model.
+        seed: seed of data order and dropout, below 2^32.
         progress: draw a progress bar.
         **training: fields of :class:`compress.training.config.TrainConfig`, such as ``steps``, ``lr`` and ``batch``.
+            One that would change nothing is refused.
 
     Returns:
         Steps, metrics and the training curve (``history``).
@@ -82,7 +82,8 @@ def distill(
 ) -> Trained:
     """Train a student in place to match a teacher.
 
-    The default term is adaptive KL (Wu et al. 2024, arXiv 2404.02657). The teacher is only read.
+    The default term is adaptive KL (Wu et al. 2024, arXiv 2404.02657). The teacher is only read; one
+    on another device is moved to the student's while it is needed, and back.
 
     Args:
         student: a float32 model, or one that :func:`compress.quantize_` changed (quantization-aware training).
@@ -90,7 +91,7 @@ def distill(
             the model that the student was cut from, or one trained from it.
         data: as in :func:`finetune`.
         tokenizer: as in :func:`finetune`.
-        terms: loss terms; the loss is their weighted sum.
+        terms: loss terms; the loss is their weighted sum. One of them at least compares with the teacher.
         eval_data: as in :func:`finetune`.
         block: as in :func:`finetune`.
         seed: as in :func:`finetune`.
@@ -120,33 +121,6 @@ def distill(
     return fitted(student, terms, asked, eval_data, name="student", teacher=teacher)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What every function that trains takes: data, how it is read, and how to train."""
-
-    data: Any
-    tokenizer: Any
-    block: int | None
-    seed: int
-    progress: bool
-    training: Mapping[str, Any]
-
-    def rows(self, model: Any) -> Split:
-        """The data as rows for this model."""
-        return as_split(self.data, model.config, self.tokenizer, name="data", block=self.block)
-
-    def config(self) -> TrainConfig:
-        """The training settings, of which at least one step must follow."""
-        config: TrainConfig = configured(TrainConfig, **self.training)
-        if config.steps == 0:
-            raise UserError("steps: is 0, and nothing would be trained; allowed: whole numbers from 1")
-        return config
-
-    def place(self, model: nn.Module, name: str) -> Place:
-        """The device of the model, and no directory."""
-        return Place(None, device=device_of(model).type, seed=self.seed, bar=self.progress, name=name)
-
-
 def fitted(
     model: nn.Module,
     terms: Terms,
@@ -158,21 +132,34 @@ def fitted(
 ) -> Trained:
     """Check every argument, then train ``model`` in place; what :func:`finetune` and :func:`distill` both do."""
     family = checked(model, name, forbids=("masked",))
-    config, chosen = asked.config(), read_terms(terms)
+    if any(weight.weight.requires_grad for weight in stored(model)):
+        raise ModelError(
+            f"{name}: was loaded from packed codes, which do not train, and requires_grad of a quantized weight is "
+            "True; set it to False, or quantize_ a float model and train that"
+        )
+    chosen = read_terms(terms)
     require_terms(chosen, model, teacher)
+    require_teacher_read(chosen, teacher)
+    weights, scales = weights_and_scales(model)
+    idle = idle_settings(
+        weights=any(each.requires_grad for each in weights),
+        scales=any(each.requires_grad for each in scales),
+        parts=trains_parts(chosen),
+        judged=eval_data is not None,
+    )
+    config = asked.config(idle)
     rows = asked.rows(model)
     if teacher is not None:
         require_alike(teacher, model, "teacher", rows)
     judged = None
     if eval_data is not None:
         judged = as_split(eval_data, model.config, asked.tokenizer, name="eval_data", block=asked.block)
-    weights, scales = weights_and_scales(model)
     if config.lr == 0 and not (scales and config.scale_lr):
         raise UserError("lr: is 0, and no weight would train; allowed: numbers above 0")
     with undisturbed(model, teacher):
         reference = None
-        if teacher is not None and any(term.needs_teacher for term in chosen):
-            reference = side_of(teacher.to(device_of(model)).requires_grad_(False).eval(), checked(teacher))
+        if teacher is not None:
+            reference = side_of(teacher.requires_grad_(False).eval(), checked(teacher))
         done = fit(
             side_of(model, family),
             chosen,
@@ -203,8 +190,10 @@ def require_alike(other: Any, model: Any, name: str, rows: Split) -> None:
 
 def read_terms(terms: Terms) -> list[LossTerm]:
     """Loss terms from their names, mappings or themselves."""
-    if isinstance(terms, str | Mapping):
+    if isinstance(terms, str | Mapping | LossTerm):
         terms = [terms]
+    if not isinstance(terms, Sequence) or isinstance(terms, bytes):
+        raise UserError(f"terms: a {type(terms).__name__} is no list of terms; give names such as ['adaptive_kl']")
     found: list[LossTerm] = []
     for at, term in enumerate(terms):
         if isinstance(term, LossTerm):
@@ -213,11 +202,30 @@ def read_terms(terms: Terms) -> list[LossTerm]:
         if not isinstance(term, str | Mapping):
             raise UserError(f"terms[{at}]: a {type(term).__name__} is not a term; give a name such as 'adaptive_kl'")
         given = {"type": term} if isinstance(term, str) else dict(term)
+        if odd := next((key for key in given if not isinstance(key, str)), None):
+            raise UserError(f"terms[{at}]: has the key {odd!r}; give names such as 'type' and 'weight'")
         try:
             found.append(configured(TERMS.get(given.get("type")), where=f"terms[{at}]", **given))
         except RecipeError as error:
             raise UserError(f"terms[{at}]: {error}") from None
+    if not found:
+        raise UserError("terms: is empty; name one term at least")
     return found
+
+
+def require_teacher_read(terms: Sequence[LossTerm], teacher: nn.Module | None) -> None:
+    """Refuse a teacher that no term compares with."""
+    if teacher is not None and not any(term.needs_teacher for term in terms):
+        names = ", ".join(term.type for term in terms)
+        raise UserError(
+            f"teacher: would change nothing, terms ({names}) compare with none; name one that does, such as "
+            "adaptive_kl, or give no teacher"
+        )
+
+
+def trains_parts(terms: Sequence[LossTerm]) -> bool:
+    """Whether a term has parts of its own that train, such as projections."""
+    return any(isinstance(term, StateTerm) and type(term).module is not StateTerm.module for term in terms)
 
 
 def require_terms(
@@ -256,21 +264,3 @@ def _known(model: Any, name: str) -> _Known:
     sizes = {axis: len(known.kept.get(axis, range(size))) for axis, size in known.sizes.items()}
     root = "root" if name == "student" else name
     return _Known(name, model.config, sizes, known.layers, traits_of(model), root, known.sizes)
-
-
-def configured(kind: type[Strict], *, where: str = "", **values: Any) -> Any:
-    """Build a config; the first thing that is wrong with it becomes one line that names the argument."""
-    try:
-        return kind(**values)
-    except pydantic.ValidationError as error:
-        found = error.errors()
-        first = next((each for each in found if not each["type"].endswith("_type")), found[0])
-        place = ".".join(part for part in map(str, first["loc"]) if part.isidentifier())
-        given = "" if isinstance(first["input"], Mapping) or not place else f" (given: {first['input']!r})"
-        text = first["msg"].removeprefix("Value error, ")
-        raise UserError(": ".join(filter(None, [where, place, text])) + given) from None
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model lives."""
-    return next(model.parameters()).device

@@ -9,47 +9,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from compress.artifact import QUANTIZED, seal_root, stock_state
 from compress.engine.models import ancestry_of, traits_of
-from compress.errors import ModelError, UserError
+from compress.errors import UserError
 from compress.files import PARTIAL
 from compress.models import family_of
 from compress.models.family import ModelFamily
 from compress.models.loading import build, save_config, save_tokenizer
 from compress.onnx.export.exporter import GraphKind, Packed, export
 from compress.surgery.cut import cut_to_sizes
-from compress.surgery.quantization import FakeQuantWeight, Product, QuantizationSpec, Table, packed_state, restore
+from compress.surgery.quantization import QuantizationSpec, packed_state, restore
 
 
 @contextmanager
 def new_directory(out: str | Path, name: str = "out") -> Iterator[tuple[Path, Path]]:
     """A partial directory and the final path that it is sealed as; nothing is left where the work fails.
 
-    Raises UserError where something other than an empty directory is there already.
+    Raises UserError where something other than an empty directory is there already, and where none can be made.
     """
     final = Path(out).resolve()  # "missing/.." does not exist until "missing" does, and then it is another directory
     if final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise UserError(f"{name}: {final} exists already; give a new directory")
     partial = final.with_name(final.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{name}: {final} cannot be made ({error.strerror})") from None
     try:
         yield partial, final
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def packed(model: nn.Module) -> tuple[dict[str, Tensor], QuantizationSpec]:
-    """Codes, scales and float tensors of a fake-quantized model, and what they mean.
-
-    Raises ModelError for a model that was loaded from packed codes: it holds dequantized weights alone.
-    """
-    owners = [module for module in model.modules() if isinstance(module, Product | Table)]
-    if any(not isinstance(module.quantizer, FakeQuantWeight) for module in owners):
-        raise ModelError("model: was loaded from packed codes, which it does not keep; give the directory it came from")
-    return packed_state(model)
 
 
 def same_shape(model: nn.Module, family: ModelFamily) -> nn.Module:
@@ -65,7 +57,7 @@ def deployed(model: nn.Module, family: ModelFamily) -> tuple[nn.Module, Packed |
     """The model as it is deployed, in evaluation mode, and its packed tensors if it is quantized."""
     if "quantized" not in traits_of(model):
         return model, None
-    tensors, spec = packed(model)
+    tensors, spec = packed_state(model)
     restored = same_shape(model, family)
     restore(restored, family, spec, tensors, dequantize=False)
     return restored.eval(), Packed(spec, tensors)
@@ -78,7 +70,7 @@ def write_torch(model: Any, out: str | Path, tokenizer: Any) -> Path:
         _write_settings(model, tokenizer, partial)
         spec = None
         if "quantized" in traits_of(model):
-            tensors, spec = packed(model)
+            tensors, spec = packed_state(model)
             save_file(tensors, partial / QUANTIZED)
         else:
             save_file(stock_state(model), partial / "model.safetensors", metadata={"format": "pt"})

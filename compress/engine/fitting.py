@@ -38,12 +38,13 @@ def fit(
         place: where to write, device and seed.
         data: rows to train on.
         evaluate: rows that choose the checkpoint; None takes the last.
-        teacher: a frozen model, or None where no term needs one.
+        teacher: a frozen model, or None where no term needs one; it is moved to ``place.device`` too.
         groups: what trains, by learning rate; by default every parameter as ``weights``.
         extra: state that must travel with the checkpoints.
         own: responses of the student itself, in some of the steps.
     """
-    student.model.to(place.device)
+    for side in filter(None, (student, teacher)):
+        side.model.to(place.device)
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     torch.manual_seed(place.seed)
     objective = Objective(student, terms, teacher=teacher, autocast=autocast).to(place.device)

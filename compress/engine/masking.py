@@ -49,7 +49,7 @@ def unit_values(
     method: Method,
     *,
     weights_lr: float | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     trainer: Trainer | None = None,
 ) -> tuple[dict[str, Tensor], Coverage, dict[str, float]]:
     """Mask values or scores per unit, by axis; the model has no masks afterwards.
@@ -95,7 +95,7 @@ def used_terms(terms: Sequence[LossTerm], method: Method) -> list[LossTerm]:
 
 
 def _trained(
-    model: nn.Module, method: Method, weights_lr: float | None, device: str, trainer: Trainer
+    model: nn.Module, method: Method, weights_lr: float | None, device: str | torch.device, trainer: Trainer
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     masks = masks_of(model)
     scores = None if method == "learned" else _Scores(masks, method).to(device)

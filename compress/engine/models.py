@@ -71,7 +71,8 @@ def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> 
         forbids: of ``masked`` and ``quantized``, what the model must not be.
 
     Raises:
-        ModelError: something else, a family that is not supported, another type than float32, or a forbidden trait.
+        ModelError: something else, a family that is not supported, another type than float32, several devices or none,
+            or a forbidden trait.
     """
     if hasattr(model, "_orig_mod"):
         raise ModelError(f"{name}: is compiled by torch.compile; give the model that was compiled (model._orig_mod)")
@@ -90,6 +91,9 @@ def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> 
         )
     if bitsandbytes_products(model):
         raise ModelError(f"{name}: is quantized by bitsandbytes; give the model as it was before")
+    devices = sorted({str(each.device) for each in model.parameters()})
+    if len(devices) > 1 or devices == ["meta"]:
+        raise ModelError(f"{name}: has parameters on {' and '.join(devices)}; give a model with all on one device")
     narrow = next((each.dtype for each in model.parameters() if each.dtype != torch.float32), None)
     if narrow is not None:
         raise ModelError(f"{name}: has parameters of {narrow}; give a float32 model (model.float())")
@@ -107,6 +111,11 @@ def traits_of(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, holds in found.items() if holds)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model lives."""
+    return next(model.parameters()).device
+
+
 def side_of(model: nn.Module, family: ModelFamily) -> Side:
     """A model as the objective sees it, with the units and layers it kept of its root."""
     known = ancestry_of(model, family)
@@ -117,10 +126,11 @@ def side_of(model: nn.Module, family: ModelFamily) -> Side:
 def undisturbed(*models: nn.Module | None) -> Iterator[None]:
     """Put back what work on these models changes besides their weights.
 
-    That is the mode of every module, ``requires_grad`` of every parameter, gradients that were there, the list of keys
-    that saving ignores, and the random state of Python and torch.
+    That is the device, the mode of every module, ``requires_grad`` of every parameter, gradients that were there, the
+    list of keys that saving ignores, and the random state of Python and torch.
     """
     given = [model for model in models if model is not None]
+    places = [(model, device_of(model)) for model in given]
     modes = [(module, module.training) for model in given for module in model.modules()]
     gradients = [(each, each.requires_grad, each.grad) for model in given for each in model.parameters()]
     ignored = [(model, model.__dict__.get(_IGNORED, _IGNORED)) for model in given]
@@ -131,6 +141,9 @@ def undisturbed(*models: nn.Module | None) -> Iterator[None]:
             yield
     finally:
         random.setstate(state)
+        for model, device in places:
+            if device_of(model) != device:
+                model.to(device)
         for module, mode in modes:
             module.training = mode
         for parameter, requires, gradient in gradients:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from compress.data import DataSpec, ModelInterface, Source, Split
-from compress.data.readers import TextPair, TokenRow
+from compress.data.readers import TextPair
+from compress.engine.token_rows import cell, token_row, unbatched
 from compress.errors import DataError, ModelError
-from compress.models.structure import IGNORE, Task
 
-_COLUMNS = ("input_ids", "attention_mask", "labels")
 _PAIRS = (("prompt", "response"), ("source", "target"))
 ALLOWED = (
     "a list of texts, a list of (source, target) pairs, a datasets.Dataset (or a list of dicts) with the columns text, "
@@ -32,31 +31,31 @@ def as_split(data: Any, config: Any, tokenizer: Any = None, *, name: str = "data
         DataError: data of another kind, without rows, or that does not fit the model; ``name`` is the argument.
         ModelError: a tokenizer with more tokens than the model's vocabulary.
     """
-    if isinstance(data, Split):
-        return data
-    from compress.data.encoding import Encoder  # imports `datasets`, which takes a second
-
     require_tokenizer(tokenizer, config)
     if block is not None and (type(block) is not int or block < 2):
         raise DataError(f"block: {block!r} is not a number of tokens; allowed: whole numbers from 2, or None")
-    spec = DataSpec(train=Source(text=(name,)), block=block)
     interface = ModelInterface.of(config, tokenizer)
     if block is not None and block > interface.context:
         raise DataError(f"block: {block} is more than the model's context of {interface.context}")
-    encoder = Encoder(spec, interface, tokenizer, name)
+    if isinstance(data, Split):
+        _require_same_reader(data, interface, name)
+        return data
+    from compress.data.encoding import Encoder  # imports `datasets`, which takes a second
+
+    encoder = Encoder(DataSpec(train=Source(text=(name,)), block=block), interface, tokenizer, name)
     if isinstance(data, DataLoader):
-        return encoder.tokens(_some(list(_unbatched(data, name, interface.task)), name))
-    rows = _some(_listed(data, name), name)
-    if isinstance(rows[0], Mapping):
-        return _from_columns(rows, encoder, name)
-    if tokenizer is None:
-        raise DataError(f"tokenizer: is missing, and {name} holds texts; give the tokenizer of the model")
-    if all(isinstance(row, str) for row in rows):
-        return _from_texts(rows, encoder, name)
-    if all(_is_pair(row) for row in rows):
-        pairs = [TextPair(source, _several(target)) for source, target in rows]
-        return encoder.pairs(pairs) if interface.task == "seq2seq" else encoder.prompts(pairs)
-    raise DataError(f"{name}: row 0 is a {type(rows[0]).__name__}; allowed: {ALLOWED}")
+        return encoder.tokens(_some(list(unbatched(data, name, interface.task)), name))
+    return _from_rows(_some(_listed(data, name), name), encoder, name)
+
+
+def require_block_read(split: Split, data: Any, name: str = "data") -> None:
+    """Refuse a block for rows that none is cut from: rows of tokens, sources and targets, and rows made before."""
+    cut = split.text is not None or (split.model.task == "causal" and split.examples)
+    if split is data or not cut:
+        raise DataError(
+            f"block: would change nothing, it cuts running text and prompts with responses, and {name} has neither; "
+            "leave it out"
+        )
 
 
 def require_tokenizer(tokenizer: Any, config: Any) -> None:
@@ -73,8 +72,21 @@ def require_tokenizer(tokenizer: Any, config: Any) -> None:
         )
 
 
+def _require_same_reader(split: Split, interface: ModelInterface, name: str) -> None:
+    """Refuse rows that were made for a model of another task, vocabulary or context."""
+    made = split.model
+    if made.task != interface.task:
+        raise DataError(f"{name}: holds rows of a {made.task} model, and this is a {interface.task} model")
+    if made.vocabulary > interface.vocabulary:
+        raise DataError(
+            f"{name}: holds rows over {made.vocabulary} tokens, and the model's vocabulary has {interface.vocabulary}"
+        )
+    if made.context > interface.context and split.longest > interface.context:
+        raise DataError(f"{name}: has rows of {split.longest} tokens, and the model takes {interface.context}")
+
+
 def _listed(data: Any, name: str) -> list[Any]:
-    if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
+    if isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
         raise DataError(f"{name}: a {type(data).__name__} is not data to read; allowed: {ALLOWED}")
     return list(data)
 
@@ -85,18 +97,40 @@ def _some(rows: list[Any], name: str) -> list[Any]:
     return rows
 
 
-def _is_pair(row: Any) -> bool:
-    return isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2 and isinstance(row[0], str)
+def _from_rows(rows: list[Any], encoder: Any, name: str) -> Split:
+    """Rows of one kind: that of the first. Raises DataError that names the first row of another."""
+    kinds = [_kind(row) for row in rows]
+    if kinds[0] is None:
+        raise DataError(f"{name}: row 0 is a {type(rows[0]).__name__}; allowed: {ALLOWED}")
+    if other := next((at for at, kind in enumerate(kinds) if kind != kinds[0]), None):
+        raise DataError(f"{name}: row {other} is a {type(rows[other]).__name__}, and row 0 is a {kinds[0]}")
+    if kinds[0] == "mapping":
+        return _from_columns(rows, encoder, name)
+    if kinds[0] == "text":
+        return _from_texts(rows, encoder, name)
+    return _from_pairs([(source, target, at) for at, (source, target) in enumerate(rows)], encoder, name)
 
 
-def _several(target: Any) -> tuple[str, ...]:
-    return (target,) if isinstance(target, str) else tuple(target)
+def _kind(row: Any) -> str | None:
+    if isinstance(row, Mapping):
+        return "mapping"
+    if isinstance(row, str):
+        return "text"
+    return "pair" if isinstance(row, Sequence) and not isinstance(row, bytes) and len(row) == 2 else None
 
 
 def _from_texts(texts: list[str], encoder: Any, name: str) -> Split:
+    _require_reader(encoder, name)
     if encoder.model.task == "seq2seq":
         raise DataError(f"{name}: running text does not fit a seq2seq model; give (source, target) pairs")
     split: Split = encoder.text("\n".join(texts))
+    return split
+
+
+def _from_pairs(rows: Iterable[tuple[Any, Any, int]], encoder: Any, name: str) -> Split:
+    _require_reader(encoder, name)
+    pairs = [TextPair(_text(source, at, name), _several(target, at, name)) for source, target, at in rows]
+    split: Split = encoder.pairs(pairs) if encoder.model.task == "seq2seq" else encoder.prompts(pairs)
     return split
 
 
@@ -104,36 +138,31 @@ def _from_columns(rows: list[Mapping[str, Any]], encoder: Any, name: str) -> Spl
     columns = set(rows[0])
     for given, expected in _PAIRS:
         if {given, expected} <= columns:
-            pairs = [TextPair(row[given], _several(row[expected])) for row in rows]
-            split: Split = encoder.pairs(pairs) if encoder.model.task == "seq2seq" else encoder.prompts(pairs)
-            return split
+            named = ((cell(row, given, at, name), cell(row, expected, at, name), at) for at, row in enumerate(rows))
+            return _from_pairs(named, encoder, name)
     if "input_ids" in columns:
-        split = encoder.tokens([_token_row(row, encoder.model.task) for row in rows])
+        split: Split = encoder.tokens([token_row(row, encoder.model.task, at, name) for at, row in enumerate(rows)])
         return split
     if "text" in columns:
-        return _from_texts([row["text"] for row in rows], encoder, name)
-    raise DataError(f"{name}: has the columns {', '.join(sorted(columns))}; allowed: {ALLOWED}")
+        texts = [_text(cell(row, "text", at, name), at, name) for at, row in enumerate(rows)]
+        return _from_texts(texts, encoder, name)
+    raise DataError(f"{name}: has the columns {', '.join(sorted(map(str, columns)))}; allowed: {ALLOWED}")
 
 
-def _token_row(row: Mapping[str, Any], task: Task) -> TokenRow:
-    """A row without padding; the labels of a decoder have a length of their own."""
-    ids = _ints(row["input_ids"])
-    labels = _ints(row["labels"]) if row.get("labels") is not None else None
-    mask = _ints(row["attention_mask"]) if row.get("attention_mask") is not None else [1] * len(ids)
-    if labels is not None and task == "seq2seq":
-        labels = labels[: max((at + 1 for at, label in enumerate(labels) if label != IGNORE), default=0)]
-    elif labels is not None and len(labels) == len(ids):
-        labels = [label for label, real in zip(labels, mask, strict=True) if real]
-    return TokenRow([token for token, real in zip(ids, mask, strict=True) if real], labels)
+def _require_reader(encoder: Any, name: str) -> None:
+    if encoder.tokenizer is None:
+        raise DataError(f"tokenizer: is missing, and {name} holds texts; give the tokenizer of the model")
 
 
-def _unbatched(loader: DataLoader[Any], name: str, task: Task) -> Iterator[TokenRow]:
-    for batch in loader:
-        if not isinstance(batch, Mapping) or "input_ids" not in batch:
-            raise DataError(f"{name}: the batches of a DataLoader must be mappings with input_ids (and labels)")
-        for at in range(len(batch["input_ids"])):
-            yield _token_row({key: batch[key][at] for key in _COLUMNS if key in batch}, task)
+def _text(value: Any, at: int, name: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{name}: row {at} holds a {type(value).__name__} where a text belongs")
+    return value
 
 
-def _ints(values: Any) -> list[int]:
-    return values.tolist() if isinstance(values, Tensor) else [int(value) for value in values]
+def _several(target: Any, at: int, name: str) -> tuple[str, ...]:
+    """The references of a row: a text, or several."""
+    texts = (target,) if not isinstance(target, list | tuple) else tuple(target)
+    if not texts:
+        raise DataError(f"{name}: row {at} has an empty list of targets; give one text at least")
+    return tuple(_text(text, at, name) for text in texts)

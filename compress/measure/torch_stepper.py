@@ -16,10 +16,10 @@ class TorchStepper:
 
     runtime = "torch eager"
 
-    def __init__(self, model: Any, device: str) -> None:
+    def __init__(self, model: Any, device: str | torch.device) -> None:
         self.model = model
         self._start = ModelInterface.of(model.config).decoder_start
-        self._device = device
+        self._device = torch.device(device)
         self._fixed: dict[str, Any] = {}
         self._cache: Any = None
         self._tokens: torch.Tensor
@@ -47,5 +47,5 @@ class TorchStepper:
         output = self.model(**{name: tokens}, **self._fixed, past_key_values=self._cache, use_cache=True)
         self._cache = output.past_key_values
         self._tokens = output.logits[:, -1].argmax(-1, keepdim=True)
-        if self._device != "cpu":
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

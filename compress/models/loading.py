@@ -11,7 +11,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+)
 
 from compress.errors import ModelError
 from compress.models import family_of
@@ -70,6 +77,19 @@ def load_stock(source: str | Path, *, device: str | None = None) -> nn.Module:
         raise ModelError(f"{source}: model.safetensors lacks {', '.join(sorted(missing)[:3])}")
     loaded: nn.Module = model
     return loaded.eval()
+
+
+def read_generation_settings(model: Any, source: str | Path) -> None:
+    """Give a model that was built from a config alone the generation settings of its directory, if it has some.
+
+    Raises ModelError for a ``generation_config.json`` that cannot be read.
+    """
+    if not (Path(source) / "generation_config.json").exists():
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{source}: no readable generation_config.json ({_first_line(error)})") from error
 
 
 def _separate_tables(model: Any, missing: set[str]) -> set[str]:

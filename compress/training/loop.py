@@ -30,11 +30,12 @@ from compress.training.update import OwnResponses, Update, Updater
 class Place:
     """Directory, device and seed of a training stage, and whether to draw a progress bar.
 
-    Without a directory nothing is written. The best weights then stay in memory, and the run cannot be resumed.
+    Without a directory nothing is written. The best weights then stay in memory, and the run cannot be resumed. If
+    several processes train, each has the device that the launcher gave it, and ``device`` says only of what type.
     """
 
     out: Path | None
-    device: str = "cpu"
+    device: str | torch.device = "cpu"
     seed: int = 0
     bar: bool = True
     name: str = "train"
@@ -101,12 +102,16 @@ class _Loop:
         self.save_every = config.checkpoint_every or self.eval_every
         if self.own is not None and not self._own_steps():
             raise NothingDoneError(f"{place.name}: on_policy chose none of {self.total} steps; raise its fraction")
-        collectives.join(place.device)
+        kind = torch.device(place.device).type
+        collectives.join(kind)
         self.checkpoints: Checkpoints | MemoryCheckpoints = MemoryCheckpoints()
         if place.out is not None:
             self.checkpoints = Checkpoints(Path(collectives.from_main(str(place.out))) / "checkpoints")
+        alone = processes.count() == 1
         self.accelerator = Accelerator(
-            cpu=place.device == "cpu",
+            # Accelerate knows one device per process, for good; a process that is alone may train on several in turn
+            device_placement=not alone,
+            cpu=kind == "cpu" and not alone,
             mixed_precision="no",  # the recipe sets the precision, not the launcher
             log_with=list(config.trackers) or None,
             project_dir=_tracker_directory(place) if config.trackers else None,
@@ -114,7 +119,10 @@ class _Loop:
             kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
         )
         self.guard = Guard(place.name, config.lr, self.checkpoints.latest)
-        self.updater = Updater(self.objective, groups, config, self.accelerator, self.guard, self.total, self.own)
+        device = torch.device(place.device) if alone else self.accelerator.device
+        self.updater = Updater(
+            self.objective, groups, config, self.accelerator, device, self.guard, self.total, self.own
+        )
 
     def run(self) -> Trained:
         torch.manual_seed(self.place.seed + processes.rank())

@@ -52,6 +52,7 @@ class Updater:
     groups: list[dict[str, Any]]
     config: TrainConfig
     accelerator: Accelerator
+    device: torch.device
     guard: Guard
     total: int
     own: OwnResponses | None = None
@@ -83,7 +84,7 @@ class Updater:
             raise DataError(f"{self.guard.name}: the batch of step {step + 1} has no token to score")
         self.model.train()
         for part in parts:
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in part.items()}
+            batch = {name: tensor.to(self.device) for name, tensor in part.items()}
             weight = _scored(part) * processes.count() / scored
             with prepared(self.objective.student, self.objective.autocast):
                 total, terms = self.model(batch)

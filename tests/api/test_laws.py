@@ -452,6 +452,21 @@ def test_a_directory_in_the_way_is_left_alone(tmp_path: Path, tiny_gpt2: Any) ->
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
 
 
+@pytest.mark.parametrize("out", ["new/../..", "new/..", "..", "."])
+def test_a_path_through_a_new_directory_removes_nothing(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_gpt2: Any
+) -> None:
+    here = tmp_path / "outer" / "here"
+    here.mkdir(parents=True)
+    (tmp_path / "outer" / "mine.txt").write_text("mine")
+    (here / "mine.txt").write_text("mine")
+    monkeypatch.chdir(here)
+    for function in (compress.save, compress.export_onnx):
+        with pytest.raises(UserError, match="out: "):
+            function(tiny_gpt2(), out)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "mine.txt", "mine.txt", "outer"]
+
+
 @pytest.mark.slow
 def test_records_print_as_a_table(tmp_path: Path, tiny_gpt2: Any) -> None:
     model = tiny_gpt2()

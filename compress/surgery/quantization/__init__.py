@@ -2,6 +2,7 @@
 
 from compress.surgery.quantization.convert import Filter, plan, quantize
 from compress.surgery.quantization.inspection import histograms, mean_cosine
+from compress.surgery.quantization.methods import method_of
 from compress.surgery.quantization.modules import (
     FakeQuantWeight,
     Product,
@@ -10,6 +11,7 @@ from compress.surgery.quantization.modules import (
     operands,
     prepared,
     quantizer_parameters,
+    stored,
     weights_and_scales,
 )
 from compress.surgery.quantization.pack import left_in_float32, packed_state, restore, unpacked
@@ -44,6 +46,7 @@ __all__ = [
     "histograms",
     "left_in_float32",
     "mean_cosine",
+    "method_of",
     "operands",
     "packed_bytes",
     "packed_state",
@@ -52,6 +55,7 @@ __all__ = [
     "quantize",
     "quantizer_parameters",
     "restore",
+    "stored",
     "unpacked",
     "weights_and_scales",
 ]

@@ -100,11 +100,15 @@ class FakeQuantWeight(nn.Module):
 
 
 class StoredWeight(nn.Module):
-    """A dequantized weight [O, I] that does not train."""
+    """A dequantized weight [O, I] that does not train, with the packed codes and scales that it was made of.
 
-    def __init__(self, weight: Tensor) -> None:
+    Codes and scales stay as they were read, on the CPU, so that the model can be saved again bit for bit.
+    """
+
+    def __init__(self, weight: Tensor, codes: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
+        self.codes, self.scale = codes, scale
 
     def forward(self) -> Tensor:
         """The weight [O, I]."""
@@ -166,6 +170,11 @@ class Table(nn.Module):
 def fake_quantized(model: nn.Module) -> list[FakeQuantWeight]:
     """The fake-quantized weights of a model, shared ones once."""
     return [module for module in model.modules() if isinstance(module, FakeQuantWeight)]
+
+
+def stored(model: nn.Module) -> list[StoredWeight]:
+    """The weights of a model that was restored from packed codes, shared ones once."""
+    return [module for module in model.modules() if isinstance(module, StoredWeight)]
 
 
 def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:

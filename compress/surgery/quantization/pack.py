@@ -21,20 +21,28 @@ FLOAT32 = Storage()
 """Everything without codes is stored in float32."""
 DTYPES: dict[Float, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 
+RESTORED = "compress_restored"
+"""Attribute of a model that was restored from packed tensors: the spec that described them."""
+
 
 def packed_state(
-    model: nn.Module, plan: QuantizationSpec | Storage = FLOAT32
+    model: nn.Module, plan: QuantizationSpec | Storage | None = None
 ) -> tuple[dict[str, Tensor], QuantizationSpec]:
-    """The tensors to store for a fake-quantized model, and the spec that describes them.
+    """The tensors to store for a quantized model, and the spec that describes them.
 
     Each matrix with its own codes has ``MODULE.codes``, uint8 [out, blocks, bytes] in the layout of ``pack_blocks``,
     and ``MODULE.scale``, [], [out] or [out, blocks]. Every other tensor of the model keeps its stock name. Scales and
     other tensors are float32, except those that ``plan`` asks for in float16 (see :func:`in_half`). They are rounded
     here and not during training, so that a restored model and a graph compute with the same numbers.
 
-    ``plan`` is the spec that the model was quantized with, or only says which tensors are stored in float16.
+    ``plan`` is the spec that the model was quantized with, or only says which tensors are stored in float16. Without
+    one, a restored model is stored as it was, and any other in float32.
+
+    Raises ModelError for a weight that no longer is what the codes of a restored model say.
     """
     modules = [module for module in model.modules() if isinstance(module, Product | Table)]
+    if plan is None:
+        plan = getattr(model, RESTORED, FLOAT32)
     if isinstance(plan, Storage):
         spec = storage_plan(model, [module.spec for module in modules], plan)
     else:  # in the order of the model's modules
@@ -43,19 +51,30 @@ def packed_state(
     state: dict[str, Tensor] = {}
     masters: set[int] = set()
     for module in modules:
-        assert isinstance(module.quantizer, FakeQuantWeight)
         masters |= {id(tensor) for tensor in module.quantizer.state_dict(keep_vars=True).values()}
         if not module.spec.shares:
-            codes, scale = module.quantizer.codes()
-            unsigned = to_unsigned(codes, module.spec.bits)
-            packed = pack_blocks(unsigned, storage_bits(module.spec.bits), module.spec.block)
-            state[f"{module.spec.module}.codes"] = packed.cpu().contiguous()
+            codes, scale = _packed(module.quantizer, module.spec)
+            state[f"{module.spec.module}.codes"] = codes.cpu().contiguous()
             state[f"{module.spec.module}.scale"] = scale.float().cpu().contiguous()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in masters:
             masters.add(id(tensor))  # a tensor that several modules share is stored once, under its first name
             state[name] = tensor.detach().cpu().contiguous()
     return in_half(state, spec)
+
+
+def _packed(weight: FakeQuantWeight | StoredWeight, matrix: MatrixSpec) -> tuple[Tensor, Tensor]:
+    """Packed codes, uint8 [out, blocks, bytes], and scales of a weight."""
+    if isinstance(weight, FakeQuantWeight):
+        codes, scale = weight.codes()
+        return pack_blocks(to_unsigned(codes, matrix.bits), storage_bits(matrix.bits), matrix.block), scale
+    held = {f"{matrix.module}.codes": weight.codes, f"{matrix.module}.scale": weight.scale}
+    if not torch.equal(_dequantized(matrix, held), weight.weight.cpu()):
+        raise ModelError(
+            f"{matrix.module}: its weight was changed after it was read from packed codes, which cannot follow; "
+            "load the directory again"
+        )
+    return weight.codes, weight.scale
 
 
 def in_half(state: Mapping[str, Tensor], spec: QuantizationSpec) -> tuple[dict[str, Tensor], QuantizationSpec]:
@@ -107,7 +126,7 @@ def restore(
     """
     _fill_floats(model, spec, tensors)
     weights = {matrix.module: _dequantized(matrix, tensors) for matrix in spec.stored}
-    stored = {} if dequantize else {name: StoredWeight(weight) for name, weight in weights.items()}
+    stored = {} if dequantize else {name: _stored(name, weight, tensors) for name, weight in weights.items()}
     for matrix in spec.matrices:
         owner = matrix.shares or matrix.module
         if dequantize:
@@ -115,6 +134,12 @@ def restore(
                 weight_of(model.get_submodule(matrix.module)).copy_(weights[owner])
         else:
             swap(model, family, matrix, stored[owner])
+    if not dequantize:
+        setattr(model, RESTORED, spec)
+
+
+def _stored(module: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> StoredWeight:
+    return StoredWeight(weight, tensors[f"{module}.codes"], tensors[f"{module}.scale"])
 
 
 def _dequantized(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -1,0 +1,95 @@
+"""Checks of arguments that several functions take. Each error names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import torch
+
+from compress.artifact import Artifact, adopt, adopt_deployed
+from compress.errors import ModelError, UserError
+from compress.schema import Strict
+
+SEEDS = 2**32
+"""Seeds are below this number, as in recipes."""
+
+
+def configured(kind: type[Strict], *, where: str = "", **values: Any) -> Any:
+    """Build a config; the first thing that is wrong with it becomes one line that names the argument."""
+    try:
+        return kind(**values)
+    except pydantic.ValidationError as error:
+        found = error.errors()
+        first = next((each for each in found if not each["type"].endswith("_type")), found[0])
+        place = ".".join(part for part in map(str, first["loc"]) if part.isidentifier())
+        given = "" if isinstance(first["input"], Mapping) or not place else f" (given: {first['input']!r})"
+        text = first["msg"].removeprefix("Value error, ")
+        raise UserError(": ".join(filter(None, [where, place, text])) + given) from None
+
+
+def refuse_idle(given: Iterable[str], idle: Mapping[str, str]) -> None:
+    """Raise UserError for the first of the given arguments that would change nothing; ``idle`` says why."""
+    if name := next((name for name in given if name in idle), None):
+        raise UserError(f"{name}: would change nothing, {idle[name]}; leave it out")
+
+
+def require_choice(value: Any, name: str, allowed: Iterable[str]) -> None:
+    """Raise UserError for a value that is none of the allowed names."""
+    allowed = list(allowed)
+    if not isinstance(value, str) or value not in allowed:
+        raise UserError(f"{name}: {value!r} is not known; allowed: {', '.join(allowed)}")
+
+
+def require_flag(value: Any, name: str) -> None:
+    """Raise UserError for anything but True and False."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name}: {value!r} is neither True nor False")
+
+
+def require_seed(seed: Any) -> None:
+    """Raise UserError for a seed that is no whole number from 0, or that is too large for a generator."""
+    if type(seed) is not int or not 0 <= seed < SEEDS:
+        raise UserError(f"seed: {seed!r} is no seed; allowed: whole numbers from 0, below 2**32")
+
+
+def require_path(path: Any, name: str) -> Path:
+    """The path; UserError for anything but text or a path, and for a path without a last part."""
+    if not isinstance(path, str | os.PathLike) or not Path(path).name:
+        raise UserError(f"{name}: {path!r} is not a path; give one such as 'runs/small'")
+    return Path(path)
+
+
+def require_device(device: Any) -> str:
+    """The name of a device that holds tensors here; UserError for any other."""
+    if isinstance(device, str | torch.device):
+        try:
+            if (found := torch.empty(0, device=device).device).type != "meta":
+                return str(found)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            pass
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    raise UserError(f"device: {str(device)!r} cannot hold a model here; allowed: {', '.join(there)}")
+
+
+def opened(path: Any, name: str, *, deployed: bool = False) -> Artifact:
+    """The artifact in a directory; ``deployed`` accepts ONNX files of other tools.
+
+    Raises:
+        UserError: anything but a path.
+        ModelError: nothing that can be opened is there; ``name`` is the argument.
+    """
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise UserError(f"{name}: {path!r} is not a directory of a model; give a path")
+    try:
+        return adopt_deployed(Path(path)) if deployed else adopt(_plain(path))
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+
+
+def _plain(path: str | os.PathLike[str]) -> str | Path:
+    """Text stays text: it may be the id of a hub model."""
+    return path if isinstance(path, str) else Path(path)

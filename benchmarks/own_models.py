@@ -179,16 +179,16 @@ def in_torch(name: str, artifact: Artifact) -> Contender:
     )
 
 
-def bitsandbytes(scheme: Any, shape: Shape, root: Path) -> Contender:
+def bitsandbytes(quant_type: Any, shape: Shape, root: Path) -> Contender:
     """The stock library's own quantization, through the stage of this project."""
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # tells of a cast at every product
-    source, directory = adopt(stock(shape, root)), root / f"bitsandbytes-{scheme}"
+    source, directory = adopt(stock(shape, root)), root / f"bitsandbytes-{quant_type}"
 
     def make(out: Path) -> dict[str, Any]:
         unfinished = out / "unfinished"
         unfinished.mkdir(exist_ok=True)
         try:
-            result = BitsAndBytes(scheme=scheme).run(source, unfinished, Context(models={}))
+            result = BitsAndBytes(quant_type=quant_type).run(source, unfinished, Context(models={}))
         except CompressError as error:
             raise Skipped(str(error)) from None
         step = Step(stage="b", type="bitsandbytes", version=1, config={}, seed=0, inputs={}, packages={}, seconds=0)

@@ -87,7 +87,7 @@ class Inputs:
             masked=tuple(dict.fromkeys(axis.kind for axis in axes if axis.name in masks)),
             scored=artifact.scored,
             layers=artifact.manifest.layers,
-            scheme=spec.scheme if spec else None,
+            activations=spec.activations if spec else None,
         )
 
     def data(self, name: str) -> Data | None:

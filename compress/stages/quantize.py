@@ -124,7 +124,8 @@ class Quantize(TaughtStage):
         )
 
     def shape(self, source: Shape) -> Shape:
-        return replace(super().shape(source), scheme=self.activations.scheme if self.activations else "none")
+        activations = self.activations.granularity if self.activations else "none"
+        return replace(super().shape(source), activations=activations)
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         if self.train.steps != 0:

@@ -220,6 +220,12 @@ def test_the_filter_chooses_modules(tmp_path: Path, anything: Any) -> None:
     assert compress.export_onnx(anything, tmp_path / "onnx")["products"] == len(swapped)
 
 
+def test_activations_take_the_settings_of_a_recipe(tiny_model: Any) -> None:
+    compress.quantize_(tiny_model, activations={"granularity": "tensor", "symmetric": False})
+    found = {module.spec.activations for module in tiny_model.modules() if type(module).__name__ == "Product"}
+    assert found == {"asymmetric"}
+
+
 def test_one_part_of_a_fused_product_may_stay_float(tmp_path: Path, tiny_bart: Any) -> None:
     model = tiny_bart()
     compress.quantize_(model, weights=8, filter=lambda name, module: name.endswith("q_proj"))
@@ -339,6 +345,16 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
         lambda m, t: compress.quantize_(m, group_size=32, granularity="row"),
         UserError,
         "group_size needs granularity: group",
+    ),
+    "activation bits": (
+        lambda m, t: compress.quantize_(m, activations=4),  # type: ignore[arg-type]
+        UserError,
+        r"activations.bits: .*8.*given: 4",
+    ),
+    "activation settings": (
+        lambda m, t: compress.quantize_(m, activations={"scheme": "paper"}),
+        UserError,
+        "activations: scheme: paper is now called granularity: tensor",
     ),
     "method": (lambda m, t: compress.quantize_(m, method="magic"), UserError, "weights.method: .*magic"),
     "no rows": (lambda m, t: compress.finetune(m, [], steps=1), DataError, "data: has no rows"),

@@ -16,11 +16,11 @@ from compress.surgery.quantization.pack import packed_state, restore, unpacked
 from compress.surgery.quantization.spec import (
     ActivationName,
     ActivationQuantization,
+    Activations,
     EmbeddingQuantization,
     MatrixSpec,
     Quantization,
     QuantizationSpec,
-    Scheme,
     Storage,
     WeightQuantization,
     packed_bytes,
@@ -30,6 +30,7 @@ from compress.surgery.quantization.storage import left_in_float32
 __all__ = [
     "ActivationName",
     "ActivationQuantization",
+    "Activations",
     "EmbeddingQuantization",
     "FakeQuantWeight",
     "Filter",
@@ -37,7 +38,6 @@ __all__ = [
     "Product",
     "Quantization",
     "QuantizationSpec",
-    "Scheme",
     "Storage",
     "Table",
     "WeightQuantization",

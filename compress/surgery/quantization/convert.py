@@ -114,10 +114,13 @@ def _selected(model: nn.Module, names: Iterable[str], select: Filter | None) -> 
 
 
 def _activations(model: nn.Module, family: ModelFamily, name: str, config: Quantization) -> ActivationName:
-    if config.activations is None or is_embedding(model.get_submodule(name)):
+    chosen = config.activations
+    if chosen is None or is_embedding(model.get_submodule(name)):
         return "none"
-    if config.activations.scheme == "block":
+    if chosen.granularity == "block":
         return "block"
+    if chosen.symmetric is not None:
+        return "symmetric" if chosen.symmetric else "asymmetric"
     downs = {f".{stack.feed_forward.down}" for stack in family.stacks if not stack.feed_forward.gate}
     return "asymmetric" if name.endswith(tuple(downs)) else "symmetric"  # gated values are often negative too
 

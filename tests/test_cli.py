@@ -109,7 +109,7 @@ def refused(told: Told, text: str) -> None:
         (["check", "tiny.yaml", "--workdir", "a-file"], "--workdir a-file: is a file, not a directory"),
         (["run", "tiny.yaml", "--workdir", "/proc/nothing"], "--workdir /proc/nothing: No such file or directory"),
         (["run", "tiny.yaml", "--set", "data.eval={text: a-file}"], "--set: data.eval: a-file is empty"),
-        (["run", "tiny.yaml", "--set", "data.block=33"], "data.block is 33, but the model takes 32 tokens at most"),
+        (["run", "tiny.yaml", "--set", "data.block=33"], "data.block is 33, but the model accepts at most 32 tokens"),
         (["run", "tiny.yaml", "--set", "stages=[prun]"], "stages.0: unknown stage 'prun'. Did you mean 'prune'?"),
         (
             ["run", "tiny.yaml", "--set", "stages=[export_onnx, {type: finetune, train: {steps: 1}}]"],
@@ -117,12 +117,16 @@ def refused(told: Told, text: str) -> None:
         ),
         (
             ["run", str(ROOT / "tests/bad_recipes/other_vocabulary.yaml")],
-            "teacher 'big' has a vocabulary of 96 tokens, the student 'base' of 64; they must share one",
+            "teacher 'big' has a vocabulary of 96 tokens, but the student 'base' has 64; "
+            "they must use the same vocabulary",
         ),
         (["run", "tiny.yaml", "--workdir", "a-file/inside"], "a-file/inside: Not a directory"),
         (["run", "tiny.yaml", "--workdir", "w" * 300], "File name too long"),
-        (["run", "tiny.yaml", "--set", "model.config.n_head=3"], "tiny.yaml:4: models.base.config: no gpt2 can be"),
-        (["describe", "prun"], "nothing is called 'prun'. Did you mean 'prune'?"),
+        (
+            ["run", "tiny.yaml", "--set", "model.config.n_head=3"],
+            "tiny.yaml:4: models.base.config: cannot build a gpt2 model",
+        ),
+        (["describe", "prun"], "unknown name 'prun'. Did you mean 'prune'?"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -183,7 +187,7 @@ def test_check_shows_the_plan_and_writes_nothing(cli: Command, tmp_path: Path, m
     assert told.code == 0
     assert "will be built" in told.out
     assert "will run" in told.out
-    assert told.out.rstrip().endswith("is sound")
+    assert told.out.rstrip().endswith("is valid")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lines.txt", "tiny.yaml"]
 
 
@@ -272,7 +276,10 @@ def test_generate_refuses_graphs_that_are_not_the_sealed_ones(
 ) -> None:
     model = tmp_path / "m"
     shutil.copytree(artifact(finished, "onnx"), model)
-    expected = {"changed": "model.onnx is not the file that was sealed", "no manifest": "is no manifest of an artifact"}
+    expected = {
+        "changed": "model.onnx has changed since the artifact was saved",
+        "no manifest": "is not the manifest of an artifact",
+    }
     if damage == "changed":
         content = bytearray((model / "model.onnx").read_bytes())
         content[len(content) // 2] ^= 1
@@ -288,19 +295,20 @@ def test_generate_refuses_graphs_that_are_not_the_sealed_ones(
 def test_generate_refuses_a_tokenizer_that_is_none(cli: Command, finished: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(artifact(finished, name), tmp_path / name, ignore=shutil.ignore_patterns("artifact.json"))
     (tmp_path / name / "tokenizer.json").write_text("{}")
-    refused(cli("generate", tmp_path / name, "--prompt", "the cat"), f"{tmp_path / name}: no readable tokenizer")
+    refused(cli("generate", tmp_path / name, "--prompt", "the cat"), f"{tmp_path / name}: cannot read the tokenizer")
 
 
 @pytest.mark.parametrize("name", ["tuned", "onnx"])
 def test_generate_refuses_what_does_not_fit(cli: Command, finished: Path, name: str) -> None:
-    refused(cli("generate", artifact(finished, name), "--prompt", "the cat " * 20), "64 new ones")
+    refused(cli("generate", artifact(finished, name), "--prompt", "the cat " * 20), "64 new tokens")
     refused(cli("generate", artifact(finished, name), "--prompt", ""), "--prompt is empty")
-    refused(cli("generate", artifact(finished, name), "--prompt", "\udcff"), "--prompt is no UTF-8 text")
+    refused(cli("generate", artifact(finished, name), "--prompt", "\udcff"), "--prompt is not valid UTF-8")
     cold = ("--temperature", "1e-320")
     refused(cli("generate", artifact(finished, name), "--prompt", "the", *cold), "--temperature is 9.99989e-321; give")
     both = ("--num-beams", 4, "--temperature", 0.5)
     refused(
-        cli("generate", artifact(finished, name), "--prompt", "the cat", *both), "--num-beams 4 searches and --temp"
+        cli("generate", artifact(finished, name), "--prompt", "the cat", *both),
+        "--num-beams 4 uses beam search and --temp",
     )
 
 
@@ -398,7 +406,7 @@ def test_ctrl_c_says_that_it_continues(cli: Command, finished: Path, monkeypatch
     raising(monkeypatch, KeyboardInterrupt())
     told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
     assert told.code == 130
-    assert told.err.strip() == "stopped; the same command continues where it was"
+    assert told.err.strip() == "stopped; run the same command again to continue"
 
 
 @pytest.mark.parametrize(
@@ -415,7 +423,7 @@ def test_a_full_disk_is_one_line(
     raising(monkeypatch, error)
     told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
     assert told.code == 1
-    assert told.err == "error: no space left on the disk; what is finished stays, and the same command continues\n"
+    assert told.err == "error: no space left on the disk; finished results are kept, and the same command continues\n"
 
 
 @pytest.mark.parametrize(
@@ -449,7 +457,8 @@ def test_too_little_memory_is_one_line(
     told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
     assert told.code == 1
     assert told.err == (
-        "error: out of memory; what is finished stays, and a smaller batch (with more accumulate) needs less\n"
+        "error: out of memory; finished results are kept, "
+        "and a smaller batch (with more accumulate) needs less memory\n"
     )
 
 
@@ -487,7 +496,7 @@ def stopped_while_sealing(error: BaseException, monkeypatch: pytest.MonkeyPatch)
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "error: no space left on the disk"),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 1, "error: no space left on the disk"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), 2, "error: Read-only file system"),
-        (KeyboardInterrupt(), 130, "stopped; the same command continues where it was"),
+        (KeyboardInterrupt(), 130, "stopped; run the same command again to continue"),
     ],
     ids=["full", "quota", "read-only", "ctrl-c"],
 )
@@ -527,7 +536,7 @@ def test_ctrl_c_in_the_middle_of_training_continues(
     monkeypatch.setattr(Objective, "forward", interrupted)
     told = cli(*command, "--workdir", tmp_path / "work")
     assert told.code == 130
-    assert told.err.splitlines()[-1] == "stopped; the same command continues where it was"
+    assert told.err.splitlines()[-1] == "stopped; run the same command again to continue"
     assert "Traceback" not in told.err
     assert adopt(artifact(tmp_path, "base")).digest == adopt(artifact(finished, "base")).digest
     (partial,) = (tmp_path / "work").glob("*-tuned-*.partial")

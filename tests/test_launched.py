@@ -93,7 +93,7 @@ def test_an_error_of_the_main_process_ends_all_and_is_told_once(tmp_path: Path) 
     with locked(work):
         main, other = launch(2, "-m", "compress", "run", recipe, "--workdir", work, "--device", "cpu")
     assert main.returncode == 2 and other.returncode == 0
-    assert main.stderr == f"error: --workdir {work}: another run is at work there\n"
+    assert main.stderr == f"error: --workdir {work}: another run is using it\n"
     assert (main.stdout, other.stdout, other.stderr) == ("", "", "")
 
 
@@ -128,7 +128,7 @@ def test_one_process_where_several_were_asked_for_is_told(tmp_path: Path, monkey
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     compress.run(recipe, tmp_path / "work", console=console)
-    assert "one process: accelerate launch --cpu starts several through mpirun only" in console.export_text()
+    assert "running as one process: accelerate launch --cpu starts several only with mpirun" in console.export_text()
 
 
 def test_a_launcher_that_was_told_cpu_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -329,7 +329,7 @@ def test_a_damaged_result_is_told_and_not_reused(recipe: Path) -> None:
     done = run(recipe)
     weights = done.artifacts["one"].path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(ModelError, match=r"01-one-\w+: model.safetensors is not the file that was sealed"):
+    with pytest.raises(ModelError, match=r"01-one-\w+: model.safetensors has changed since the artifact was saved"):
         run(recipe)
 
 
@@ -345,7 +345,7 @@ def test_a_result_without_its_manifest_is_made_again(recipe: Path) -> None:
     assert CALLS == ["one"]
     assert second.artifacts["one"].digest == first.artifacts["one"].digest
     assert not (path / "left.txt").exists()
-    assert f"{path.name} has no artifact.json, so it is not whole; one runs again" in console.export_text()
+    assert f"{path.name} has no artifact.json, so it is incomplete; one runs again" in console.export_text()
     run(recipe)
     assert CALLS == []
 
@@ -356,7 +356,7 @@ def test_a_torn_manifest_is_one_line_that_says_what_to_do(recipe: Path, content:
     (path / MANIFEST).write_bytes(content)
     for attempt in (run, states):
         with pytest.raises(
-            ModelError, match=r"two-\w+/artifact\.json: Invalid JSON.*; delete 02-two-\w+ to have it"
+            ModelError, match=r"two-\w+/artifact\.json: Invalid JSON.*; delete 02-two-\w+ and run again"
         ) as e:
             attempt(recipe)
         assert "\n" not in str(e.value)
@@ -575,7 +575,7 @@ def test_nothing_is_written_when_something_is_wrong(recipe: Path) -> None:
 
 
 def test_two_runs_do_not_share_a_directory(recipe: Path) -> None:
-    with locked(recipe.parent / "work"), pytest.raises(UserError, match="another run is at work there"):
+    with locked(recipe.parent / "work"), pytest.raises(UserError, match="another run is using it"):
         run(recipe)
 
 
@@ -612,7 +612,7 @@ def test_cuda_is_refused_where_there_is_none(recipe: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("setting", ["n_head=3", "n_embd=0.5", "vocab_size=many", "activation_function=softly"])
 def test_a_config_of_no_model_is_told(recipe: Path, setting: str) -> None:
-    with pytest.raises(RecipeError, match=r"models\.base\.config: no gpt2 can be built from it"):
+    with pytest.raises(RecipeError, match=r"models\.base\.config: cannot build a gpt2 model from it"):
         states(recipe, f"model.config.{setting}")
 
 
@@ -636,14 +636,14 @@ def test_a_base_that_was_not_copied_whole_is_told_before_any_work(recipe: Path, 
     base = shutil.copytree(run(recipe).artifacts["base"].path, tmp_path / "given")
     weights = base / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(RecipeError, match=r"models\.base: .*: no readable model.safetensors"):
+    with pytest.raises(RecipeError, match=r"models\.base: .*: cannot read model.safetensors"):
         states(recipe, "model={path: given}")
 
 
 def test_a_base_without_weights_is_told_before_any_work(recipe: Path, tmp_path: Path) -> None:
     base = shutil.copytree(run(recipe).artifacts["base"].path, tmp_path / "given")
     (base / "model.safetensors").unlink()
-    with pytest.raises(RecipeError, match=r"models\.base: .*given: holds no \.safetensors file"):
+    with pytest.raises(RecipeError, match=r"models\.base: .*given: contains no \.safetensors file"):
         states(recipe, "model={path: given}")
 
 

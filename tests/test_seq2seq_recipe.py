@@ -129,6 +129,6 @@ def test_text_is_generated(told: Callable[..., tuple[int, str]], name: str) -> N
 @pytest.mark.parametrize("name", ["tuned", "tuned-onnx"])
 def test_sources_and_answers_beyond_the_positions_are_told(told: Callable[..., tuple[int, str]], name: str) -> None:
     code, said = told(name, "--prompt", "0123456789 " * 5, "--max-new-tokens", 4)
-    assert (code, said) == (2, "error: --prompt has 57 tokens; the model takes 40\n")
+    assert (code, said) == (2, "error: --prompt has 57 tokens, but the model accepts at most 40\n")
     code, said = told(name, "--prompt", "cat", "--max-new-tokens", 41)
-    assert (code, said) == (2, "error: --max-new-tokens is 41; the model's answers have 40 tokens at most\n")
+    assert (code, said) == (2, "error: --max-new-tokens is 41, but the model's responses have at most 40 tokens\n")

@@ -97,7 +97,7 @@ def learn_masks(
     checked(teacher, "teacher", forbids=("masked",))
     asked = Asked(data, tokenizer, block, seed, progress, training)
     if asked.config().mask_lr == 0:
-        raise UserError("mask_lr: is 0, and no mask would train; allowed: numbers above 0")
+        raise UserError("mask_lr: is 0, so no mask would train; allowed: numbers above 0")
     return Masks(_trained(model, family, axes, "learned", terms, teacher, asked), scored=False)
 
 
@@ -151,9 +151,9 @@ def score(
         raise UserError(f"method: {method!r} is not known; allowed: magnitude, loss_aware, movement")
     if method == "magnitude" and (data is not None or training):
         idle = "data" if data is not None else next(iter(training))
-        raise UserError(f"{idle}: method magnitude reads the weights alone; leave it out")
+        raise UserError(f"{idle}: method magnitude reads only the weights; leave it out")
     if (method == "movement") != (weights_lr is not None):
-        raise UserError("weights_lr: belongs to method movement, which follows weights while they train")
+        raise UserError("weights_lr: applies only to method movement, which follows weights during training")
     if teacher is not None:
         checked(teacher, "teacher", forbids=("masked",))
     if method == "magnitude":
@@ -316,7 +316,7 @@ def _require_fitting(model: nn.Module, family: ModelFamily, masks: Masks) -> Non
     sizes = {axis.name: axis.size for axis in sized_axes(model, family)}
     for axis, value in masks.values.items():
         if not bool(value.isfinite().all()):
-            raise ModelError(f"masks: hold a value for {axis!r} that is not finite, by which units cannot be ranked")
+            raise ModelError(f"masks: a value for {axis!r} is not finite, so its units cannot be ranked")
         if sizes.get(axis) != value.numel():
             has = f"{sizes[axis]} units" if axis in sizes else "no such axis"
-            raise ModelError(f"masks: hold {value.numel()} values for {axis!r}, and the model has {has}")
+            raise ModelError(f"masks: there are {value.numel()} values for {axis!r}, but the model has {has}")

@@ -48,7 +48,7 @@ def packed(model: nn.Module) -> tuple[dict[str, Tensor], QuantizationSpec]:
     """
     owners = [module for module in model.modules() if isinstance(module, Product | Table)]
     if any(not isinstance(module.quantizer, FakeQuantWeight) for module in owners):
-        raise ModelError("model: was loaded from packed codes, which it does not keep; give the directory it came from")
+        raise ModelError("model: was loaded from packed codes, which are not kept in memory; give its directory")
     return packed_state(model)
 
 

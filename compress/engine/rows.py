@@ -50,7 +50,7 @@ def as_split(data: Any, config: Any, tokenizer: Any = None, *, name: str = "data
     if isinstance(rows[0], Mapping):
         return _from_columns(rows, encoder, name)
     if tokenizer is None:
-        raise DataError(f"tokenizer: is missing, and {name} holds texts; give the tokenizer of the model")
+        raise DataError(f"tokenizer: is missing, but {name} contains texts; give the tokenizer of the model")
     if all(isinstance(row, str) for row in rows):
         return _from_texts(rows, encoder, name)
     if all(_is_pair(row) for row in rows):
@@ -60,7 +60,7 @@ def as_split(data: Any, config: Any, tokenizer: Any = None, *, name: str = "data
 
 
 def require_tokenizer(tokenizer: Any, config: Any) -> None:
-    """Refuse a tokenizer that makes tokens which the model does not know."""
+    """Refuse a tokenizer that produces token ids outside the vocabulary of the model."""
     if tokenizer is None:
         return
     if not callable(tokenizer) or not hasattr(tokenizer, "get_vocab"):
@@ -68,8 +68,8 @@ def require_tokenizer(tokenizer: Any, config: Any) -> None:
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= config.vocab_size:
         raise ModelError(
-            f"tokenizer: makes tokens up to {highest}, and the model's vocabulary has {config.vocab_size}; "
-            "give the tokenizer of the model"
+            f"tokenizer: produces token ids up to {highest}, but the model's vocabulary has {config.vocab_size} "
+            "tokens; give the tokenizer of the model"
         )
 
 

@@ -86,9 +86,9 @@ class ExportOnnx(Stage):
             yield str(error)
         quantized = "quantized" in source.traits
         if self.graph == "plain" and source.config.is_encoder_decoder:
-            yield "graph: plain is traced from decoders alone; an encoder and its decoder take decoding"
+            yield "graph: plain supports only decoders; use decoding for an encoder and its decoder"
         if self.graph == "plain" and quantized:
-            yield "graph: plain holds float weights only; a quantized model takes decoding"
+            yield "graph: plain supports only float weights; use decoding for a quantized model"
         if source.activations == "tensor" and self.activations == "exact":
             yield (
                 "activations: exact is impossible, because the kernel quantizes per block and this model per tensor; "
@@ -97,11 +97,11 @@ class ExportOnnx(Stage):
         if self.activations == "replace" and source.activations in (None, "block"):
             yield f"activations: replace has nothing to replace; allowed: exact{', float' if quantized else ''}"
         if self.activations == "float" and source.activations in (None, "none"):
-            yield "activations: float changes nothing, inputs of products are float32 already; allowed: exact"
+            yield "activations: float changes nothing, because inputs of products are float32 already; allowed: exact"
         if self.head == "split" and not quantized:
-            yield "head: split needs packed codes to keep apart, and this model has none; allowed: tied"
+            yield "head: split needs packed codes, but this model has none; allowed: tied"
         elif self.head == "split" and not source.config.tie_word_embeddings:
-            yield "head: split has nothing to split, head and embedding of this model are not tied; allowed: tied"
+            yield "head: split has nothing to split, because the model's head and embedding are not tied; allowed: tied"
 
 
 def _write_tokenizer_file(source: Artifact, out: Path) -> None:
@@ -121,7 +121,7 @@ def _with_inputs(source: Artifact, spec: QuantizationSpec, activations: Activati
 
 def _notes(source: Artifact, spec: QuantizationSpec | None) -> Iterator[str]:
     if not source.stock_shape():
-        yield "opens in compress.onnx.runtime only: a shape without stock class"
+        yield "opens only in compress.onnx.runtime, because no stock class has this shape"
     if spec is not None and spec.note:
         yield spec.note
 

@@ -149,7 +149,7 @@ class _Loop:
             shown=self.place.bar and processes.is_main(),
         )
         for text in torn:
-            self.meter.warn(f"{text}; training goes on from step {self.progress.step}")
+            self.meter.warn(f"{text}; training continues from step {self.progress.step}")
         batches = self._batches()
         with Interrupt() as interrupt, self.meter:
             while self.progress.step < self.total:

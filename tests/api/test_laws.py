@@ -259,7 +259,7 @@ def test_a_teacher_must_read_the_same_rows(tiny_gpt2: Any, tiny_bart: Any) -> No
     model = tiny_gpt2()
     with pytest.raises(ModelError, match="teacher: is a seq2seq model"):
         compress.distill(model, teacher=tiny_bart(), data=ROWS, steps=1, **QUIET)
-    with pytest.raises(ModelError, match="teacher: takes 4 tokens, and rows have up to 9"):
+    with pytest.raises(ModelError, match="teacher: accepts at most 4 tokens, but rows have up to 9"):
         compress.distill(model, teacher=tiny_gpt2(positions=4), data=ROWS, steps=1, **QUIET)
     with pytest.raises(ModelError, match="reference: is a seq2seq model"):
         compress.evaluate(model, ROWS, metrics=["agreement"], reference=tiny_bart(), progress=False)
@@ -337,7 +337,7 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "half of a tie": (
         lambda m, t: compress.quantize_(m, filter=lambda name, _: name == "lm_head"),
         ModelError,
-        "filter: takes lm_head and leaves transformer.wte",
+        "filter: includes lm_head but not transformer.wte",
     ),
     "bits": (lambda m, t: compress.quantize_(m, weights=5), UserError, r"weights.bits: .*2, 3, 4 or 8.*given: 5"),
     "group size": (lambda m, t: compress.quantize_(m, group_size=48), UserError, "weights.group_size: .*given: 48"),
@@ -364,7 +364,7 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "other vocabulary": (
         lambda m, t: compress.finetune(m, ["a b"], tokenizer=t, steps=1),
         ModelError,
-        "tokenizer: makes tokens up to 279, and the model's vocabulary has 67",
+        "tokenizer: produces token ids up to 279, but the model's vocabulary has 67",
     ),
     "no steps": (lambda m, t: compress.finetune(m, ROWS), UserError, "give either steps or epochs"),
     "zero steps": (lambda m, t: compress.finetune(m, ROWS, steps=0), UserError, "steps: is 0"),
@@ -387,7 +387,7 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "a unit that is not there": (
         lambda m, t: compress.prune(m, compress.Masks({"hidden": torch.ones(5)}, True), keep="2/4"),
         ModelError,
-        "masks: hold 5 values for 'hidden', and the model has 32",
+        "masks: there are 5 values for 'hidden', but the model has 32",
     ),
     "no fraction": (lambda m, t: compress.prune(m, compress.score(m), keep="half"), UserError, "keep.*exact fraction"),
     "an uneven fraction": (lambda m, t: compress.prune(m, compress.score(m), keep="2/3"), ModelError, "allowed: 1/4"),
@@ -414,7 +414,7 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "masks without order": (
         lambda m, t: compress.prune(m, compress.Masks({"hidden": torch.full((32,), torch.nan)}, True), keep="2/4"),
         ModelError,
-        "masks: hold a value for 'hidden' that is not finite",
+        "masks: a value for 'hidden' is not finite",
     ),
     "a masked model to time": (lambda m, t: compress.benchmark([_masked(m)]), ModelError, "is masked already"),
     "no model to time": (lambda m, t: compress.benchmark([]), UserError, "models: is empty"),

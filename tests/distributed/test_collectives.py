@@ -77,7 +77,7 @@ def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="no CUDA device of its own; allowed: --num_processes 1 at most"):
+    with pytest.raises(UserError, match="no CUDA device of its own; allowed: --num_processes up to 1, or --device cpu"):
         collectives.join("cuda")
 
 
@@ -107,7 +107,7 @@ def test_who_waits_for_one_that_ended_ends(ending: int) -> None:
     done = launch(2, "-c", ENDING, ending)
     assert done[ending].returncode == 7
     assert done[1 - ending].returncode == 1
-    assert done[1 - ending].stderr.strip().endswith("another process of this run has ended; its own message says why")
+    assert done[1 - ending].stderr.strip().endswith("another process of this run has ended; see its error message")
     assert time.monotonic() - began < 300
 
 

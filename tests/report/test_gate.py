@@ -88,7 +88,8 @@ def test_each_time_is_held_against_the_float_export(token, prompt, where):
 def test_the_line_has_both_figures():
     (line,) = told(BASE, export("small", token=12.5, prompt=40.0, bits=4))
     assert line.startswith(
-        "small is quantized but no faster per token than base (0.80x): 12.50 against 10.00 ms; nothing recorded"
+        "small is quantized but no faster per token than base (0.80x): 12.50 ms compared with 10.00 ms; "
+        "the records do not explain"
     )
 
 
@@ -102,13 +103,13 @@ CACHED = {"size": 20.0}
 @pytest.mark.parametrize(
     ("base", "small", "environment", "reason"),
     [
-        ({}, {"block": 16}, VNNI, "block size 16 has no fast kernel; 32, 64, 128 have"),
+        ({}, {"block": 16}, VNNI, "block size 16 has no fast kernel; only 32, 64, 128 have one"),
         ({}, {"bits": 2, "inputs": "none"}, VNNI, "its 2-bit codes become float32 weights when it is opened"),
-        ({}, {"inputs": "none"}, VNNI, "codes are turned into float32 numbers at each use"),
+        ({}, {"inputs": "none"}, VNNI, "codes are converted to float32 numbers at each use"),
         ({}, {}, {"instructions": ["avx2"]}, "no dot products of 8-bit numbers"),
         ({}, {}, {"instructions": []}, "no dot products of 8-bit numbers"),
         (CACHED, {}, VNNI, "base fits into the processor's cache (20.00 of 32.00 MB)"),
-        ({"millions": 2.0}, {"millions": 2.0}, {}, "a step's time goes to calling kernels"),
+        ({"millions": 2.0}, {"millions": 2.0}, {}, "a step spends its time on kernel calls"),
     ],
 )
 def test_reasons_come_from_what_was_recorded(base, small, environment, reason):
@@ -138,14 +139,14 @@ PROMPT = {"token": 5.0, "prompt": 90.0}
 def test_a_prompt_has_no_reason_that_nothing_recorded_bears_out():
     for bits in (2, 4, 8):
         (line,) = told(BASE, export("small", **PROMPT, bits=bits, millions=2.0))
-        assert line.endswith("90.00 against 80.00 ms; nothing recorded explains it.")
+        assert line.endswith("90.00 ms compared with 80.00 ms; the records do not explain why.")
 
 
 @pytest.mark.parametrize(("read", "little"), [(20.0, True), (40.0, True), (41.0, False), (80.0, False)])
 def test_fewer_bytes_save_little_where_reading_them_takes_a_small_part(read, little):
     base = export("base", token=10.0, prompt=80.0, read=read)
     (line,) = told(base, export("small", **PROMPT, bits=4))
-    said = f"memory gives all weights of base in {read:.2f} of its 80.00 ms, so that fewer bytes save little"
+    said = f"reading all weights of base from memory takes {read:.2f} of its 80.00 ms, so fewer bytes save little"
     assert (said in line) == little
 
 
@@ -163,7 +164,7 @@ def test_fewer_bytes_save_little_where_reading_them_takes_a_small_part(read, lit
 )
 def test_codes_of_more_bits_are_named_where_they_are_faster(other, said):
     line, *_ = told(BASE, export("small", **PROMPT, bits=2), export("other", token=4.0, **other))
-    assert ("products of 4-bit codes take less time there (other: 60.00 ms)" in line) == said
+    assert ("products of 4-bit codes are faster there (other: 60.00 ms)" in line) == said
     assert said or "less time" not in line
 
 
@@ -192,7 +193,7 @@ def test_products_of_which_some_became_floats_have_both_reasons():
         update={"quantization": {"matrices": [*stage.manifest.quantization["matrices"], head]}}
     )
     (line,) = told(BASE, (record, replace(stage, manifest=manifest)))
-    assert "its 8-bit codes become float32 weights" in line and "codes are turned into float32 numbers" in line
+    assert "its 8-bit codes become float32 weights" in line and "codes are converted to float32 numbers" in line
 
 
 def test_codes_that_became_floats_have_one_reason():
@@ -260,4 +261,6 @@ def test_a_work_directory_says_which_exports_are_slow(tmp_path):
     path = workdir / "measurements.json"
     path.write_text(path.read_text().replace('"per_token_ms": {"p50": 0.71', '"per_token_ms": {"p50": 12.71'))
     (line,) = slow_exports(workdir)
-    assert line.startswith("small-onnx is quantized but no faster per token than base-onnx (0.92x): 12.71 against")
+    assert line.startswith(
+        "small-onnx is quantized but no faster per token than base-onnx (0.92x): 12.71 ms compared with"
+    )

@@ -170,7 +170,7 @@ def test_sizes_without_a_stock_class(base: Artifact, tmp_path: Path) -> None:
     source = sealed(tmp_path / "pruned", base, traits=["pruned"], kept=keep)
     result = run(ExportOnnx(), source, tmp_path / "out")
     assert result.kept == keep
-    assert "compress.onnx.runtime only" in result.coverage.note
+    assert "opens only in compress.onnx.runtime, because no stock class has this shape" in result.coverage.note
     ids = torch.randint(1, 67, (1, 5))
     with torch.no_grad():
         expected = model(ids).logits
@@ -183,7 +183,7 @@ def test_what_check_can_see(base: Artifact) -> None:
     packed = replace(shape, traits=frozenset({"quantized"}), activations="block")
     floats = replace(packed, activations="none")
     (problem,) = ExportOnnx(graph="plain").problems(packed, None)
-    assert problem.startswith("graph: plain holds float weights only")
+    assert problem.startswith("graph: plain supports only float weights")
     for source, allowed in ((shape, "exact"), (packed, "exact, float")):
         (problem,) = ExportOnnx(activations="replace").problems(source, None)
         assert problem == f"activations: replace has nothing to replace; allowed: {allowed}"

@@ -240,9 +240,9 @@ def test_default_terms_follow_the_method() -> None:
 def test_what_cannot_work_is_told_before_any_work(base: Any, shape_of: Any) -> None:
     shape = shape_of(base())
     for config, message in (
-        (stage("movement"), "give weights_lr"),
+        (stage("movement"), "method movement needs weights_lr"),
         (stage(steps=0), r"method learned needs steps to train"),
-        (stage(axes=[]), "one at least"),
+        (stage(axes=[]), "axes needs at least one of hidden, heads, groups, ffn"),
         (stage(axes=["ffn", "ffn"]), "at most once"),
     ):
         with pytest.raises(ValidationError, match=message):
@@ -250,11 +250,11 @@ def test_what_cannot_work_is_told_before_any_work(base: Any, shape_of: Any) -> N
     (problem,) = STAGES.read(stage()).problems(shape, None)
     assert problem == "terms[0] (forward_kl) needs a teacher; name one with teacher: NAME"
     assert list(STAGES.read(stage("loss_aware", terms=["mask_l1"])).problems(shape, shape)) == [
-        "terms: is empty; name one term at least"
+        "terms: is empty; give at least one term"
     ]
     scored = STAGES.read(stage("loss_aware", terms=["forward_kl", "mask_l1"]))
     (problem,) = scored.problems(shape, shape)
-    assert problem == "terms: 'base' is at distance 0 from itself, so no unit would score; use cross_entropy"
+    assert problem == "terms: 'base' has distance 0 from itself, so no unit gets a score; use cross_entropy"
     assert not list(scored.problems(shape, shape_of(base(seed=1), "other")))
     assert not list(STAGES.read(stage()).problems(shape, shape))
     assert not list(STAGES.read({"type": "learn_masks", "method": "magnitude"}).problems(shape, None))

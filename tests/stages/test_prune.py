@@ -343,7 +343,7 @@ def test_a_run_repeats_itself(base: Any, masked: Any, run_stage: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (prune(keep="1/3"), r"keep: 1/3 of the 32 units of hidden is no whole number; allowed: 1/4, 2/4, 3/4, or"),
+        (prune(keep="1/3"), r"keep: 1/3 of the 32 units of hidden is not a whole number; allowed: 1/4, 2/4, 3/4, or"),
         (prune(keep={"heads": "1/3"}), r"1/3 of the 4 units of layer\.0\.heads .* allowed: 1/4, 2/4, 3/4, or"),
         (prune(keep={"ffn": "1/7"}), r"allowed: 1/128, 2/128, .*, 16/128, \.\.\., or uniform: false, which rounds"),
         (
@@ -379,7 +379,7 @@ def test_scores_have_nothing_to_fold(base: Any, masked: Any, shape_of: Any) -> N
         )
         for scored in (True, False)
     }
-    assert told == {True: ["fold: 'base' holds scores, and masks that are 1 change nothing; allowed: false"], False: []}
+    assert told == {True: ["fold: 'base' has scores, and masks that are 1 change nothing; allowed: false"], False: []}
 
 
 @pytest.mark.parametrize("config", [prune(keep=1), prune(keep={}), prune(parameters=1), prune(parameters=10**9)])
@@ -440,4 +440,4 @@ def test_query_heads_are_cut_within_their_groups(
     assert all(units[0] < 2 <= units[1] for axis, units in made.manifest.kept.items() if axis.endswith(".heads"))
     stage = STAGES.read({"type": "prune", "keep": {"heads": "1/4"}})
     told = list(stage.problems(shape_of(source, masked=KINDS), None))
-    assert "does not leave equally many in each of 2 groups; allowed: 1/2, or masks on groups" in str(told[0])
+    assert "does not leave the same number in each of 2 groups; allowed: 1/2, or masks on groups" in str(told[0])

@@ -90,7 +90,7 @@ def test_targets_are_what_the_stock_library_generates(
     assert metrics["rows"] == len(rows) and metrics["tokens"] == sum(len(row["target"]) for row in rows)
     assert metrics["without_end"] == len(rows) - ended
     assert kd.traits == {"targets"} and not list(kd.path.glob("*.safetensors"))
-    with pytest.raises(ModelError, match="holds generated targets and no model"):
+    with pytest.raises(ModelError, match="contains generated targets, not a model"):
         kd.model()
 
 

@@ -534,7 +534,7 @@ def test_codes_and_scales_unpack(tiny_gpt2: Any) -> None:
     [
         (lambda state: state.pop("transformer.wte.codes"), "lack 'transformer.wte.codes'"),
         (lambda state: state.pop("transformer.ln_f.weight"), "lack 'transformer.ln_f.weight'"),
-        (lambda state: state.update(stray=torch.zeros(1)), "hold 'stray'"),
+        (lambda state: state.update(stray=torch.zeros(1)), "quantized tensors contain 'stray'"),
         (lambda state: state.update({"transformer.wte.scale": torch.ones(3)}), "transformer.wte.scale: expected"),
         (lambda state: state.update({"transformer.wpe.weight": torch.ones(3)}), "transformer.wpe.weight: expected"),
     ],
@@ -550,7 +550,7 @@ def test_tensors_that_do_not_fit_are_named(tiny_gpt2: Any, change: Callable[[Any
 def test_a_model_of_other_shape_is_refused(tiny_gpt2: Any) -> None:
     model = quantized(tiny_gpt2(), settings_of(2))
     state, spec = packed_state(model)
-    with pytest.raises(ModelError, match=r"quantization says \(67, 32\)"):
+    with pytest.raises(ModelError, match=r"quantization has the shape \(67, 32\)"):
         restore(tiny_gpt2(vocab=70), family_of(model.config), spec, state, dequantize=False)
     with pytest.raises(ModelError, match=r"names 'transformer.h.1"):
         restore(tiny_gpt2(layers=1), family_of(model.config), spec, state, dequantize=False)

@@ -109,7 +109,9 @@ def _selected(model: nn.Module, names: Iterable[str], select: Filter | None) -> 
     weights = {name: id(model.get_submodule(name).get_parameter("weight")) for name in names}
     for name in chosen:
         if apart := [other for other in names if weights[other] == weights[name] and other not in chosen]:
-            raise ModelError(f"filter: takes {name} and leaves {apart[0]}, which share one weight; take both or none")
+            raise ModelError(
+                f"filter: includes {name} but not {apart[0]}, which shares its weight; include both or neither"
+            )
     return chosen
 
 

@@ -27,15 +27,15 @@ from compress.surgery.masks import attach, masks_of
 FAMILIES = ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"]
 
 
-def step(**told: Any) -> Step:
+def step(**facts: Any) -> Step:
     fields = {"stage": "s", "type": "shift", "version": 1, "config": {}, "seed": 0, "inputs": {}, "packages": {}}
-    return Step.model_validate({**fields, "seconds": 0.0, **told})
+    return Step.model_validate({**fields, "seconds": 0.0, **facts})
 
 
-def sealed(base: Artifact, model: Any, final: Path, *, kept: Any = (), traits: Any = (), **told: Any) -> Artifact:
+def sealed(base: Artifact, model: Any, final: Path, *, kept: Any = (), traits: Any = (), **facts: Any) -> Artifact:
     partial = final.parent / f".partial-{final.name}"
     save_model(model, base, partial)
-    return seal(partial, final, parent=base, traits=traits, step=step(**told), kept=dict(kept))
+    return seal(partial, final, parent=base, traits=traits, step=step(**facts), kept=dict(kept))
 
 
 @pytest.fixture

@@ -159,16 +159,16 @@ def test_set_values_are_yaml_and_later_ones_win(good: Path) -> None:
         ("data.eval={text: nowhere.txt}", "--set: data.eval: there is no file"),
     ],
 )
-def test_a_wrong_setting_is_told_as_such(good: Path, setting: str, text: str) -> None:
+def test_a_wrong_setting_is_reported_as_such(good: Path, setting: str, text: str) -> None:
     assert complaint(good, (setting,)).startswith(text)
 
 
-def test_a_missing_recipe_and_a_directory_are_told(tmp_path: Path) -> None:
+def test_a_missing_recipe_and_a_directory_are_reported(tmp_path: Path) -> None:
     assert complaint(tmp_path / "none.yaml") == f"{tmp_path / 'none.yaml'}: no such recipe"
     assert complaint(tmp_path) == f"{tmp_path}: is a directory, not a recipe file"
 
 
-def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+def test_bytes_that_are_no_text_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "bytes.yaml"
     path.write_bytes(b"name: \xff\n")
     assert complaint(path).startswith(f"{path}: is not UTF-8 text")

@@ -138,7 +138,7 @@ class _Loop:
             self.accelerator.init_trackers(self.place.name)
         torn: list[str] = []
         best = self.config.keep == "best"
-        found = self.checkpoints.restore(self.objective, self.adam, best=best, tell=torn.append)
+        found = self.checkpoints.restore(self.objective, self.adam, best=best, report=torn.append)
         self.progress = found or Progress()
         curve = None if self.place.out is None else self.place.out / "history.jsonl"
         self.history = History(curve, keep_until=self.progress.step)
@@ -183,7 +183,7 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self._tell(means, self.config.lr * factor, tokens / (time.perf_counter() - began))
+        self._report(means, self.config.lr * factor, tokens / (time.perf_counter() - began))
 
     def _gradients(self, batches: Iterator[Batch]) -> tuple[dict[str, float], int]:
         """Compute the gradient of one update. Return the mean ``loss`` and term values, and the scored tokens."""
@@ -218,7 +218,7 @@ class _Loop:
         parts = [self.own.batch(part, step, number) for number, part in enumerate(parts)]
         return parts, round(_mean([sum(map(_scored, parts))])[0] * processes.count())
 
-    def _tell(self, means: Mapping[str, float], lr: float, rate: float) -> None:
+    def _report(self, means: Mapping[str, float], lr: float, rate: float) -> None:
         step, loss = self.progress.step, means["loss"]
         terms = {name: value for name, value in means.items() if name != "loss"}
         kind = {} if self.own is None else {"on_policy": self.own.chosen(step - 1)}

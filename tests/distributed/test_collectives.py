@@ -29,7 +29,7 @@ print(json.dumps({
     "gathered": collectives.gathered(rows).tolist(),
     "empty": collectives.gathered(torch.zeros(3 * rank, dtype=torch.uint8)).tolist(),
     "strided": collectives.gathered(apart).tolist(),
-    "told": collectives.from_main(f"said by {rank}: \\u00fc" * (rank + 1)),
+    "reported": collectives.from_main(f"said by {rank}: \\u00fc" * (rank + 1)),
     "times": times,
 }))
 collectives.leave()
@@ -95,7 +95,7 @@ def test_three_processes_agree() -> None:
         "gathered": expected,
         "empty": [0] * 9,
         "strided": columns + columns[1:] + columns[2:],
-        "told": "said by 0: ü",
+        "reported": "said by 0: ü",
     }
     assert all(begun >= times[0][1] for begun, _ in times[1:])
 
@@ -127,7 +127,7 @@ raise SystemExit(3)
 
 
 @pytest.mark.slow
-def test_processes_that_cannot_meet_are_told() -> None:
+def test_processes_that_cannot_meet_are_reported() -> None:
     code = "from compress.distributed import collectives; collectives.join('cpu')"
     done = launch(1, "-c", f"import os; os.environ['WORLD_SIZE'] = '2'; del os.environ['MASTER_ADDR']\n{code}")
     assert "UserError: the processes of this run cannot reach each other" in done[0].stderr

@@ -1,4 +1,4 @@
-"""Metrics of text that is not English: told where they cannot tell texts apart, and chosen for where they can."""
+"""Metrics of text that is not English: refused where they cannot distinguish texts, and chosen where they can."""
 
 import json
 from pathlib import Path

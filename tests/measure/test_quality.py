@@ -180,7 +180,7 @@ def test_seq2seq_models_generate_from_sources(bart: Artifact, bart_onnx: Artifac
         ),
     ],
 )
-def test_what_cannot_be_measured_is_told(
+def test_what_cannot_be_measured_is_reported(
     gpt2: Artifact, folder: Path, written: dict[str, Any], data: dict[str, Any] | None, message: str
 ) -> None:
     opened = None if data is None else data_of(gpt2, folder, **data)
@@ -200,7 +200,7 @@ def test_beams_of_an_exported_model_give_torch_s_text(gpt2: Artifact, gpt2_onnx:
     assert texts[0] != texts[1]
 
 
-def test_both_runtimes_are_told_the_settings_that_take_part() -> None:
+def test_both_runtimes_are_reported_the_settings_that_take_part() -> None:
     common = {"max_new_tokens": 64, "do_sample": False}
     assert Decoding().options() == common
     assert Decoding(num_beams=3).options() == common | {"num_beams": 3, "length_penalty": 1.0}

@@ -113,7 +113,7 @@ def test_a_model_from_nothing_reads_its_tokenizers_text(name: str) -> None:
     assert text == "the cat"
 
 
-def test_too_little_text_is_told() -> None:
+def test_too_little_text_is_reported() -> None:
     with pytest.raises(DataError, match=r"train_bpe is 5000, but the text of data.train yields only \d+ tokens"):
         train_bpe(TEXTS, 5000, GPT2)
 
@@ -165,6 +165,6 @@ def test_what_may_be_0_in_a_config_is_left_alone() -> None:
         ({"model_type": "gpt2", "vocab_size": 10}, "config.vocab_size is 10, but the tokenizer has 280 tokens"),
     ],
 )
-def test_a_wrong_config_is_told(settings: dict[str, object], text: str) -> None:
+def test_a_wrong_config_is_reported(settings: dict[str, object], text: str) -> None:
     with pytest.raises(ModelError, match=text):
         new_config(settings, CAUSAL)

@@ -178,14 +178,14 @@ def test_a_quantized_export_is_held_against_the_float_export_of_its_size():
     assert "small is quantized but no faster per token than cut (0.80x)" in found
 
 
-def test_a_change_of_runtime_is_told():
+def test_a_change_of_runtime_is_reported():
     run = run_of(("base", (), 400, 50.0, 30.0), ("small", ("pruned", "onnx"), 40, 51.0, 3.0))
     (found,) = words.warnings([run], numbers.rows_of([run]))
     assert found.startswith("small ran in ONNX Runtime and base in torch")
     assert "10.0x faster per token than base in torch on this CPU" in words.headline(numbers.rows_of([run]))
 
 
-def test_emulated_times_are_told_and_not_the_headline():
+def test_emulated_times_are_reported_and_not_the_headline():
     quantization = {"matrices": [{"block": 128}]}
     run = run_of(
         ("base", (), 400, 50.0, 10.0),

@@ -298,8 +298,8 @@ def test_a_teacher_must_have_the_layers_of_its_student(
                 found = list(STAGES.read(stage).problems(shapes[student], shapes[teacher]))
                 assert bool(found) == ((student, teacher) not in allowed), (student, teacher)
         (problem,) = STAGES.read(stage).problems(shapes["some"], shapes["others"])
-        told = "compares layer by layer, and the teacher lacks layer 2 of the model that both descend from; "
-        assert problem == f"terms[0] ({term}): {told}allowed: a teacher that has every layer of the student"
+        message = "compares layer by layer, and the teacher lacks layer 2 of the model that both descend from; "
+        assert problem == f"terms[0] ({term}): {message}allowed: a teacher that has every layer of the student"
         with pytest.raises(ModelError, match=f"{term} compares layer by layer, and the teacher lacks layer 2"):
             run_stage(stage, some, data=learnable(root), models={"t": others}, out=f"bad-{term}")
     last = {
@@ -328,7 +328,7 @@ def test_a_teacher_must_have_the_layers_of_its_student(
         ("tiny_bart", {"layers": 2}, "keep.layers: this model has no such layers; allowed: encoder, decoder"),
     ],
 )
-def test_layers_that_are_not_there_are_told_twice(
+def test_layers_that_are_not_there_are_reported_twice(
     family: str, keep: Any, message: str, base: Any, run_stage: Any, shape_of: Any
 ) -> None:
     """By the check, from the shape alone, and by the run."""

@@ -62,12 +62,12 @@ def test_masks_train_and_frozen_weights_stay_bit_for_bit(
 
 def test_groups_are_refused_before_any_work_where_a_model_has_none(base: Any, shape_of: Any) -> None:
     read = STAGES.read({"type": "learn_masks", "method": "magnitude", "axes": ["ffn", "groups"]})
-    for family, told in (("tiny_gpt2", True), ("tiny_llama", False)):
+    for family, refused in (("tiny_gpt2", True), ("tiny_llama", False)):
         source = base(family)
         problems = [str(problem) for problem in read.problems(shape_of(source), None)]
-        assert any("'groups' is not an axis of this model" in text for text in problems) == told
+        assert any("'groups' is not an axis of this model" in text for text in problems) == refused
         model = source.model()
-        with pytest.raises(ModelError, match="'groups'") if told else nullcontext():
+        with pytest.raises(ModelError, match="'groups'") if refused else nullcontext():
             values, _, _ = unit_values(model, source.family(), read.axes, read.method)
             assert {axis.rpartition(".")[2] for axis in values} == {"ffn", "groups"}
 
@@ -237,7 +237,7 @@ def test_default_terms_follow_the_method() -> None:
     }
 
 
-def test_what_cannot_work_is_told_before_any_work(base: Any, shape_of: Any) -> None:
+def test_what_cannot_work_is_reported_before_any_work(base: Any, shape_of: Any) -> None:
     shape = shape_of(base())
     for config, message in (
         (stage("movement"), "method movement needs weights_lr"),

@@ -117,7 +117,7 @@ def test_float16_on_disk(tmp_path: Path, base: Artifact, granularity: str) -> No
     assert all(torch.equal(tensor, exact[name]) for name, tensor in codes.items())
 
 
-def test_what_float16_does_not_hold_is_told(tmp_path: Path, tiny_gpt2: Any) -> None:
+def test_what_float16_does_not_hold_is_reported(tmp_path: Path, tiny_gpt2: Any) -> None:
     model = tiny_gpt2(layers=1)
     with torch.no_grad():
         model.transformer.wte.weight[3] *= 1e-6

@@ -58,9 +58,9 @@ def test_settings_say_nothing_of_what_is_as_it_always_was() -> None:
     """What was made before the options came keeps its key."""
     assert term_of().model_dump(mode="json") == BEFORE
     for option in ({"negatives": "student"}, {"bank": "position"}):
-        told = term_of(**option).model_dump(mode="json")
-        assert told == {**BEFORE, **option}
-        assert TERMS.read(told) == term_of(**option)
+        written = term_of(**option).model_dump(mode="json")
+        assert written == {**BEFORE, **option}
+        assert TERMS.read(written) == term_of(**option)
 
 
 def test_every_option_says_what_it_means() -> None:

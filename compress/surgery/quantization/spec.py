@@ -119,11 +119,11 @@ class ActivationQuantization(Strict):
 
 
 class Storage(Strict):
-    """The type in which packed directories and graphs hold what takes no codes; values are rounded to it when packed.
+    """The type of tensors without codes in packed directories and graphs. Values are rounded to it when packed.
 
-    ``scales`` are those of rows and groups; the one of a whole matrix stays float32, and so do a matrix's scales if
-    float16 holds one of them to fewer than 11 bits (below 6.1e-5) or not at all (above 65504). ``positions`` are the
-    position embeddings.
+    ``scales`` are the scales of rows and groups. The scale of a whole matrix stays float32. So do the scales of a
+    matrix if float16 represents one of them with fewer than 11 bits (below 6.1e-5) or not at all (above 65504).
+    ``positions`` are the position embeddings.
     """
 
     scales: Float = "float32"
@@ -135,7 +135,7 @@ class Storage(Strict):
 
 
 class Quantization(Strict):
-    """All that ``quantize`` has to know. ``noise_p`` is the share of weights that a training step quantizes."""
+    """All settings of ``quantize``. ``noise_p`` is the share of weights that a training step quantizes."""
 
     weights: WeightQuantization
     embedding: EmbeddingQuantization

@@ -1,9 +1,9 @@
-"""Whole answers of encoder-decoder models, timed end to end: every line of a file, with beams, model after model.
+"""Whole responses of encoder-decoder models, timed end to end: every line of a file, with beams, model by model.
 
-MODEL is a directory that this project exported (its runtime answers), one that optimum exported
-(``ORTModelForSeq2SeqLM`` answers), or a torch model (``generate`` of transformers answers). Each batch of lines goes
-through every model in turn, so that a busy moment of the machine meets all of them; ratios against the first MODEL are
-those of one batch, and their median is reported. Tokenizing is not timed. Run on an idle machine.
+MODEL is a directory that this project exported (run by its runtime), one that optimum exported
+(``ORTModelForSeq2SeqLM``), or a torch model (``generate`` of transformers). Each batch of lines goes
+through every model in turn, so a busy moment of the machine affects all of them. A ratio to the first MODEL is taken
+per batch, and the median is reported. Tokenizing is not timed. Run on an idle machine.
 
 Run: python benchmarks/answers.py MODEL MODEL... --lines FILE [--beams 5] [--batch 1] [--out JSON]
 """
@@ -37,18 +37,18 @@ Answer = Callable[[Ids, Ids], Sequence[Sequence[int]]]
 def parse() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
-    parser.add_argument("--lines", type=Path, required=True, help="a text file, a source a line, plain or .gz")
+    parser.add_argument("--lines", type=Path, required=True, help="a text file with one source per line, plain or .gz")
     parser.add_argument("--rows", type=at_least_two, default=100, help="lines at the start of the file")
     parser.add_argument("--beams", type=whole(1), default=5)
     parser.add_argument("--batch", type=whole(1), default=1)
     parser.add_argument("--max-new-tokens", type=whole(1), default=96)
     parser.add_argument("--threads", type=whole(1), default=2)
-    parser.add_argument("--out", type=writable, help="file for the JSON, which is printed too")
+    parser.add_argument("--out", type=writable, help="file for the JSON, which is also printed")
     return parser.parse_args()
 
 
 def opened(model: Path, options: argparse.Namespace) -> tuple[str, Answer]:
-    """What answers for a directory, and how."""
+    """The runtime that opens a directory, and its generation function."""
     settings = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
     if (model / ENCODER_FILE).exists() and (model / MANIFEST).exists():
         return "compress.onnx.runtime", partial(_ours, Runtime.open(model, options.threads), settings)
@@ -86,7 +86,7 @@ def batches(options: argparse.Namespace) -> list[tuple[Ids, Ids]]:
         raise UserError(f"--lines: {options.lines} is empty")
     tokenizer: Any = load_tokenizer(options.models[0])
     if tokenizer is None:
-        raise UserError(f"{options.models[0]} holds no tokenizer")
+        raise UserError(f"{options.models[0]} has no tokenizer")
     groups = [lines[at : at + options.batch] for at in range(0, len(lines), options.batch)]
     coded = [tokenizer(group, padding=True, return_tensors="np") for group in groups]
     return [(each["input_ids"].astype(np.int64), each["attention_mask"].astype(np.int64)) for each in coded]
@@ -114,7 +114,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     names = [model.resolve().name for model in options.models]
     if len(set(names)) < len(names):
-        raise UserError(f"two directories have one name: {', '.join(names)}")
+        raise UserError(f"directories have the same name: {', '.join(names)}")
     found = {name: opened(model, options) for name, model in zip(names, options.models, strict=True)}
     work = batches(options)
     rounds, tokens = timed({name: answer for name, (_, answer) in found.items()}, work)

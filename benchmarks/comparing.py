@@ -1,4 +1,4 @@
-"""What the comparisons share: steps timed in turn, ratios within a round, figures held to their bounds."""
+"""What the comparisons share: steps timed in turn, ratios within a round, figures compared with their bounds."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ Rounds = list[dict[str, float]]
 
 
 class Parser(argparse.ArgumentParser):
-    """Options that are told wrong in one line, with exit code 2."""
+    """Options whose mistakes are reported in one line, with exit code 2."""
 
     def __init__(self, text: str | None) -> None:
         super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -28,11 +28,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number, not below ``least``."""
+    """The type of an option that is a whole number of at least ``least``."""
 
     def parsed(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
         return int(text)
 
     return parsed
@@ -43,31 +43,31 @@ at_least_two = whole(2)
 
 
 def writable(text: str) -> Path:
-    """A file that can be written: its directory is there."""
+    """A file that can be written: its directory exists."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text} is no file in a directory that is there and may be written to")
+        raise argparse.ArgumentTypeError(f"{text} is not a file in an existing, writable directory")
     return path
 
 
 def creatable(text: str) -> Path:
-    """A directory that is there, or can be made, and may be written to."""
+    """A directory that exists or can be made, and is writable."""
     path = Path(text)
     there = next(each for each in (path, *path.absolute().parents) if each.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text} is no directory that can be made or written to ({there})")
+        raise argparse.ArgumentTypeError(f"{text} is not a directory that can be made or written to ({there})")
     return path
 
 
 def check_positions(parser: argparse.ArgumentParser, options: argparse.Namespace, *asked: tuple[str, int]) -> None:
-    """Refuse options, as they are to be named and in tokens, that ask for more than ``--positions``."""
+    """Refuse options (name and tokens) that ask for more than ``--positions``."""
     for name, tokens in asked:
         if tokens > options.positions:
             parser.error(f"{name}: {tokens} tokens exceed --positions {options.positions}")
 
 
 def timed(steps: Mapping[str, Step], rounds: int, device: str = "cpu") -> Rounds:
-    """Take one step of each kind in turn, ``rounds`` times, after one of each that is not counted."""
+    """Take one step of each kind in turn, ``rounds`` times, after one warm-up step of each."""
     for step in steps.values():
         seconds(step, device)
     return [{name: seconds(step, device) for name, step in steps.items()} for _ in range(rounds)]
@@ -96,22 +96,22 @@ def percentiles(seconds: Iterable[float]) -> dict[str, float]:
 def ratio(rounds: Rounds, name: str, plain: str, bound: float) -> dict[str, float | bool]:
     """How many times as long ``name`` takes as ``plain``: the median over rounds, with the quartiles."""
     low, median, high = statistics.quantiles((each[name] / each[plain] for each in rounds), n=4)
-    return {**held(median, bound), "quartile_1": low, "quartile_3": high}
+    return {**at_most(median, bound), "quartile_1": low, "quartile_3": high}
 
 
-def held(value: float, bound: float) -> dict[str, float | bool]:
-    """A figure with the most that it may be."""
+def at_most(value: float, bound: float) -> dict[str, float | bool]:
+    """A figure with its upper bound."""
     return {"value": value, "bound": bound, "within": value <= bound}
 
 
 def speedup(rounds: Rounds, name: str, plain: str, bound: float) -> dict[str, float | bool]:
     """How many times as fast ``name`` is as ``plain``: the median over rounds, with the quartiles."""
     low, median, high = statistics.quantiles((each[plain] / each[name] for each in rounds), n=4)
-    return {**reached(median, bound), "quartile_1": low, "quartile_3": high}
+    return {**at_least(median, bound), "quartile_1": low, "quartile_3": high}
 
 
-def reached(value: float, bound: float) -> dict[str, float | bool]:
-    """A figure with the least that it may be."""
+def at_least(value: float, bound: float) -> dict[str, float | bool]:
+    """A figure with its lower bound."""
     return {"value": value, "bound": bound, "within": value >= bound}
 
 
@@ -123,9 +123,9 @@ def conclude(
     out: Path | None = None,
     **figures: dict[str, dict[str, Any]],
 ) -> int:
-    """Print the result as JSON; 1, with a line on stderr for each, when figures are beyond their bounds, else 0.
+    """Print the result as JSON. Returns 1, with a line on stderr for each figure beyond its bound, else 0.
 
-    ``extra`` is printed after the figures and held to nothing; ``out`` is a file that gets the JSON too.
+    ``extra`` is printed after the figures and has no bound; ``out`` is a file that also gets the JSON.
     """
     result = json.dumps({"conditions": conditions, "step_ms": step_ms, **figures, **(extra or {})}, indent=2)
     print(result)

@@ -23,7 +23,7 @@ SOURCES = ("functional", "models", "onnx", "surgery")
 
 
 class Skipped(Exception):
-    """A peer that is not here, or cannot take this model: its name, and why."""
+    """A peer that is not installed or does not support this model: its name, and the reason."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def fresh_process(module: str, work: Workload, *arguments: object) -> dict[str, 
     ``module.opener(*arguments)`` gives a Run; as in ``compress.measure.peak``, the clock starts after the imports.
     """
     here = Path(__file__).parent
-    script = f"import fresh, {module}; fresh.tell({module}.opener)"
+    script = f"import fresh, {module}; fresh.report({module}.opener)"
     command = [sys.executable, "-c", script, json.dumps(vars(work)), *map(str, arguments)]
     paths = os.pathsep.join(filter(None, [str(here), *sys.path]))
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
@@ -60,13 +60,13 @@ def fresh_process(module: str, work: Workload, *arguments: object) -> dict[str, 
 
 
 def finished(directory: Path, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-    """Make a directory once, and anew where other code made it: what ``make`` tells of it is kept in ``made.json``.
+    """Make a directory once, and again if other code made it. The facts of ``make`` are kept in ``made.json``.
 
     The note is written last, and holds the digest of the code beside the facts.
     """
     note, code = directory / "made.json", made_by(make)
     if note.exists() and json.loads(note.read_text()).get("made_by") != code:
-        print(f"{directory.name} was made by other code: it is made anew", file=sys.stderr, flush=True)
+        print(f"{directory.name} was made by other code and is made again", file=sys.stderr, flush=True)
         shutil.rmtree(directory)
     if not note.exists():
         directory.mkdir(parents=True, exist_ok=True)

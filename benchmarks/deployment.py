@@ -23,14 +23,14 @@ import torch
 from comparing import (
     Parser,
     Rounds,
+    at_least,
     at_least_two,
+    at_most,
     check_positions,
     conclude,
     creatable,
-    held,
     medians,
     percentiles,
-    reached,
     speedup,
     whole,
     writable,
@@ -55,7 +55,7 @@ REFERENCES = {
     "llama": LLAMA,
     "torch": ("torch",),
 }
-"""Whom goals are against: the fastest of these contenders."""
+"""The contenders that goals compare with: the fastest of each group."""
 PEERS = ("torch", "nf4", "int8", "optimum", "ctranslate2", "llama.cpp")
 MB = 2**20
 
@@ -74,8 +74,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=at_least_two, default=7)
     parser.add_argument("--threads", type=whole(1), default=2)
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {','.join(PEERS)}")
-    parser.add_argument("--keep", type=creatable, help="directory for the models, which are reused from there")
-    parser.add_argument("--out", type=writable, help="file for the JSON, which is printed too")
+    parser.add_argument("--keep", type=creatable, help="directory for the models, which are reused")
+    parser.add_argument("--out", type=writable, help="file for the JSON, which is also printed")
     options = parser.parse_args(arguments)
     gpt2 = options.model == "gpt2"
     for name, value in {
@@ -96,7 +96,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def contenders(shape: Shape, root: Path, options: argparse.Namespace) -> tuple[list[Contender], dict[str, str]]:
-    """Every model that is wanted and can be had, and why others are skipped."""
+    """Every model that is asked for and available, and why others are skipped."""
     wanted = chosen(options.peers, PEERS)
     source = stock(shape, root)
     offers: dict[str, Callable[[], Iterable[Contender]]] = {
@@ -167,7 +167,7 @@ def prefilled(times: dict[str, Times]) -> float:
 def record(
     each: Contender, rounds: list[dict[str, Any]], works: dict[str, Workload], bandwidth: float
 ) -> dict[str, Any]:
-    """All that was found of a contender."""
+    """Every figure of a contender."""
     own_rounds = [times[each.name] for times in rounds]
     main = "decode" if "decode" in works else "generate"
     steps = [step for times in own_rounds for step in times[main].steps]
@@ -190,7 +190,7 @@ def record(
 def figures(
     model: str, rounds: list[dict[str, Any]], records: dict[str, Any], parameters: int
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Each goal whose contenders were timed: its kind, its name, and the figure held to it."""
+    """Each goal whose contenders were timed: its kind, its name, and the figure with its bound."""
     parts = {"decode": decoded, "generate": generated, "prefill": prefilled}
     for kind, goals in GOALS[model].items():
         for name, bound in goals.items():
@@ -205,7 +205,7 @@ def figures(
                 best = min(others, key=lambda other: medians(timings)[other])
                 yield kind, name, {**speedup(timings, name, best, bound), "than": best}
             elif (value := plain_figure(kind, records[name], records, parameters)) is not None:
-                yield kind, name, dict(held(value, bound) if kind in AT_MOST else reached(value, bound))
+                yield kind, name, dict(at_most(value, bound) if kind in AT_MOST else at_least(value, bound))
 
 
 def plain_figure(kind: str, own_record: dict[str, Any], records: dict[str, Any], parameters: int) -> float | None:

@@ -9,7 +9,7 @@ from compress.measure.peak import peak_rss
 from compress.measure.workload import Times, Workload
 
 
-def tell(opener: Callable[..., Callable[[Workload], Times]]) -> None:
+def report(opener: Callable[..., Callable[[Workload], Times]]) -> None:
     workload, *arguments = sys.argv[1:]
     start = time.perf_counter()
     run = opener(*arguments)

@@ -1,4 +1,4 @@
-"""What deployed models have to reach, by model, kind of figure and contender; ``deployment.py`` holds them to it."""
+"""The goals of deployed models, by model, kind of figure and contender; ``deployment.py`` checks them."""
 
 AT_MOST = frozenset({"megabytes", "above_floor", "peak_memory", "export_seconds"})
 """Kinds of figures that may not be higher; the others may not be lower."""

@@ -2,7 +2,7 @@
 
 Each round every contender decodes the same random prompts greedily, in turn; medians over rounds. The float graph is
 torch's (GPT-2) or optimum's (BART); packed graphs are timed where the provider takes their products and attention.
-What is not to be had is skipped by name. Without a CUDA device there is nothing to measure: one line says so.
+Unavailable runtimes are skipped by name. Without a CUDA device nothing is measured, and one line says so.
 
 Run: python benchmarks/gpu.py [--model gpt2|bart] [--batches 1 8 32] [--keep DIR]
 """
@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=list(DTYPES), default="float32", help="of torch; graphs are float32")
     parser.add_argument("--rounds", type=at_least_two, default=7)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: to try the script")
-    parser.add_argument("--keep", type=creatable, help="directory for the models, which are reused from there")
+    parser.add_argument("--keep", type=creatable, help="directory for the models, which are reused")
     options = parser.parse_args(arguments)
     if options.model == "gpt2":
         check_positions(parser, options, ("--prompt with --new-tokens", options.prompt + options.new_tokens))
@@ -75,7 +75,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def runs(options: argparse.Namespace, root: Path, skipped: dict[str, str]) -> dict[str, Run]:
-    """Every size in every mode that can be had."""
+    """Every size in every available mode."""
     found = {}
     for name, twelfths in ((WHOLE, 12), *CUTS.items()):
         directory = stock(Shape.of(options), root, twelfths)
@@ -112,7 +112,7 @@ def on_provider(directory: Path, bits: str, options: argparse.Namespace) -> Run:
     if bits:
         graph = directory.with_name(f"{directory.name}-{bits}")
         if not alone:
-            raise Skipped("packed graphs of an encoder and its decoder are opened on the CPU alone")
+            raise Skipped("packed graphs of an encoder and its decoder are opened only on the CPU")
         finished(graph, partial(export_own, directory, bits))
         ort_provider.require_placed(graph, options.device)
         return passes(ort_provider.Stepper(graph, options.device))
@@ -140,7 +140,7 @@ def timed(runs: dict[str, Run], works: dict[int, Workload], rounds: int) -> Iter
 
 
 def cut_than_whole(steps: Rounds, batches: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """How many times as fast as the whole model each cut one with a goal is, in torch, held to it."""
+    """How many times as fast as the whole model each cut one with a goal is, in torch, with that goal."""
     pairs = {
         f"{name} {mode}, batch {batch}": (f"{WHOLE} {mode}, batch {batch}", bound)
         for name, bound in CUT_ON_GPU.items()

@@ -34,7 +34,7 @@ def llama_peers(source: Path, root: Path, threads: int, width: int) -> Iterator[
         if importlib.util.find_spec(package) is None:
             raise Skipped(f"{package.replace('llama_cpp', 'llama-cpp-python')} is not installed")
     if "GPT2" not in (source / "config.json").read_text():
-        raise Skipped("llama.cpp reads no BART")
+        raise Skipped("llama.cpp does not support BART")
     if width % BLOCK:
         raise Skipped(f"Q2_K and TQ2_0 need widths that are multiples of {BLOCK}, not {width}")
     whole = root / "llama.cpp-F32"

@@ -55,7 +55,7 @@ class Shape:
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Shape":
         if options.heads % 6 or options.hidden % options.heads:
-            raise UserError(f"--heads: {options.heads} is no multiple of 6 that divides --hidden {options.hidden}")
+            raise UserError(f"--heads: {options.heads} is not a multiple of 6 that divides --hidden {options.hidden}")
         return cls(**{name: getattr(options, name) for name in cls.__dataclass_fields__})
 
     def parameters(self) -> int:
@@ -79,12 +79,12 @@ class Shape:
 
 
 def claim(shape: Shape, root: Path) -> None:
-    """Note the shape that a directory of models is of; UserError where it holds another."""
+    """Note the shape of the models in a directory; UserError if it contains models of another shape."""
     note, wanted = root / "shape.json", vars(shape)
     root.mkdir(parents=True, exist_ok=True)
     if note.exists() and json.loads(note.read_text()) != wanted:
         raise UserError(
-            f"--keep: {root} holds models of another shape; name a new directory or give {note.read_text()}"
+            f"--keep: {root} contains models of another shape; name a new directory or give {note.read_text()}"
         )
     note.write_text(json.dumps(wanted))
 
@@ -117,7 +117,7 @@ def own(shape: Shape, root: Path, threads: int) -> Iterator[Contender]:
 
 
 def exported(source: Path, directory: Path, bits: str | None, threads: int) -> Contender:
-    """One export, made if it is not there."""
+    """One export, made if it does not exist."""
     facts = finished(directory, partial(export_own, source, bits))
     return Contender(
         name=directory.name,
@@ -179,16 +179,16 @@ def in_torch(name: str, artifact: Artifact) -> Contender:
     )
 
 
-def bitsandbytes(scheme: Any, shape: Shape, root: Path) -> Contender:
+def bitsandbytes(quant_type: Any, shape: Shape, root: Path) -> Contender:
     """The stock library's own quantization, through the stage of this project."""
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # tells of a cast at every product
-    source, directory = adopt(stock(shape, root)), root / f"bitsandbytes-{scheme}"
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # logs a cast at every product
+    source, directory = adopt(stock(shape, root)), root / f"bitsandbytes-{quant_type}"
 
     def make(out: Path) -> dict[str, Any]:
         unfinished = out / "unfinished"
         unfinished.mkdir(exist_ok=True)
         try:
-            result = BitsAndBytes(scheme=scheme).run(source, unfinished, Context(models={}))
+            result = BitsAndBytes(quant_type=quant_type).run(source, unfinished, Context(models={}))
         except CompressError as error:
             raise Skipped(str(error)) from None
         step = Step(stage="b", type="bitsandbytes", version=1, config={}, seed=0, inputs={}, packages={}, seconds=0)

@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--past", type=whole(1), default=64, help="tokens before the steps (of the source, for BART)")
     parser.add_argument("--new-tokens", type=whole(1), default=32, help="steps")
     parser.add_argument("--threads", type=whole(1), default=2)
-    parser.add_argument("--out", type=writable, help="file for the JSON, which is printed too")
+    parser.add_argument("--out", type=writable, help="file for the JSON, which is also printed")
     return parser.parse_args(arguments)
 
 
@@ -49,7 +49,7 @@ def profiled(directory: Path, past: int, new_tokens: int, threads: int) -> list[
     alone = (directory / MODEL_FILE).is_file()
     decoder = MODEL_FILE if alone else DECODER_FILE
     if not (directory / decoder).is_file():
-        raise UserError(f"{directory}: holds no {MODEL_FILE} and no {DECODER_FILE}; give an exported directory")
+        raise UserError(f"{directory}: has neither {MODEL_FILE} nor {DECODER_FILE}; give an exported directory")
     settings = decoding_settings(directory)
     asked = past + new_tokens if alone else max(past, new_tokens + 1)
     if asked > settings["context"]:

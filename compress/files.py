@@ -49,9 +49,9 @@ def changed(directory: Path, hashes: Mapping[str, str]) -> str | None:
     """The problem with the first file that is missing or whose hash differs from ``hashes``, or None."""
     for name, digest in hashes.items():
         if not (directory / name).exists():
-            return f"{name} is missing; the artifact is not whole"
+            return f"{name} is missing; the artifact is incomplete"
         if sha256(directory / name) != digest:
-            return f"{name} is not the file that was sealed"
+            return f"{name} has changed since the artifact was saved"
     return None
 
 

@@ -43,13 +43,13 @@ def training(trained: Any, *, weights: Mapping[str, float] | None = None) -> Fig
     """
     history = getattr(trained, "history", trained)
     if not isinstance(history, Sequence) or not all(isinstance(line, Mapping) for line in history):
-        raise UserError(f"trained: {type(trained).__name__} has no training history; give the result of a training")
+        raise UserError(f"trained: {type(trained).__name__} has no training history; give a result of training")
     _require_lines(history)
     steps = [line for line in history if "loss" in line]
     points = [(line["step"], line["eval_nll"]) for line in history if "eval_nll" in line]
     _require_weights(weights, list(dict.fromkeys(term for line in steps for term in line.get("terms", {}))))
     if len(steps) < 2:
-        raise NothingDoneError(f"trained: has {len(steps)} steps, and a curve needs 2 at least")
+        raise NothingDoneError(f"trained: has {len(steps)} steps, but a curve needs at least 2")
     panels = 2 if len(points) > 1 else 1
     with _figure(4.6 * panels, 2.7) as figure:
         axes = figure.subplots(1, panels, squeeze=False)[0]
@@ -86,9 +86,9 @@ def pareto(records: Sequence[Mapping[str, Any]], *, metric: str = "perplexity") 
         raise UserError(f"metric: no record has {metric!r}. {suggest(metric, known)}")
     shown = [record for record in records if metric in record.get("quality", {}) and "bytes" in record]
     if len(shown) < 2:
-        raise NothingDoneError(f"records: {len(shown)} have {metric} and a size (bytes); 2 at least make a figure")
+        raise NothingDoneError(f"records: {len(shown)} have {metric} and a size (bytes); a figure needs at least 2")
     if odd := next((each for each in shown if not _is_number(each["quality"][metric])), None):
-        raise UserError(f"records: {odd['name']} has {odd['quality'][metric]!r} as {metric}, which is no number")
+        raise UserError(f"records: {odd['name']} has {odd['quality'][metric]!r} as {metric}, which is not a number")
     marks = [Mark(each["name"], each["bytes"] / MB, each["quality"][metric], "o", ACCENT) for each in shown]
     with _figure(4.6, 3.5) as figure:
         lower = metric in LOWER_IS_BETTER
@@ -117,12 +117,14 @@ def masks(masks: Any) -> Figure:
     """
     values = getattr(masks, "values", None) if not isinstance(masks, Mapping) else masks
     if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise UserError(f"masks: {type(masks).__name__} holds no mask values; give the result of learn_masks or score")
+        raise UserError(
+            f"masks: {type(masks).__name__} contains no mask values; give the result of learn_masks or score"
+        )
     for axis, value in values.items():
         if not isinstance(axis, str) or value.ndim != 1 or not value.numel():
             raise UserError(f"masks: the values of {axis!r} have shape {list(value.shape)}; give [units] by axis")
     if not values:
-        raise NothingDoneError("masks: holds no axis")
+        raise NothingDoneError("masks: contains no axis")
     kinds: dict[str, list[tuple[str, Tensor]]] = {}
     for axis, value in values.items():
         kinds.setdefault(_kind(axis), []).append((axis, value))
@@ -151,7 +153,7 @@ def _require_lines(history: Sequence[Mapping[str, Any]]) -> None:
         known = {"step": line.get("step")} | {key: line[key] for key in ("loss", "eval_nll") if key in line} | {**terms}
         for name, value in known.items():
             if not _is_number(value):
-                raise UserError(f"trained: line {at} of the history has {value!r} as {name}, which is no number")
+                raise UserError(f"trained: line {at} of the history has {value!r} as {name}, which is not a number")
 
 
 def _require_weights(weights: Any, terms: Sequence[str]) -> None:
@@ -176,7 +178,7 @@ def _require_records(records: Any) -> None:
         if not isinstance(record.get("name"), str):
             raise UserError(f"records: {at} has the name {record.get('name')!r}, which is no text")
         if not _is_number(record.get("bytes", 0)):
-            raise UserError(f"records: {at} has {record['bytes']!r} as bytes, which is no number")
+            raise UserError(f"records: {at} has {record['bytes']!r} as bytes, which is not a number")
 
 
 def _kind(axis: str) -> str:

@@ -27,7 +27,8 @@ class Strict(BaseModel):
     """A frozen pydantic model that rejects unknown keys, NaN and infinity. Field docstrings become descriptions."""
 
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Old names of fields and their new names. The error about an old name states the new one."""
+    """Old spellings and the new ones, of a field (``name``) or of one of its values (``name: value``). The error about
+    an old spelling states the new one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -39,7 +40,8 @@ class Strict(BaseModel):
         known = {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
         for key, given in value.items():
             if key not in known and key in cls.renamed:
-                text = f"{key} is now called {cls.renamed[key]}"
+                old = next(spelling for spelling in (f"{key}: {given}", key) if spelling in cls.renamed)
+                text = f"{old} is now called {cls.renamed[old]}"
                 raise PydanticCustomError("unknown_key", "{text}", {"text": text, "key": key})
             if key not in known:
                 text = f"unknown key {key!r}. {suggest(key, known)}"

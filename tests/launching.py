@@ -29,11 +29,11 @@ def launch(count: int, *arguments: object, timeout: float = TIMEOUT) -> list[sub
             )
         )
     try:
-        told = [process.communicate(timeout=timeout) for process in started]
+        outputs = [process.communicate(timeout=timeout) for process in started]
     finally:
         for process in started:
             process.kill()
     return [
         subprocess.CompletedProcess(command, process.returncode, *text)
-        for process, text in zip(started, told, strict=True)
+        for process, text in zip(started, outputs, strict=True)
     ]

@@ -120,12 +120,12 @@ def trained(name: str, directory: Path, out: Path, **changes: Any) -> dict[str, 
         "dropout": 0.0,
         "clip": None,
     }
-    told = TrainConfig.model_validate(settings | config | changes)
+    training = TrainConfig.model_validate(settings | config | changes)
     hook = register_optimizer_step_pre_hook(record)
     try:
-        with set_dropout(objective.student, told.dropout):
+        with set_dropout(objective.student, training.dropout):
             place = Place(out, seed=3, bar=False)
-            train(objective, groups, data.train, data.eval, told, place, own=own)  # type: ignore[arg-type]
+            train(objective, groups, data.train, data.eval, training, place, own=own)  # type: ignore[arg-type]
     finally:
         hook.remove()
     return found | {f"state.{key}": value.clone() for key, value in objective.state_dict().items()}

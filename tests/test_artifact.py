@@ -27,15 +27,15 @@ from compress.surgery.masks import attach, masks_of
 FAMILIES = ["tiny_gpt2", "tiny_bart", "tiny_mbart", "tiny_llama"]
 
 
-def step(**told: Any) -> Step:
+def step(**facts: Any) -> Step:
     fields = {"stage": "s", "type": "shift", "version": 1, "config": {}, "seed": 0, "inputs": {}, "packages": {}}
-    return Step.model_validate({**fields, "seconds": 0.0, **told})
+    return Step.model_validate({**fields, "seconds": 0.0, **facts})
 
 
-def sealed(base: Artifact, model: Any, final: Path, *, kept: Any = (), traits: Any = (), **told: Any) -> Artifact:
+def sealed(base: Artifact, model: Any, final: Path, *, kept: Any = (), traits: Any = (), **facts: Any) -> Artifact:
     partial = final.parent / f".partial-{final.name}"
     save_model(model, base, partial)
-    return seal(partial, final, parent=base, traits=traits, step=step(**told), kept=dict(kept))
+    return seal(partial, final, parent=base, traits=traits, step=step(**facts), kept=dict(kept))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_file_that_changed_after_sealing_is_named(name: str, tmp_path: Path, b
     content = bytearray((path / name).read_bytes())
     content[-3] ^= 1
     (path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=f"{name} is not the file that was sealed"):
+    with pytest.raises(ModelError, match=f"{name} has changed since the artifact was saved"):
         adopt(path)
 
 
@@ -89,7 +89,7 @@ def test_a_file_that_changed_after_sealing_is_named(name: str, tmp_path: Path, b
 def test_a_file_that_is_gone_is_named(name: str, tmp_path: Path, base: Artifact) -> None:
     path = sealed(base, base.model(), tmp_path / "made").path
     (path / name).unlink()
-    with pytest.raises(ModelError, match=f"{name} is missing; the artifact is not whole"):
+    with pytest.raises(ModelError, match=f"{name} is missing; the artifact is incomplete"):
         compress.load(path)
 
 
@@ -111,16 +111,16 @@ def test_a_broken_manifest_is_one_line(content: bytes, message: str, base: Artif
 
 
 def test_nothing_there_and_no_model_there(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is no directory here"):
+    with pytest.raises(ModelError, match="is not a local directory"):
         adopt(tmp_path / "nowhere")
     (tmp_path / "gpt2").mkdir()  # a name from which the stock library would guess the model
-    with pytest.raises(ModelError, match=r"no readable config\.json"):
+    with pytest.raises(ModelError, match=r"cannot read config\.json"):
         adopt(tmp_path / "gpt2")
 
 
 def test_weights_that_are_no_weights_are_refused(base: Artifact) -> None:
     (base.path / "model.safetensors").write_bytes(b"not a tensor file")
-    with pytest.raises(ModelError, match=r"no readable model\.safetensors"):
+    with pytest.raises(ModelError, match=r"cannot read model\.safetensors"):
         adopt(base.path)
 
 

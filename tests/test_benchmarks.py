@@ -82,7 +82,7 @@ def test_whole_numbers_have_a_least(comparing: ModuleType, text: str, taken: boo
     if taken:
         assert comparing.whole(3)(text) == int(text)
     else:
-        with pytest.raises(Exception, match=f"'{text}' is no whole number from 3 up"):
+        with pytest.raises(Exception, match=f"'{text}' is not a whole number of at least 3"):
             comparing.whole(3)(text)
 
 
@@ -131,8 +131,8 @@ def test_a_result_goes_to_a_file_too(comparing: ModuleType, tmp_path: Path, caps
 def test_a_figure_beyond_its_bound_fails_and_is_named(
     comparing: ModuleType, capsys: pytest.CaptureFixture[str], value: float, code: int
 ) -> None:
-    good, tried = comparing.held(1.0, 1.0), comparing.held(value, 1.5)
+    good, tried = comparing.at_most(1.0, 1.0), comparing.at_most(value, 1.5)
     assert comparing.conclude({}, {}, ratios={"good": good, "tried": tried}) == code
-    told = capsys.readouterr()
-    assert json.loads(told.out)["ratios"]["good"]["within"]
-    assert told.err == (f"ratios.tried: {value:.3f} is beyond the bound of 1.5\n" if code else "")
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["ratios"]["good"]["within"]
+    assert printed.err == (f"ratios.tried: {value:.3f} is beyond the bound of 1.5\n" if code else "")

@@ -41,24 +41,24 @@ measure:
 """
 
 
-class Told:
+class Outcome:
     """What a command printed and how it ended."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
 
 
-Command = Callable[..., Told]
+Command = Callable[..., Outcome]
 
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: object) -> Told:
+    def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["compress-lm", *map(str, arguments)])
         capsys.readouterr()
         code = _exit_code()
         printed = capsys.readouterr()
-        return Told(code, printed.out, printed.err)
+        return Outcome(code, printed.out, printed.err)
 
     return run
 
@@ -80,13 +80,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def refused(told: Told, text: str) -> None:
+def refused(outcome: Outcome, text: str) -> None:
     """Exit code 2, and one line on standard error."""
-    assert told.code == 2
-    assert told.out == ""
-    assert told.err.count("\n") == 1
-    assert told.err.startswith("error: ")
-    assert text in told.err
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.startswith("error: ")
+    assert text in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def refused(told: Told, text: str) -> None:
         (["check", "tiny.yaml", "--workdir", "a-file"], "--workdir a-file: is a file, not a directory"),
         (["run", "tiny.yaml", "--workdir", "/proc/nothing"], "--workdir /proc/nothing: No such file or directory"),
         (["run", "tiny.yaml", "--set", "data.eval={text: a-file}"], "--set: data.eval: a-file is empty"),
-        (["run", "tiny.yaml", "--set", "data.block=33"], "data.block is 33, but the model takes 32 tokens at most"),
+        (["run", "tiny.yaml", "--set", "data.block=33"], "data.block is 33, but the model accepts at most 32 tokens"),
         (["run", "tiny.yaml", "--set", "stages=[prun]"], "stages.0: unknown stage 'prun'. Did you mean 'prune'?"),
         (
             ["run", "tiny.yaml", "--set", "stages=[export_onnx, {type: finetune, train: {steps: 1}}]"],
@@ -117,12 +117,16 @@ def refused(told: Told, text: str) -> None:
         ),
         (
             ["run", str(ROOT / "tests/bad_recipes/other_vocabulary.yaml")],
-            "teacher 'big' has a vocabulary of 96 tokens, the student 'base' of 64; they must share one",
+            "teacher 'big' has a vocabulary of 96 tokens, but the student 'base' has 64; "
+            "they must use the same vocabulary",
         ),
         (["run", "tiny.yaml", "--workdir", "a-file/inside"], "a-file/inside: Not a directory"),
         (["run", "tiny.yaml", "--workdir", "w" * 300], "File name too long"),
-        (["run", "tiny.yaml", "--set", "model.config.n_head=3"], "tiny.yaml:4: models.base.config: no gpt2 can be"),
-        (["describe", "prun"], "nothing is called 'prun'. Did you mean 'prune'?"),
+        (
+            ["run", "tiny.yaml", "--set", "model.config.n_head=3"],
+            "tiny.yaml:4: models.base.config: cannot build a gpt2 model",
+        ),
+        (["describe", "prun"], "unknown name 'prun'. Did you mean 'prune'?"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -149,25 +153,25 @@ def test_the_process_ends_the_same_way() -> None:
 
 
 def test_without_arguments_it_shows_help(cli: Command) -> None:
-    told = cli()
-    assert told.code == 0
+    outcome = cli()
+    assert outcome.code == 0
     for command in ("check", "run", "report", "bench", "generate", "list", "describe"):
-        assert command in told.out
+        assert command in outcome.out
 
 
-def test_the_version_is_told(cli: Command) -> None:
-    told = cli("--version")
-    assert told.code == 0
-    assert told.out == f"compress-lm {compress.__version__}\n"
+def test_the_version_is_reported(cli: Command) -> None:
+    outcome = cli("--version")
+    assert outcome.code == 0
+    assert outcome.out == f"compress-lm {compress.__version__}\n"
 
 
-def test_rows_that_were_cut_are_told(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_were_cut_are_reported(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "were cut" not in cli("check", write_recipe(tmp_path)).out
     (tmp_path / "rows.jsonl").write_text('{"q": "the", "a": "cat"}\n{"q": "the", "a": "cat sat on the mat"}\n')
     setting = "data.eval={json: rows.jsonl, prompt: q, response: a}"
-    told = cli("check", "tiny.yaml", "--set", setting, "--set", "data.max_target=4")
-    assert "data.eval: 1 of 2 rows were cut to fit" in told.out
+    outcome = cli("check", "tiny.yaml", "--set", setting, "--set", "data.max_target=4")
+    assert "data.eval: 1 of 2 rows were cut to fit" in outcome.out
 
 
 def test_a_wide_table_in_a_file_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,28 +183,28 @@ def test_a_wide_table_in_a_file_is_whole(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_check_shows_the_plan_and_writes_nothing(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told = cli("check", write_recipe(tmp_path))
-    assert told.code == 0
-    assert "will be built" in told.out
-    assert "will run" in told.out
-    assert told.out.rstrip().endswith("is sound")
+    outcome = cli("check", write_recipe(tmp_path))
+    assert outcome.code == 0
+    assert "will be built" in outcome.out
+    assert "will run" in outcome.out
+    assert outcome.out.rstrip().endswith("is valid")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lines.txt", "tiny.yaml"]
 
 
 def test_check_says_what_is_reused(cli: Command, finished: Path) -> None:
-    told = cli("check", finished / "tiny.yaml", "--workdir", finished / "work")
-    assert told.out.count("reused") == 3
+    outcome = cli("check", finished / "tiny.yaml", "--workdir", finished / "work")
+    assert outcome.out.count("reused") == 3
     changed = cli("check", finished / "tiny.yaml", "--workdir", finished / "work", "--set", "stages.tuned.train.lr=0.1")
     assert changed.out.count("reused") == 1
     assert changed.out.count("will run") == 2
 
 
 def test_run_reuses_measures_and_reports(cli: Command, finished: Path) -> None:
-    told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work", "--device", "cpu")
-    assert told.code == 0
-    assert told.out.count("reused") == 4
-    assert "perplexity" in told.out
-    assert "report.html" in told.out
+    outcome = cli("run", finished / "tiny.yaml", "--workdir", finished / "work", "--device", "cpu")
+    assert outcome.code == 0
+    assert outcome.out.count("reused") == 4
+    assert "perplexity" in outcome.out
+    assert "report.html" in outcome.out
     report = json.loads((finished / "work" / "report.json").read_text())
     assert [record["name"] for record in report["artifacts"]] == ["base", "tuned", "onnx"]
     assert all(record["bytes"] > 0 and record["quality"]["perplexity"] > 1 for record in report["artifacts"])
@@ -212,11 +216,11 @@ def test_a_run_ends_with_the_exports_that_are_no_faster(
 ) -> None:
     line = "onnx is quantized but no faster per token than base [in torch] (0.90x): " + "why " * 40
     monkeypatch.setattr("compress.report.slow_exports", lambda workdir: [line] * (workdir == finished / "work"))
-    told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work", "--device", "cpu")
-    assert told.out.index("perplexity") < told.out.index(line) < told.out.index("report: ")
+    outcome = cli("run", finished / "tiny.yaml", "--workdir", finished / "work", "--device", "cpu")
+    assert outcome.out.index("perplexity") < outcome.out.index(line) < outcome.out.index("report: ")
 
 
-def test_report_of_several_runs_goes_where_it_is_told(cli: Command, finished: Path, tmp_path: Path) -> None:
+def test_report_of_several_runs_goes_where_it_is_reported(cli: Command, finished: Path, tmp_path: Path) -> None:
     assert cli("report", finished / "work", finished / "work", "--out", tmp_path).code == 0
     assert {"report.html", "report.json", "report.md"} <= {path.name for path in tmp_path.iterdir()}
 
@@ -227,15 +231,15 @@ def artifact(finished: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("name", ["tuned", "onnx"])
 def test_generate_continues_a_prompt(cli: Command, finished: Path, name: str) -> None:
-    def told(*options: object) -> str:
+    def outcome(*options: object) -> str:
         done = cli("generate", artifact(finished, name), "--prompt", "the cat", "--max-new-tokens", 6, *options)
         assert done.code == 0
         return done.out
 
-    assert told() == told()
+    assert outcome() == outcome()
     sampled = ("--temperature", 1.5)
-    assert told(*sampled, "--seed", 1) == told(*sampled, "--seed", 1)
-    assert len({told(*sampled, "--seed", seed) for seed in range(4)}) > 1
+    assert outcome(*sampled, "--seed", 1) == outcome(*sampled, "--seed", 1)
+    assert len({outcome(*sampled, "--seed", seed) for seed in range(4)}) > 1
 
 
 @pytest.mark.parametrize("options", [(), ("--num-beams", 4)])
@@ -272,7 +276,10 @@ def test_generate_refuses_graphs_that_are_not_the_sealed_ones(
 ) -> None:
     model = tmp_path / "m"
     shutil.copytree(artifact(finished, "onnx"), model)
-    expected = {"changed": "model.onnx is not the file that was sealed", "no manifest": "is no manifest of an artifact"}
+    expected = {
+        "changed": "model.onnx has changed since the artifact was saved",
+        "no manifest": "is not the manifest of an artifact",
+    }
     if damage == "changed":
         content = bytearray((model / "model.onnx").read_bytes())
         content[len(content) // 2] ^= 1
@@ -288,28 +295,29 @@ def test_generate_refuses_graphs_that_are_not_the_sealed_ones(
 def test_generate_refuses_a_tokenizer_that_is_none(cli: Command, finished: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(artifact(finished, name), tmp_path / name, ignore=shutil.ignore_patterns("artifact.json"))
     (tmp_path / name / "tokenizer.json").write_text("{}")
-    refused(cli("generate", tmp_path / name, "--prompt", "the cat"), f"{tmp_path / name}: no readable tokenizer")
+    refused(cli("generate", tmp_path / name, "--prompt", "the cat"), f"{tmp_path / name}: cannot read the tokenizer")
 
 
 @pytest.mark.parametrize("name", ["tuned", "onnx"])
 def test_generate_refuses_what_does_not_fit(cli: Command, finished: Path, name: str) -> None:
-    refused(cli("generate", artifact(finished, name), "--prompt", "the cat " * 20), "64 new ones")
+    refused(cli("generate", artifact(finished, name), "--prompt", "the cat " * 20), "64 new tokens")
     refused(cli("generate", artifact(finished, name), "--prompt", ""), "--prompt is empty")
-    refused(cli("generate", artifact(finished, name), "--prompt", "\udcff"), "--prompt is no UTF-8 text")
+    refused(cli("generate", artifact(finished, name), "--prompt", "\udcff"), "--prompt is not valid UTF-8")
     cold = ("--temperature", "1e-320")
     refused(cli("generate", artifact(finished, name), "--prompt", "the", *cold), "--temperature is 9.99989e-321; give")
     both = ("--num-beams", 4, "--temperature", 0.5)
     refused(
-        cli("generate", artifact(finished, name), "--prompt", "the cat", *both), "--num-beams 4 searches and --temp"
+        cli("generate", artifact(finished, name), "--prompt", "the cat", *both),
+        "--num-beams 4 uses beam search and --temp",
     )
 
 
 @pytest.mark.slow
 def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> None:
     pair = artifact(finished, "tuned"), artifact(finished, "onnx")
-    told = cli("bench", *pair, "--prompt-tokens", 4, "--new-tokens", 2, "--threads", 1, "--device", "cpu")
-    assert told.code == 0
-    titles, _, *lines = (re.split(r"\s{2,}", line.strip()) for line in told.out.splitlines())
+    outcome = cli("bench", *pair, "--prompt-tokens", 4, "--new-tokens", 2, "--threads", 1, "--device", "cpu")
+    assert outcome.code == 0
+    titles, _, *lines = (re.split(r"\s{2,}", line.strip()) for line in outcome.out.splitlines())
     assert titles[-6:] == ["tokens/s", "prefill", "per token", "MB/token", "floor ms", "above"]
     assert [line[0] for line in lines] == [path.name for path in pair]
     assert lines[0][titles.index("per token")] == "1.00x" != lines[1][titles.index("per token")]
@@ -318,7 +326,7 @@ def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> N
 
 @pytest.mark.slow
 def test_bench_takes_any_directories(cli: Command, finished: Path, tmp_path: Path) -> None:
-    """Two of one name, one of which has lost its manifest; and how often they decode is told."""
+    """Two of one name, one of which has lost its manifest; and how often they decode is outcome."""
     deployed, sealed = tmp_path / "a" / "m", tmp_path / "b" / "m"
     shutil.copytree(artifact(finished, "onnx"), deployed, ignore=shutil.ignore_patterns("artifact.json"))
     shutil.copytree(artifact(finished, "onnx"), sealed)
@@ -328,13 +336,13 @@ def test_bench_takes_any_directories(cli: Command, finished: Path, tmp_path: Pat
     first, second = (record["conditions"]["speed"] for record in records)
     assert first == second and first["runtime"] == "onnxruntime" and first["rounds"] == 2
     assert records[0]["speed"]["weight_bytes_per_token"] == records[1]["speed"]["weight_bytes_per_token"]
-    told = cli("bench", deployed, "--prompt-tokens", 4, "--new-tokens", 2, "--threads", 1, "--rounds", 0)
-    refused(told, "--rounds")
+    outcome = cli("bench", deployed, "--prompt-tokens", 4, "--new-tokens", 2, "--threads", 1, "--rounds", 0)
+    refused(outcome, "--rounds")
     (deployed / "config.json").unlink()
     refused(cli("bench", deployed), "config.json")
 
 
-def test_directories_are_told_apart_by_what_differs() -> None:
+def test_directories_are_reported_apart_by_what_differs() -> None:
     paths = [Path(path) for path in ("/x/a/m", "/y/a/m", "/y/b/n", "/m")]
     assert labels(paths) == ["x/a/m", "y/a/m", "n", "/m"]
     with pytest.raises(UserError, match="/y/a/../b is given twice; give each directory once"):
@@ -342,20 +350,20 @@ def test_directories_are_told_apart_by_what_differs() -> None:
 
 
 def test_list_names_everything_with_a_sentence(cli: Command) -> None:
-    told = cli("list")
+    outcome = cli("list")
     for name in NAMES[1:]:
-        assert name in told.out
-    assert "``" not in told.out
+        assert name in outcome.out
+    assert "``" not in outcome.out
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_describe_tells_fields_and_schema(cli: Command, name: str) -> None:
-    told = cli("describe", name)
-    assert told.code == 0
-    assert "field" in told.out and "default" in told.out
+    outcome = cli("describe", name)
+    assert outcome.code == 0
+    assert "field" in outcome.out and "default" in outcome.out
     schema: dict[str, Any] = json.loads(cli("describe", name, "--json-schema").out)
     for field in schema["properties"]:
-        assert field in told.out
+        assert field in outcome.out
 
 
 def test_the_schema_takes_what_a_recipe_may_say(cli: Command) -> None:
@@ -380,11 +388,11 @@ def test_the_schema_takes_what_a_recipe_may_say(cli: Command) -> None:
 
 
 def test_describe_goes_into_what_a_field_holds(cli: Command) -> None:
-    told = cli("describe", "distill")
-    assert "(required)" in told.out
-    assert "TrainConfig" in told.out
-    assert "number >= 0 < 1" in told.out
-    assert "linear | cosine | constant" in told.out
+    outcome = cli("describe", "distill")
+    assert "(required)" in outcome.out
+    assert "TrainConfig" in outcome.out
+    assert "number >= 0 < 1" in outcome.out
+    assert "linear | cosine | constant" in outcome.out
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -396,9 +404,9 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 def test_ctrl_c_says_that_it_continues(cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raising(monkeypatch, KeyboardInterrupt())
-    told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
-    assert told.code == 130
-    assert told.err.strip() == "stopped; the same command continues where it was"
+    outcome = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
+    assert outcome.code == 130
+    assert outcome.err.strip() == "stopped; run the same command again to continue"
 
 
 @pytest.mark.parametrize(
@@ -413,9 +421,11 @@ def test_a_full_disk_is_one_line(
     cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     raising(monkeypatch, error)
-    told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
-    assert told.code == 1
-    assert told.err == "error: no space left on the disk; what is finished stays, and the same command continues\n"
+    outcome = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
+    assert outcome.code == 1
+    assert (
+        outcome.err == "error: no space left on the disk; finished results are kept, and the same command continues\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -429,9 +439,9 @@ def test_a_place_that_cannot_be_written_is_one_line(
     cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
 ) -> None:
     raising(monkeypatch, error)
-    told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
-    assert told.code == 2
-    assert told.err.startswith(text) and told.err.count("\n") == 1
+    outcome = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
+    assert outcome.code == 2
+    assert outcome.err.startswith(text) and outcome.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -446,10 +456,11 @@ def test_too_little_memory_is_one_line(
     cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     raising(monkeypatch, error)
-    told = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
-    assert told.code == 1
-    assert told.err == (
-        "error: out of memory; what is finished stays, and a smaller batch (with more accumulate) needs less\n"
+    outcome = cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
+    assert outcome.code == 1
+    assert outcome.err == (
+        "error: out of memory; finished results are kept, "
+        "and a smaller batch (with more accumulate) needs less memory\n"
     )
 
 
@@ -462,9 +473,9 @@ def test_other_errors_are_not_hidden(
         cli("run", finished / "tiny.yaml", "--workdir", finished / "work")
 
 
-def states(told: Told) -> dict[str, str]:
+def states(outcome: Outcome) -> dict[str, str]:
     """The last column of a plan, by name."""
-    lines = [re.split(r"\s{2,}", line.strip()) for line in told.out.splitlines()]
+    lines = [re.split(r"\s{2,}", line.strip()) for line in outcome.out.splitlines()]
     return {line[0]: line[-1] for line in lines if line[0] in ("base", "tuned", "onnx")}
 
 
@@ -487,7 +498,7 @@ def stopped_while_sealing(error: BaseException, monkeypatch: pytest.MonkeyPatch)
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "error: no space left on the disk"),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 1, "error: no space left on the disk"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), 2, "error: Read-only file system"),
-        (KeyboardInterrupt(), 130, "stopped; the same command continues where it was"),
+        (KeyboardInterrupt(), 130, "stopped; run the same command again to continue"),
     ],
     ids=["full", "quota", "read-only", "ctrl-c"],
 )
@@ -499,10 +510,10 @@ def test_what_stops_a_seal_leaves_what_is_finished(
     command = ("run", finished / "tiny.yaml", "--workdir", work, "--device", "cpu")
     with pytest.MonkeyPatch.context() as patch:
         stopped_while_sealing(error, patch)
-        told = cli(*command)
-    assert told.code == code
-    assert told.err.splitlines()[-1].startswith(text)  # after the progress bars of a library
-    assert "Traceback" not in told.err
+        outcome = cli(*command)
+    assert outcome.code == code
+    assert outcome.err.splitlines()[-1].startswith(text)  # after the progress bars of a library
+    assert "Traceback" not in outcome.err
     assert not list(work.glob("*-onnx-*[0-9a-f]"))
     check = cli("check", finished / "tiny.yaml", "--workdir", work)
     assert states(check) == {"base": "reused", "tuned": "reused", "onnx": "continues"}
@@ -525,10 +536,10 @@ def test_ctrl_c_in_the_middle_of_training_continues(
         return forward(self, batch)
 
     monkeypatch.setattr(Objective, "forward", interrupted)
-    told = cli(*command, "--workdir", tmp_path / "work")
-    assert told.code == 130
-    assert told.err.splitlines()[-1] == "stopped; the same command continues where it was"
-    assert "Traceback" not in told.err
+    outcome = cli(*command, "--workdir", tmp_path / "work")
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "stopped; run the same command again to continue"
+    assert "Traceback" not in outcome.err
     assert adopt(artifact(tmp_path, "base")).digest == adopt(artifact(finished, "base")).digest
     (partial,) = (tmp_path / "work").glob("*-tuned-*.partial")
     assert [path.name for path in (partial / "checkpoints").glob("step-*")] == ["step-00000002"]

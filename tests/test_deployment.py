@@ -124,48 +124,52 @@ def tokens(stepper: Any) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         ("--peers=torch,nobody", "error: --peers: 'nobody' is unknown; allowed: all, none, or torch,"),
-        ("--heads=5", "error: --heads: 5 is no multiple of 6 that divides --hidden 48"),
+        ("--heads=5", "error: --heads: 5 is not a multiple of 6 that divides --hidden 48"),
     ],
 )
-def test_mistakes_are_told_in_one_line(option: str, told: str, tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(option: str, message: str, tmp_path: Path) -> None:
     done = script("deployment", *TINY, *SHORT, f"--keep={tmp_path}", option)
     assert done.returncode == 2
-    assert done.stderr.startswith(told)
+    assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("script", "options", "told"),
+    ("script", "options", "message"),
     [
         ("deployment", "--past=4 --new-tokens=29", "--past with --new-tokens: 33 tokens exceed --positions 32"),
         ("deployment", "--prompt=33", "--prompt: 33 tokens exceed --positions 32"),
         ("deployment", "--model=bart --prompt=33", "--prompt: 33 tokens exceed --positions 32"),
         ("deployment", "--model=bart --new-tokens=33", "--new-tokens: 33 tokens exceed --positions 32"),
         ("deployment", "--model=bart --new-tokens=1", "--new-tokens: 1 leaves no token after the first to time"),
-        ("deployment", "--new-tokens=0", "--new-tokens: '0' is no whole number from 1 up"),
-        ("deployment", "--past=0", "--past: '0' is no whole number from 1 up"),
-        ("deployment", "--heads=0", "--heads: '0' is no whole number from 1 up"),
-        ("deployment", "--out=/nonexistent/x.json", "--out: /nonexistent/x.json is no file in a directory"),
-        ("deployment", "--keep=/dev/null/models", "--keep: /dev/null/models is no directory that can be made"),
-        ("gpu", "--new-tokens=0", "--new-tokens: '0' is no whole number from 1 up"),
-        ("gpu", "--batches 1 0", "--batches: '0' is no whole number from 1 up"),
+        ("deployment", "--new-tokens=0", "--new-tokens: '0' is not a whole number of at least 1"),
+        ("deployment", "--past=0", "--past: '0' is not a whole number of at least 1"),
+        ("deployment", "--heads=0", "--heads: '0' is not a whole number of at least 1"),
+        (
+            "deployment",
+            "--out=/nonexistent/x.json",
+            "--out: /nonexistent/x.json is not a file in an existing, writable directory",
+        ),
+        ("deployment", "--keep=/dev/null/models", "--keep: /dev/null/models is not a directory that can be made"),
+        ("gpu", "--new-tokens=0", "--new-tokens: '0' is not a whole number of at least 1"),
+        ("gpu", "--batches 1 0", "--batches: '0' is not a whole number of at least 1"),
         ("gpu", "--prompt=30 --new-tokens=3", "--prompt with --new-tokens: 33 tokens exceed --positions 32"),
         ("gpu", "--model=bart --prompt=33 --new-tokens=3", "--prompt: 33 tokens exceed --positions 32"),
         ("gpu", "--model=bart --prompt=30 --new-tokens=32", "--new-tokens: 33 tokens exceed --positions 32"),
-        ("gpu", "--keep=/dev/null/models", "--keep: /dev/null/models is no directory that can be made"),
+        ("gpu", "--keep=/dev/null/models", "--keep: /dev/null/models is not a directory that can be made"),
     ],
 )
-def test_what_cannot_be_timed_is_told_before_models_are_made(
-    benchmarks: Any, capsys: pytest.CaptureFixture[str], script: str, options: str, told: str
+def test_what_cannot_be_timed_is_reported_before_models_are_made(
+    benchmarks: Any, capsys: pytest.CaptureFixture[str], script: str, options: str, message: str
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         benchmarks(script).parse([*TINY, "--prompt=6", "--new-tokens=3", *options.split()])
     line = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert line.startswith(f"error: {told}") and line.count("\n") == 1
+    assert line.startswith(f"error: {message}") and line.count("\n") == 1
 
 
 def test_what_just_fits_is_timed(benchmarks: Any) -> None:
@@ -279,7 +283,7 @@ def test_kept_models_of_other_code_are_made_anew(
     assert capsys.readouterr().err == "making float\n"
     monkeypatch.setattr(contender, "made_by", lambda make: "another")
     assert contender.finished(place, make) == contender.finished(place, make) == {"at": 1}
-    assert capsys.readouterr().err == "float was made by other code: it is made anew\nmaking float\n"
+    assert capsys.readouterr().err == "float was made by other code and is made again\nmaking float\n"
     (place / "made.json").write_text("{}")  # as before digests were noted
     assert contender.finished(place, make) == {"at": 2}
 
@@ -308,7 +312,7 @@ def test_kept_models_of_another_shape_are_refused(benchmarks: Any, tmp_path: Pat
     own_models = benchmarks("own_models")
     own_models.claim(own_models.Shape(model="gpt2", **SIZES), tmp_path)
     own_models.claim(own_models.Shape(model="gpt2", **SIZES), tmp_path)
-    with pytest.raises(Exception, match="--keep: .* holds models of another shape"):
+    with pytest.raises(Exception, match="--keep: .* contains models of another shape"):
         own_models.claim(own_models.Shape(model="gpt2", **{**SIZES, "layers": 2}), tmp_path)
 
 
@@ -368,7 +372,7 @@ def test_a_packed_graph_is_timed_where_its_work_is_on_the_device(
     monkeypatch.setattr(provider, "elsewhere", functools.partial(elsewhere_of, provider.elsewhere))
     with pytest.raises(Exception, match=r"^GroupQueryAttention runs on CPU\w+; MatMulNBits runs on CPU\w+$"):
         provider.require_placed(tmp_path / "stock-2-2-8", "cpu")
-    with pytest.raises(Exception, match="opened on the CPU alone"):
+    with pytest.raises(Exception, match="opened only on the CPU"):
         gpu.on_provider(source, "2-2-8", type("Options", (), {"device": "cpu", "model": "bart"}))
     monkeypatch.setitem(provider.PROVIDERS, "cpu", "NoSuchExecutionProvider")
     with pytest.raises(Exception, match="this onnxruntime has no NoSuchExecutionProvider"):
@@ -421,5 +425,5 @@ def test_a_profile_shares_out_the_time_of_steps(model: str, benchmarks: Any, tmp
     assert not list(Path.cwd().glob("*profile*.json"))
     with pytest.raises(Exception, match="--past 30 and --new-tokens 33 exceed the 32 positions"):
         profile.profiled(tmp_path / "2-2-8", past=30, new_tokens=33, threads=1)
-    with pytest.raises(Exception, match=r"holds no model.onnx and no decoder_model_merged.onnx"):
+    with pytest.raises(Exception, match=r"has neither model.onnx nor decoder_model_merged.onnx"):
         profile.profiled(source, past=6, new_tokens=3, threads=1)

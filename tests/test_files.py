@@ -86,7 +86,7 @@ def test_a_hash_is_that_of_the_content(tmp_path: Path) -> None:
     assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-def test_tensors_are_whole_or_told(tmp_path: Path) -> None:
+def test_tensors_are_whole_or_reported(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     with pytest.raises(ValueError, match="No such file"):
         require_whole(file)

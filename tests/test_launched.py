@@ -88,17 +88,17 @@ def test_one_process_makes_the_same_and_reuses_what_two_made(launched: tuple[Pat
 
 
 @pytest.mark.slow
-def test_an_error_of_the_main_process_ends_all_and_is_told_once(tmp_path: Path) -> None:
+def test_an_error_of_the_main_process_ends_all_and_is_reported_once(tmp_path: Path) -> None:
     recipe, work = write_recipe(tmp_path), tmp_path / "work"
     with locked(work):
         main, other = launch(2, "-m", "compress", "run", recipe, "--workdir", work, "--device", "cpu")
     assert main.returncode == 2 and other.returncode == 0
-    assert main.stderr == f"error: --workdir {work}: another run is at work there\n"
+    assert main.stderr == f"error: --workdir {work}: another run is using it\n"
     assert (main.stdout, other.stdout, other.stderr) == ("", "", "")
 
 
 @pytest.mark.slow
-def test_an_error_of_all_is_told_once(tmp_path: Path) -> None:
+def test_an_error_of_all_is_reported_once(tmp_path: Path) -> None:
     recipe, work = write_recipe(tmp_path), tmp_path / "work"
     setting = "stages.tuned.train.lr=1e30"
     done = launch(2, "-m", "compress", "run", recipe, "--workdir", work, "--device", "cpu", "--set", setting)
@@ -120,7 +120,7 @@ def test_a_batch_that_not_every_process_gets_a_part_of_is_refused(
         make_plan(Inputs(read_recipe(recipe), tmp_path / "work"))
 
 
-def test_one_process_where_several_were_asked_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_where_several_were_asked_for_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, console = write_recipe(tmp_path), Console(record=True, width=140)
     recipe.write_text(RECIPE.split("stages:")[0])
     compress.run(recipe, tmp_path / "plain", device="cpu", console=console)
@@ -128,10 +128,10 @@ def test_one_process_where_several_were_asked_for_is_told(tmp_path: Path, monkey
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     compress.run(recipe, tmp_path / "work", console=console)
-    assert "one process: accelerate launch --cpu starts several through mpirun only" in console.export_text()
+    assert "running as one process: accelerate launch --cpu starts several only with mpirun" in console.export_text()
 
 
-def test_a_launcher_that_was_told_cpu_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_set_to_cpu_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert choose_device(None) == "cuda"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")

@@ -132,7 +132,7 @@ def test_a_batch_of_targets_that_are_padding_stops_a_run(folder: Path) -> None:
     pads = {"json": "pads.jsonl", "input_ids": "x", "labels": "y"}
     path = recipe(folder, "ready", train=pads, test=pads)
     settings = ["stages.tuned.train.batch=1", "stages.tuned.train.steps=4"]
-    with pytest.raises(DataError, match=r"data\.train: a batch in which no token is scored"):
+    with pytest.raises(DataError, match=r"data\.train: no token of a batch is scored"):
         compress.run(read_recipe(path, settings), folder / "run-pads")
 
 
@@ -141,7 +141,9 @@ def test_check_names_the_row_that_is_too_long_and_the_cure(folder: Path) -> None
     (folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     long = {"json": "long.jsonl", **COLUMNS}
     path = recipe(folder, "jsonl", train=long)
-    with pytest.raises(RecipeError, match=r"data\.train: row 1: .* has \d+ tokens; the model takes 32 \(.*max_source"):
+    with pytest.raises(
+        RecipeError, match=r"data\.train: row 1: .* has \d+ tokens; the model accepts at most 32 \(.*max_source"
+    ):
         make_plan(Inputs(read_recipe(path), folder / "none"))
     plan = make_plan(Inputs(read_recipe(recipe(folder, "jsonl", train=long, max_source=32)), folder / "none"))
     assert list(cut_rows(plan)) == ["data.train: 1 of 2 rows were cut to fit"]

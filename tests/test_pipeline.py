@@ -325,11 +325,11 @@ def test_a_stage_that_does_nothing_fails_and_keeps_what_was_before(recipe: Path)
     assert not list((recipe.parent / "work").glob("*two*[0-9a-f]"))
 
 
-def test_a_damaged_result_is_told_and_not_reused(recipe: Path) -> None:
+def test_a_damaged_result_is_reported_and_not_reused(recipe: Path) -> None:
     done = run(recipe)
     weights = done.artifacts["one"].path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(ModelError, match=r"01-one-\w+: model.safetensors is not the file that was sealed"):
+    with pytest.raises(ModelError, match=r"01-one-\w+: model.safetensors has changed since the artifact was saved"):
         run(recipe)
 
 
@@ -345,7 +345,7 @@ def test_a_result_without_its_manifest_is_made_again(recipe: Path) -> None:
     assert CALLS == ["one"]
     assert second.artifacts["one"].digest == first.artifacts["one"].digest
     assert not (path / "left.txt").exists()
-    assert f"{path.name} has no artifact.json, so it is not whole; one runs again" in console.export_text()
+    assert f"{path.name} has no artifact.json, so it is incomplete; one runs again" in console.export_text()
     run(recipe)
     assert CALLS == []
 
@@ -356,7 +356,7 @@ def test_a_torn_manifest_is_one_line_that_says_what_to_do(recipe: Path, content:
     (path / MANIFEST).write_bytes(content)
     for attempt in (run, states):
         with pytest.raises(
-            ModelError, match=r"two-\w+/artifact\.json: Invalid JSON.*; delete 02-two-\w+ to have it"
+            ModelError, match=r"two-\w+/artifact\.json: Invalid JSON.*; delete 02-two-\w+ and run again"
         ) as e:
             attempt(recipe)
         assert "\n" not in str(e.value)
@@ -462,7 +462,7 @@ def test_artifacts_on_different_splits_share_no_column(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("split", "settings", "way"),
     [
-        ("data.test", {"batch": 2}, ""),  # other settings are told by the conditions alone
+        ("data.test", {"batch": 2}, ""),  # other settings are described by the conditions alone
         ("data.eval", {"split": "eval"}, " (split eval)"),
         ("data.test", {"split": "eval"}, ""),  # the one split there is
     ],
@@ -507,9 +507,9 @@ def test_every_number_has_the_name_of_its_conditions() -> None:
     records: dict[str, dict[str, Any]] = {"base": {"name": "base"}, "q": {"name": "q"}}
     for names, split, batch in ("base", "eval", 2), ("base q", "test", 4), ("q", "eval", 8), ("q", "eval", 2):
         measurement = Quality.model_validate({"split": split, "batch": batch})
-        told = {"split": f"data.{split}", "batch": batch}
+        described = {"split": f"data.{split}", "batch": batch}
         for name in names.split():
-            numbers = {"quality": {"perplexity": f"{split} {batch}"}, "conditions": {"quality": told}}
+            numbers = {"quality": {"perplexity": f"{split} {batch}"}, "conditions": {"quality": described}}
             join(records[name], numbers, measurement, plain)
     assert records["q"]["quality"] == {
         "perplexity (split test, batch 4)": "test 4", "perplexity": "eval 8", "perplexity (batch 2)": "eval 2",
@@ -575,11 +575,11 @@ def test_nothing_is_written_when_something_is_wrong(recipe: Path) -> None:
 
 
 def test_two_runs_do_not_share_a_directory(recipe: Path) -> None:
-    with locked(recipe.parent / "work"), pytest.raises(UserError, match="another run is at work there"):
+    with locked(recipe.parent / "work"), pytest.raises(UserError, match="another run is using it"):
         run(recipe)
 
 
-def test_a_workdir_that_is_a_file_is_told(recipe: Path) -> None:
+def test_a_workdir_that_is_a_file_is_reported(recipe: Path) -> None:
     with pytest.raises(UserError, match="is a file, not a directory"):
         run(recipe, workdir="eval.txt")
 
@@ -611,12 +611,12 @@ def test_cuda_is_refused_where_there_is_none(recipe: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("setting", ["n_head=3", "n_embd=0.5", "vocab_size=many", "activation_function=softly"])
-def test_a_config_of_no_model_is_told(recipe: Path, setting: str) -> None:
-    with pytest.raises(RecipeError, match=r"models\.base\.config: no gpt2 can be built from it"):
+def test_a_config_of_no_model_is_reported(recipe: Path, setting: str) -> None:
+    with pytest.raises(RecipeError, match=r"models\.base\.config: cannot build a gpt2 model from it"):
         states(recipe, f"model.config.{setting}")
 
 
-def test_a_teacher_with_another_vocabulary_is_told(recipe: Path) -> None:
+def test_a_teacher_with_another_vocabulary_is_reported(recipe: Path) -> None:
     def models(words: str, size: int) -> str:
         train_bpe([words * 9], size, GPT2).save_pretrained(recipe.parent / "tokenizer")
         base = RECIPE.splitlines()[3].removeprefix("model: ")
@@ -632,18 +632,18 @@ def test_a_teacher_with_another_vocabulary_is_told(recipe: Path) -> None:
     assert states(recipe)["distill"] == "runs"  # two tokens fewer, and no token with another meaning
 
 
-def test_a_base_that_was_not_copied_whole_is_told_before_any_work(recipe: Path, tmp_path: Path) -> None:
+def test_a_base_that_was_not_copied_whole_is_reported_before_any_work(recipe: Path, tmp_path: Path) -> None:
     base = shutil.copytree(run(recipe).artifacts["base"].path, tmp_path / "given")
     weights = base / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(RecipeError, match=r"models\.base: .*: no readable model.safetensors"):
+    with pytest.raises(RecipeError, match=r"models\.base: .*: cannot read model.safetensors"):
         states(recipe, "model={path: given}")
 
 
-def test_a_base_without_weights_is_told_before_any_work(recipe: Path, tmp_path: Path) -> None:
+def test_a_base_without_weights_is_reported_before_any_work(recipe: Path, tmp_path: Path) -> None:
     base = shutil.copytree(run(recipe).artifacts["base"].path, tmp_path / "given")
     (base / "model.safetensors").unlink()
-    with pytest.raises(RecipeError, match=r"models\.base: .*given: holds no \.safetensors file"):
+    with pytest.raises(RecipeError, match=r"models\.base: .*given: contains no \.safetensors file"):
         states(recipe, "model={path: given}")
 
 

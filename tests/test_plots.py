@@ -82,9 +82,9 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         compress.plots.pareto([{"name": "a", "bytes": 1, "quality": {"perplexity": 2.0}}], metric="bleu")
     with pytest.raises(NothingDoneError, match="records: 1 have perplexity"):
         compress.plots.pareto([{"name": "a", "bytes": 1, "quality": {"perplexity": 2.0}}])
-    with pytest.raises(UserError, match="masks: list holds no mask values"):
+    with pytest.raises(UserError, match="masks: list contains no mask values"):
         compress.plots.masks([1.0])
-    with pytest.raises(NothingDoneError, match="masks: holds no axis"):
+    with pytest.raises(NothingDoneError, match="masks: contains no axis"):
         compress.plots.masks({})
 
 

@@ -109,7 +109,10 @@ def test_recipes_are_also_made_in_python() -> None:
     recipe = Recipe.model_validate({"version": 1, "name": "x", "model": "gpt2", "stages": ["export_onnx"]})
     assert recipe.models["base"].path == "gpt2"
     assert recipe.plain()["stages"][0]["type"] == "export_onnx"
-    with pytest.raises(ValidationError, match="stages\\[0\\]\\.source names 'bse'; so far there is base"):
+    with pytest.raises(
+        ValidationError,
+        match="stages\\[0\\]\\.source names 'bse', which does not exist before this stage; allowed: base",
+    ):
         Recipe.model_validate(
             {"version": 1, "name": "x", "model": "gpt2", "stages": [{"type": "export_onnx", "source": "bse"}]}
         )
@@ -153,19 +156,19 @@ def test_set_values_are_yaml_and_later_ones_win(good: Path) -> None:
         ),
         ("sede=1", "--set: unknown key 'sede'. Did you mean 'seed'?"),
         ("stages.masks.train.lr=-1", "--set: stages[0].train.lr is -1: it should be greater than or equal to 0"),
-        ("data.eval={text: nowhere.txt}", "--set: data.eval: no file"),
+        ("data.eval={text: nowhere.txt}", "--set: data.eval: there is no file"),
     ],
 )
-def test_a_wrong_setting_is_told_as_such(good: Path, setting: str, text: str) -> None:
+def test_a_wrong_setting_is_reported_as_such(good: Path, setting: str, text: str) -> None:
     assert complaint(good, (setting,)).startswith(text)
 
 
-def test_a_missing_recipe_and_a_directory_are_told(tmp_path: Path) -> None:
+def test_a_missing_recipe_and_a_directory_are_reported(tmp_path: Path) -> None:
     assert complaint(tmp_path / "none.yaml") == f"{tmp_path / 'none.yaml'}: no such recipe"
     assert complaint(tmp_path) == f"{tmp_path}: is a directory, not a recipe file"
 
 
-def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+def test_bytes_that_are_no_text_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "bytes.yaml"
     path.write_bytes(b"name: \xff\n")
     assert complaint(path).startswith(f"{path}: is not UTF-8 text")
@@ -192,9 +195,9 @@ def test_plain_scalars_are_yaml_1_2(text: str, value: object) -> None:
         ("a: 1\nb: {c: 1,\n  c: 2}\n", "x:3: b.c is given twice (first on line 2)"),
         ("? [a]\n: 1\n", "x:1: a key must be text"),
         ("a: !env HOME\n", "x:1: YAML tag '!env' is not allowed in a recipe"),
-        ("a: &b [*b]\n", "x:1: an alias repeats itself without end"),
+        ("a: &b [*b]\n", "x:1: an alias expands without end"),
         ("a: 1\n---\nb: 2\n", "x:2: not valid YAML: but found another document"),
-        ("[" * 3000, "x: not valid YAML: brackets inside brackets without end"),
+        ("[" * 3000, "x: not valid YAML: brackets are nested too deeply"),
     ],
 )
 def test_yaml_that_is_no_plain_data_is_refused(text: str, error: str) -> None:

@@ -44,7 +44,7 @@ def test_an_unknown_quantizer_is_reported_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("name", "text"), [("prun", "Did you mean 'prune'?"), ("xyz", "Known: finetune"), (3, "Known:")]
 )
-def test_an_unknown_name_is_told_with_the_known_ones(name: object, text: str) -> None:
+def test_an_unknown_name_is_reported_with_the_known_ones(name: object, text: str) -> None:
     with pytest.raises(RecipeError, match="unknown stage") as caught:
         STAGES.get(name)
     assert text in str(caught.value)

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from compress.generation.settings import Decoding, Generation
 from compress.measure.speed import Speed
 from compress.schema import Strict
+from compress.stages.bitsandbytes import BitsAndBytes
+from compress.surgery.quantization import ActivationQuantization
 
 
 class _Example(Strict):
@@ -30,6 +32,9 @@ def _classes(base: type[Strict]) -> Iterator[type[Strict]]:
         (Generation, {"beams": 4}, "beams is now called num_beams"),
         (Decoding, {"no_repeat_ngram": 3}, "no_repeat_ngram is now called no_repeat_ngram_size"),
         (Speed, {"prompt": 64}, "prompt is now called prompt_tokens"),
+        (ActivationQuantization, {"scheme": "block"}, "scheme is now called granularity"),
+        (ActivationQuantization, {"scheme": "paper"}, "scheme: paper is now called granularity: tensor"),
+        (BitsAndBytes, {"scheme": "fp4"}, "scheme is now called quant_type"),
     ],
 )
 def test_an_old_spelling_is_refused_with_the_present_one(
@@ -46,7 +51,8 @@ def test_an_unknown_key_without_a_new_name_gets_a_suggestion() -> None:
 
 def test_old_spellings_lead_to_fields_that_exist() -> None:
     renaming = [one for one in _classes(Strict) if one.renamed]
-    assert {Generation, Speed} <= set(renaming)
+    assert {ActivationQuantization, BitsAndBytes, Generation, Speed} <= set(renaming)
     for one in renaming:
-        assert set(one.renamed.values()) <= set(one.model_fields), one
-        assert not set(one.renamed) & set(one.model_fields), one
+        old, new = ({text.split(":")[0] for text in texts} for texts in (one.renamed, one.renamed.values()))
+        assert new <= set(one.model_fields), one
+        assert old <= set(one.renamed) and not old & set(one.model_fields), one

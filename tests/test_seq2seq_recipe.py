@@ -79,7 +79,7 @@ def artifact(finished: Path, name: str) -> Path:
 
 
 @pytest.fixture
-def told(
+def generated(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
     """``compress-lm generate`` with a model of the run: exit code, and what it said."""
@@ -117,18 +117,20 @@ def test_what_was_made_is_what_was_asked_for(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tuned", "tuned-onnx"])
-def test_text_is_generated(told: Callable[..., tuple[int, str]], name: str) -> None:
+def test_text_is_generated(generated: Callable[..., tuple[int, str]], name: str) -> None:
     options = ("--prompt", "cat and dog", "--max-new-tokens", 8)
     for num_beams in (1, 4):
-        found = told(name, *options, "--num-beams", num_beams)
-        assert found[0] == 0 and found == told("tuned", *options, "--num-beams", num_beams)
+        found = generated(name, *options, "--num-beams", num_beams)
+        assert found[0] == 0 and found == generated("tuned", *options, "--num-beams", num_beams)
         assert "</s>" not in found[1] and found[1].strip()
-    assert told(name, "--prompt", "cat", "--max-new-tokens", 40)[0] == 0
+    assert generated(name, "--prompt", "cat", "--max-new-tokens", 40)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["tuned", "tuned-onnx"])
-def test_sources_and_answers_beyond_the_positions_are_told(told: Callable[..., tuple[int, str]], name: str) -> None:
-    code, said = told(name, "--prompt", "0123456789 " * 5, "--max-new-tokens", 4)
-    assert (code, said) == (2, "error: --prompt has 57 tokens; the model takes 40\n")
-    code, said = told(name, "--prompt", "cat", "--max-new-tokens", 41)
-    assert (code, said) == (2, "error: --max-new-tokens is 41; the model's answers have 40 tokens at most\n")
+def test_sources_and_answers_beyond_the_positions_are_reported(
+    generated: Callable[..., tuple[int, str]], name: str
+) -> None:
+    code, said = generated(name, "--prompt", "0123456789 " * 5, "--max-new-tokens", 4)
+    assert (code, said) == (2, "error: --prompt has 57 tokens, but the model accepts at most 40\n")
+    code, said = generated(name, "--prompt", "cat", "--max-new-tokens", 41)
+    assert (code, said) == (2, "error: --max-new-tokens is 41, but the model's responses have at most 40 tokens\n")

@@ -1,4 +1,4 @@
-"""Generated targets in a run: made once, reused, continued, told, and kept out of what needs a model."""
+"""Generated targets in a run: made once, reused, continued, reported, and kept out of what needs a model."""
 
 from __future__ import annotations
 
@@ -112,12 +112,12 @@ def test_no_model_is_looked_for_in_targets(recipe: Path) -> None:
     done = run(recipe)
     assert [record["name"] for record in done.records] == ["base", "taught", "plain"]
     build([done.workdir], done.workdir)
-    told = (done.workdir / "report.md").read_text()
+    written = (done.workdir / "report.md").read_text()
     report = json.loads((done.workdir / "report.json").read_text())
     assert [artifact["name"] for artifact in report["artifacts"]] == ["base", "taught", "plain"]
-    assert "base, teacher base, targets kd" in told and "rows in place of modules" in told
-    assert "max_new_tokens 6, do_sample False, beams 2, length_penalty 1.0; " in told
-    assert "- taught: taught (targets kd) (`" in told and "- plain: plain (`" in told
+    assert "base, teacher base, targets kd" in written and "rows in place of modules" in written
+    assert "max_new_tokens 6, do_sample False, beams 2, length_penalty 1.0; " in written
+    assert "- taught: taught (targets kd) (`" in written and "- plain: plain (`" in written
 
 
 def test_steps_on_own_answers_are_in_the_key_and_in_the_report(recipe: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_result_of_targets_is_no_model_of_another_run(recipe: Path) -> None:
         (f"models: {{plain: {plain}, said: {kd}}}", "said", "[]"),
     ):
         other.write_text(f"version: 1\nname: other\n{models}\nstages: {stages}\nmeasure: [size]\n")
-        with pytest.raises(RecipeError, match=rf"other.yaml:3: models\.{name} holds generated targets and no model"):
+        with pytest.raises(RecipeError, match=rf"other.yaml:3: models\.{name} contains generated targets, not a model"):
             make_plan(Inputs(read_recipe(other), recipe.parent / "elsewhere"))
-    with pytest.raises(ModelError, match="holds generated targets and no model"):
+    with pytest.raises(ModelError, match="contains generated targets, not a model"):
         compress.load(kd)

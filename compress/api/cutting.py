@@ -84,7 +84,7 @@ def _require_fitting(model: nn.Module, family: ModelFamily, masks: Masks) -> Non
     sizes = {axis.name: axis.size for axis in sized_axes(model, family)}
     for axis, value in masks.values.items():
         if not bool(value.isfinite().all()):
-            raise ModelError(f"masks: hold a value for {axis!r} that is not finite, by which units cannot be ranked")
+            raise ModelError(f"masks: a value for {axis!r} is not finite, so its units cannot be ranked")
         if sizes.get(axis) != value.numel():
             has = f"{sizes[axis]} units" if axis in sizes else "no such axis"
-            raise ModelError(f"masks: hold {value.numel()} values for {axis!r}, and the model has {has}")
+            raise ModelError(f"masks: there are {value.numel()} values for {axis!r}, but the model has {has}")

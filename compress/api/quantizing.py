@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -22,7 +23,7 @@ def quantize_(
     *,
     weights: int = WEIGHTS,
     embedding: int | None = None,
-    activations: Literal[8] | None = 8,
+    activations: Literal[8] | Mapping[str, Any] | None = 8,
     granularity: Literal["tensor", "row", "group"] | None = None,
     group_size: Literal[32, 64, 128] | None = None,
     method: str = "dynamic_scaling",
@@ -42,7 +43,8 @@ def quantize_(
         weights: bits of the products: 2, 3, 4 or 8. 3-bit codes are stored in 4 bits.
         embedding: bits of the token embedding and of the head; by default those of the weights.
         activations: 8 quantizes the input of each product as the deployed kernel does, symmetric per row and block;
-            None leaves inputs in float32 (weight-only).
+            None leaves inputs in float32 (weight-only). A mapping gives all settings as in a recipe, such as
+            ``{"granularity": "tensor", "symmetric": True}``.
         granularity: scales of the products: one per ``tensor`` (the default), per ``row`` or per ``group``.
         group_size: inputs of a row that share a scale; implies ``granularity="group"``. The embedding and the head have
             one scale per row, or groups of this size.
@@ -73,7 +75,7 @@ def quantize_(
         Quantization,
         weights=products,
         embedding=table,
-        activations=None if activations is None else {"bits": activations},
+        activations=activations if isinstance(activations, Mapping | None) else {"bits": activations},
     )
     if method_of(config.weights.method).start is None and init != "search":
         refuse_idle(["init"], {"init": f"method {method} has no scale that is learned"})

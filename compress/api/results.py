@@ -214,7 +214,7 @@ def _named(models: Any) -> dict[str, Any]:
             for at, (label, each) in enumerate(zip(labels, models, strict=True))
         }
     if not named:
-        raise UserError("models: is empty; give one model or directory at least")
+        raise UserError("models: is empty; give at least one model or directory")
     return named
 
 

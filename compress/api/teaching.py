@@ -155,7 +155,7 @@ def fitted(
     if eval_data is not None:
         judged = as_split(eval_data, model.config, asked.tokenizer, name="eval_data", block=asked.block)
     if config.lr == 0 and not (scales and config.scale_lr):
-        raise UserError("lr: is 0, and no weight would train; allowed: numbers above 0")
+        raise UserError("lr: is 0, so no weight would train; allowed: numbers above 0")
     with undisturbed(model, teacher):
         reference = None
         if teacher is not None:
@@ -178,14 +178,16 @@ def require_alike(other: Any, model: Any, name: str, rows: Split) -> None:
     """Raise ModelError where another model cannot read the rows of this one."""
     theirs, ours = checked(other, name), checked(model)
     if theirs.task != ours.task:
-        raise ModelError(f"{name}: is a {theirs.task} model, and the rows are those of a {ours.task} model")
+        raise ModelError(f"{name}: is a {theirs.task} model, but the rows are for a {ours.task} model")
     if other.config.vocab_size != model.config.vocab_size:
         raise ModelError(
-            f"{name}: has a vocabulary of {other.config.vocab_size} tokens, the model of {model.config.vocab_size}; "
-            "they must share one"
+            f"{name}: has a vocabulary of {other.config.vocab_size} tokens, but the model has "
+            f"{model.config.vocab_size}; they must use the same vocabulary"
         )
     if rows.longest > (context := theirs.positions(other.config)):
-        raise ModelError(f"{name}: takes {context} tokens, and rows have up to {rows.longest}; give a smaller block")
+        raise ModelError(
+            f"{name}: accepts at most {context} tokens, but rows have up to {rows.longest}; give a smaller block"
+        )
 
 
 def read_terms(terms: Terms) -> list[LossTerm]:

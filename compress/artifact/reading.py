@@ -76,7 +76,7 @@ class Artifact:
             raise ModelError(f"{self.path}: is an ONNX directory; open it with compress.onnx.runtime.Runtime")
         if "targets" in self.traits:
             raise ModelError(
-                f"{self.path}: holds generated targets and no model; a stage trains on them (targets: NAME)"
+                f"{self.path}: contains generated targets, not a model; a stage can train on them (targets: NAME)"
             )
         if "bitsandbytes" in self.traits:
             return load_stock(self.path, device=device)
@@ -136,12 +136,12 @@ def adopt(source: str | Path) -> Artifact:
     files = hashes_of(path)
     weights = [name for name in files if name.endswith(".safetensors")]
     if not weights:
-        raise ModelError(f"{source}: holds no .safetensors file, and weights are read from nothing else")
+        raise ModelError(f"{source}: contains no .safetensors file, and weights are read only from such files")
     for name in weights:
         try:
             require_whole(path / name)
         except ValueError as error:
-            raise ModelError(f"{path}: no readable {name} ({error})") from None
+            raise ModelError(f"{path}: cannot read {name} ({error})") from None
     return _unsealed(path, files)
 
 

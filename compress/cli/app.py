@@ -20,19 +20,19 @@ from compress.errors import UserError
 
 Device = Literal["cpu", "cuda"]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
-Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Model directories.")]
+Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Directories of models.")]
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045, typer reads the annotation at run time
     typer.Option("--set", metavar="PATH=VALUE", help="Change a value, such as stages.small.train.steps=10."),
 ]
-Workdir = Annotated[Optional[Path], typer.Option(help="Where results go (default: runs/NAME).")]  # noqa: UP045
-OnDevice = Annotated[Optional[Device], typer.Option(help="Default: cuda where there is one.")]  # noqa: UP045
+Workdir = Annotated[Optional[Path], typer.Option(help="Directory for results (default: runs/NAME).")]  # noqa: UP045
+OnDevice = Annotated[Optional[Device], typer.Option(help="Default: cuda if available.")]  # noqa: UP045
 
 _STOPPED = 128 + signal.SIGINT
 
 app = typer.Typer(
     name="compress-lm",
-    help="Compress GPT-2 and BART with a recipe: prune, distil, quantize, export, measure.",
+    help="Compress GPT-2, Llama, BART and mBART models with a recipe: prune, distil, quantize, export, measure.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -48,25 +48,25 @@ def _exit_code() -> int:
     try:
         code = app(standalone_mode=False) or 0
     except TyperException as error:
-        return _told_once(getattr(error, "format_message", error.__str__)(), UserError.exit_code)
+        return _report_once(getattr(error, "format_message", error.__str__)(), UserError.exit_code)
     except Exception as error:
         if (failure := explained(error)) is None:
             raise
-        return _told_once(*failure)
+        return _report_once(*failure)
     if code == _STOPPED:
-        _told_once("stopped; the same command continues where it was", code)
+        _report_once("stopped; run the same command again to continue", code)
     return int(code)
 
 
-def _told_once(text: str, code: int) -> int:
+def _report_once(text: str, code: int) -> int:
     """Only the first process of each machine reports an error, because every process meets the same one.
 
     The other processes exit with 0, because a launcher ends the first one if another fails before it has reported.
     """
-    return 0 if processes.local_rank() else _told(text, code)
+    return 0 if processes.local_rank() else _report(text, code)
 
 
-def _told(text: str, code: int) -> int:
+def _report(text: str, code: int) -> int:
     line = " ".join(text.split()).replace("Value error, ", "")
     typer.echo(line if code == _STOPPED else f"error: {line}", err=True)
     return code
@@ -103,7 +103,9 @@ def _version(asked: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _start(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -111,7 +113,7 @@ def _start(
 
 @app.command()
 def check(recipe: RecipeFile, workdir: Workdir = None, settings: Settings = None) -> None:
-    """Find every mistake that needs no training, and show what a run would do."""
+    """Find all mistakes that can be found without training, and show what a run would do."""
     from compress.cli.tables import cut_rows, plan_table
     from compress.pipeline import Inputs, default_workdir, make_plan
     from compress.recipe import read_recipe
@@ -122,12 +124,12 @@ def check(recipe: RecipeFile, workdir: Workdir = None, settings: Settings = None
     show(screen, plan_table(plan))
     for line in cut_rows(plan):
         screen.print(line, highlight=False, soft_wrap=True)
-    screen.print(f"[green]✓[/green] {escape(str(recipe))} is sound", highlight=False, soft_wrap=True)
+    screen.print(f"[green]✓[/green] {escape(str(recipe))} is valid", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, settings: Settings = None) -> None:
-    """Run a recipe; what is finished is reused, and what was interrupted continues."""
+    """Run a recipe. Finished results are reused, and interrupted stages continue."""
     from compress.distributed.collectives import leave
     from compress.measure.table import records_table
     from compress.pipeline import run as run_recipe
@@ -148,9 +150,9 @@ def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, se
 @app.command()
 def report(
     workdirs: Annotated[list[Path], typer.Argument(metavar="WORKDIR...", help="Several are compared.")],
-    out: Annotated[Optional[Path], typer.Option(help="Default: the one WORKDIR, or ./comparison.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="Default: WORKDIR, or ./comparison for several.")] = None,  # noqa: UP045
 ) -> None:
-    """Write report.md, report.html and report.json from finished runs; loads no model."""
+    """Write report.md, report.html and report.json from finished runs, without loading a model."""
     from compress.report import build
 
     place = out or (workdirs[0] if len(workdirs) == 1 else Path("comparison"))
@@ -166,17 +168,17 @@ def _say_report(screen: Console, place: Path) -> None:
 @app.command()
 def bench(
     artifacts: Artifacts,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens before the first new one.")] = 64,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Number of prompt tokens.")] = 64,
     new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     batch: Annotated[int, typer.Option(min=1)] = 1,
-    threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Default: every core.")] = None,  # noqa: UP045
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each model decodes.")] = 10,
+    threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Default: all cores.")] = None,  # noqa: UP045
+    rounds: Annotated[int, typer.Option(min=1, help="How many times each model decodes.")] = 10,
     device: OnDevice = None,
 ) -> None:
-    """Measure the speed of models against each other, interleaved in one run.
+    """Compare the speed of models in one interleaved run.
 
-    Times are medians (and 95th percentiles); "prefill" and "per token" say how many times as fast as the first model.
-    The floor is the time in which this machine's memory gives the weights that a token needs (MB/token).
+    Times are medians and 95th percentiles. "prefill" and "per token" show how many times as fast as the first model
+    each model is. The floor is the time this machine needs to read the weights of one token (MB/token) from memory.
     """
     from compress.cli.bench import bench_models
     from compress.measure.table import records_table
@@ -195,13 +197,13 @@ def bench(
 @app.command()
 def generate(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A model directory.")],
-    prompt: Annotated[str, typer.Option(help="Text to continue, or to answer.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue (GPT-2, Llama) or to respond to (BART, mBART).")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    temperature: Annotated[float, typer.Option(min=0, max=100, help="0 takes the likeliest token.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, max=100, help="0 always takes the most probable token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
-    num_beams: Annotated[int, typer.Option(min=1, max=1024, help="Texts that beam search keeps; 1: no search.")] = 1,
+    num_beams: Annotated[int, typer.Option(min=1, max=1024, help="Number of beams; 1 means no beam search.")] = 1,
 ) -> None:
-    """Continue (GPT-2) or answer (BART) a prompt with any model directory, torch or ONNX."""
+    """Continue a prompt or respond to it with a model directory, torch or ONNX."""
     from compress.cli.generate import Request, texts
 
     for text in texts(artifact, Request(prompt, max_new_tokens, temperature, seed, num_beams)):
@@ -211,7 +213,7 @@ def generate(
 
 @app.command(name="list")
 def list_names() -> None:
-    """Show every stage, loss term and measurement a recipe may name."""
+    """List all stages, loss terms and measurements that a recipe can use."""
     from compress.cli.describe import overview
 
     console().print(overview())
@@ -220,9 +222,9 @@ def list_names() -> None:
 @app.command()
 def describe(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A stage, term or measurement, or 'recipe'.")],
-    json_schema: Annotated[bool, typer.Option("--json-schema", help="As a JSON schema.")] = False,
+    json_schema: Annotated[bool, typer.Option("--json-schema", help="Print a JSON schema.")] = False,
 ) -> None:
-    """Show the fields, defaults and meaning of what a recipe may name."""
+    """Show the fields, defaults and meaning of a stage, term, measurement or recipe."""
     from compress.cli.describe import description, schema
 
     if json_schema:

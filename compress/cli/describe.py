@@ -62,7 +62,7 @@ def _named(name: str) -> type[BaseModel]:
             found: type[BaseModel] = registry.get(name)
             return found
     known = ["recipe", *STAGES.names(), *TERMS.names(), *MEASUREMENTS.names()]
-    raise UserError(f"describe: nothing is called {name!r}. {suggest(name, known)}")
+    raise UserError(f"describe: unknown name {name!r}. {suggest(name, known)}")
 
 
 def _first_sentence(model: type[BaseModel]) -> str:

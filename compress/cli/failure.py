@@ -20,11 +20,14 @@ def explained(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, CompressError):
         return str(error), error.exit_code
     if number in _DISK_FULL:
-        return "no space left on the disk; what is finished stays, and the same command continues", 1
+        return "no space left on the disk; finished results are kept, and the same command continues", 1
     if number in _WRONG_PATH:
         return _of_path(error), UserError.exit_code
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-        return "out of memory; what is finished stays, and a smaller batch (with more accumulate) needs less", 1
+        return (
+            "out of memory; finished results are kept, and a smaller batch (with more accumulate) needs less memory",
+            1,
+        )
     return None
 
 

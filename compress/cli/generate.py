@@ -32,13 +32,14 @@ def texts(path: Path, request: Request) -> Iterator[str]:
     if not request.prompt:
         raise UserError("--prompt is empty; give at least one word")
     if any("\ud800" <= character <= "\udfff" for character in request.prompt):  # an input byte that is not valid UTF-8
-        raise UserError("--prompt is no UTF-8 text")
+        raise UserError("--prompt is not valid UTF-8")
     if request.num_beams > 1 and request.temperature:
         raise UserError(
-            f"--num-beams {request.num_beams} searches and --temperature {request.temperature:g} draws; give one"
+            f"--num-beams {request.num_beams} uses beam search and --temperature {request.temperature:g} samples; "
+            "give only one"
         )
     if 0 < request.temperature < LEAST_TEMPERATURE:
-        raise UserError(f"--temperature is {request.temperature:g}; give 0, or {LEAST_TEMPERATURE:g} at least")
+        raise UserError(f"--temperature is {request.temperature:g}; give 0 or at least {LEAST_TEMPERATURE:g}")
     return _exported(path, request) if any(path.glob("*.onnx")) else _torch(path, request)
 
 
@@ -50,16 +51,16 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
 
     _check_sealed(path)
     if not (path / "tokenizer.json").exists():
-        raise ModelError(f"{path}: holds no tokenizer.json, so it cannot read a prompt")
+        raise ModelError(f"{path}: has no tokenizer.json, so it cannot read a prompt")
     try:
         tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise ModelError(f"{path}: no readable tokenizer.json ({error})") from error
+        raise ModelError(f"{path}: cannot read the tokenizer in tokenizer.json ({error})") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     runtime = Runtime.open(path)
     ids = np.array([tokenizer.encode(request.prompt).ids])
-    _check_room(ids.shape[1], request, runtime.context, answers=runtime.reads_sources)
+    _check_room(ids.shape[1], request, runtime.context, responds=runtime.reads_sources)
     ends = _ends(path, tokenizer)
     options: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "eos_token_id": ends}
     if request.num_beams > 1:
@@ -102,7 +103,7 @@ def _check_sealed(path: Path) -> None:
         files = json.loads(manifest.read_bytes())["files"]
         graphs = {name: str(digest) for name, digest in files.items() if name.endswith((".onnx", ".onnx_data"))}
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise ModelError(f"{manifest}: is no manifest of an artifact") from None
+        raise ModelError(f"{manifest}: is not the manifest of an artifact") from None
     if problem := changed(path, graphs):
         raise ModelError(f"{path}: {problem}")
 
@@ -116,10 +117,10 @@ def _torch(path: Path, request: Request) -> Iterator[str]:
     artifact = adopt(path)
     tokenizer = artifact.tokenizer()
     if tokenizer is None:
-        raise ModelError(f"{path}: holds no tokenizer, so it cannot read a prompt")
+        raise ModelError(f"{path}: has no tokenizer, so it cannot read a prompt")
     prompt = tokenizer(request.prompt)["input_ids"]
     context = context_of(artifact.config())
-    _check_room(len(prompt), request, context, answers=artifact.manifest.task == "seq2seq")
+    _check_room(len(prompt), request, context, responds=artifact.manifest.task == "seq2seq")
     sampling = {"do_sample": True, "temperature": request.temperature} if request.temperature else {"do_sample": False}
     written = {"max_new_tokens": request.max_new_tokens, "num_beams": request.num_beams}
     decoding = Decoding.model_validate(written | sampling)
@@ -127,12 +128,12 @@ def _torch(path: Path, request: Request) -> Iterator[str]:
     yield tokenizer.decode(tokens, skip_special_tokens=True)
 
 
-def _check_room(prompt: int, request: Request, context: int, *, answers: bool) -> None:
+def _check_room(prompt: int, request: Request, context: int, *, responds: bool) -> None:
     """A continuation shares the context with its prompt. A response and its source each have their own context."""
     new = request.max_new_tokens
-    if not answers and prompt + new > context:
-        raise UserError(f"--prompt has {prompt} tokens; with {new} new ones the model takes {context}")
-    if answers and prompt > context:
-        raise UserError(f"--prompt has {prompt} tokens; the model takes {context}")
-    if answers and new > context:
-        raise UserError(f"--max-new-tokens is {new}; the model's answers have {context} tokens at most")
+    if not responds and prompt + new > context:
+        raise UserError(f"--prompt has {prompt} tokens; with {new} new tokens that exceeds the context of {context}")
+    if responds and prompt > context:
+        raise UserError(f"--prompt has {prompt} tokens, but the model accepts at most {context}")
+    if responds and new > context:
+        raise UserError(f"--max-new-tokens is {new}, but the model's responses have at most {context} tokens")

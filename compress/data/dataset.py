@@ -43,11 +43,11 @@ def open_data(spec: DataSpec, *, tokenizer: Any | None, model: ModelInterface, b
     from compress.data.encoding import Encoder
 
     if spec.block is not None and spec.block > model.context:
-        raise DataError(f"data.block is {spec.block}, but the model takes {model.context} tokens at most")
+        raise DataError(f"data.block is {spec.block}, but the model accepts at most {model.context} tokens")
     for name in ("max_source", "max_target"):
         longest = getattr(spec, name)
         if model.task == "seq2seq" and longest is not None and longest > model.context:
-            raise DataError(f"data.{name} is {longest}, but the model takes {model.context} tokens at most")
+            raise DataError(f"data.{name} is {longest}, but the model accepts at most {model.context} tokens")
     splits: dict[str, Split | None] = {}
     content: list[object] = [_settings(spec), tokenizer_digest(tokenizer), vars(model)]
     for name in ("train", "eval", "test"):

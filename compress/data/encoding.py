@@ -95,12 +95,12 @@ class Encoder:
         if len(prompt) >= self.block:
             raise DataError(
                 f"{self.where}: row {at}: the prompt's {len(prompt)} tokens leave no room for a "
-                f"response in {self.block}; cut prompts with max_source"
+                f"response in {self.block} tokens; cut prompts with max_source"
             )
         if length > self.block + 1 and self.spec.block is None:
             raise DataError(
-                f"{self.where}: row {at}: prompt and response have {length} tokens; the model takes {self.block + 1} "
-                "(cut responses with block or max_target)"
+                f"{self.where}: row {at}: prompt and response have {length} tokens; the model accepts at most "
+                f"{self.block + 1} (cut responses with block or max_target)"
             )
         return TokenRow(prompt + response, [IGNORE] * len(prompt) + response)
 
@@ -123,10 +123,10 @@ class Encoder:
                 if not row:
                     raise DataError(
                         f"{self.where}: row {at}: the {name} is empty, and the tokenizer adds no special token; "
-                        "leave the row out"
+                        "remove the row"
                     )
         if not any(pair.references[0].strip() for pair in pairs):
-            raise DataError(f"{self.where}: every target is empty; name the column or the file that holds them")
+            raise DataError(f"{self.where}: every target is empty; name the column or the file that contains them")
 
     def _without_padding(self, rows: list[TokenRow]) -> list[TokenRow]:
         """Cut the targets of a seq2seq model after their last scored token. Causal rows stay as they are."""
@@ -142,8 +142,8 @@ class Encoder:
             for name, ids in row._asdict().items():
                 if ids is not None and len(ids) > longest:
                     raise DataError(
-                        f"{self.where}: row {at} has {len(ids)} {name}; the model takes {longest} "
-                        "(ready rows are not cut; give shorter ones)"
+                        f"{self.where}: row {at} has {len(ids)} {name}; the model accepts at most {longest} "
+                        "(rows of token ids are never cut; give shorter ones)"
                     )
         if causal:
             for at, (ids, labels) in enumerate(rows):
@@ -169,8 +169,8 @@ class Encoder:
             for name, ids in row._asdict().items():
                 if ids[-1:] == [pad] != [self.model.eos]:
                     raise DataError(
-                        f"{self.where}: row {at}: {name} ends with the padding token {pad}; batches are padded as they "
-                        "are made, so give rows without it"
+                        f"{self.where}: row {at}: {name} ends with the padding token {pad}; batches are padded "
+                        "automatically, so give rows without padding"
                     )
 
     def _causal(self, rows: Sequence[TokenRow]) -> Split:
@@ -183,7 +183,7 @@ class Encoder:
     def _split(self, inputs: Sequence[Sequence[int] | Ids], labels: Sequence[Sequence[int] | Ids]) -> Split:
         scored = [int(np.count_nonzero(np.asarray(row) != IGNORE)) for row in labels]
         if not any(scored):
-            raise DataError(f"{self.where}: no token is scored; all labels are -100")
+            raise DataError(f"{self.where}: no token is scored, because all labels are -100")
         named = {"input_ids": inputs, "labels": labels}
         columns = {name: self._column(found, name) for name, found in named.items()}
         lengths = [len(one) + len(other) for one, other in zip(inputs, labels, strict=True)]
@@ -198,8 +198,8 @@ class Encoder:
             if len(row) > self.model.context:
                 option = {"input_ids": "max_source", "labels": "max_target"}[column]
                 raise DataError(
-                    f"{self.where}: row {at}: {column} has {len(row)} tokens; the model takes {self.model.context} "
-                    f"(cut longer rows with {option})"
+                    f"{self.where}: row {at}: {column} has {len(row)} tokens; the model accepts at most "
+                    f"{self.model.context} (cut longer rows with {option})"
                 )
             ids = np.asarray(row, np.int64)
             wrong = (ids < 0) | (ids >= self.model.vocabulary)

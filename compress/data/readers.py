@@ -79,14 +79,14 @@ def _table(source: Source, base: Path, where: str) -> datasets.Dataset:
             table = _from_files(source.kind, [_existing(base, name, where) for name in source.files], where)
     stop = len(table) if source.limit is None else min(len(table), source.skip + source.limit)
     if source.skip >= stop:
-        raise DataError(f"{where}: no rows are left of {len(table)} with skip: {source.skip}")
+        raise DataError(f"{where}: there are {len(table)} rows, and skip: {source.skip} leaves none")
     return table.flatten().select(range(source.skip, stop))  # a field of a nested column is a column: "pair.source"
 
 
 def _existing(base: Path, name: str, where: str) -> Path:
     path = base / Path(name).expanduser()
     if not path.is_file():
-        raise DataError(f"{where}: no file {path}")
+        raise DataError(f"{where}: there is no file {path}")
     if _is_empty(path):
         raise DataError(f"{where}: {path} is empty")
     return path
@@ -115,7 +115,7 @@ def _from_files(kind: str, paths: list[Path], where: str) -> datasets.Dataset:
     except (DatasetGenerationError, ValueError, OSError, EOFError, csv.Error) as error:
         reason = _reason(error)
         if any(text in reason for text in _NO_ROWS):
-            raise DataError(f"{where}: {', '.join(files)} holds no rows") from None
+            raise DataError(f"{where}: {', '.join(files)} has no rows") from None
         raise DataError(f"{where}: cannot read {', '.join(files)} as {kind}: {reason}") from error
 
 
@@ -128,7 +128,7 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
         rows = [row for row in table if row]
     for number, row in enumerate(rows):
         if len(row) != len(header):
-            raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
+            raise ValueError(f"row {number} has {len(row)} cells, but the header has {len(header)}")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -142,7 +142,7 @@ def _from_hub(source: Source, where: str) -> datasets.Dataset:
     ) as error:  # a lost connection, an unknown name, a dataset that is a script
         raise DataError(
             f"{where}: cannot load {source.hub!r} from the hub: {_reason(error)}; "
-            "without a network use a local copy (json, csv, parquet or text)"
+            "without network access, use a local copy (json, csv, parquet or text)"
         ) from error
 
 
@@ -167,7 +167,7 @@ def _quiet() -> Iterator[None]:
 
 def _column(table: datasets.Dataset, name: str, where: str) -> list[Any]:
     if name not in table.column_names:
-        raise DataError(f"{where}: no column {name!r}; there are {', '.join(table.column_names)}")
+        raise DataError(f"{where}: no column {name!r}; allowed: {', '.join(table.column_names)}")
     return list(table[name])
 
 
@@ -180,7 +180,7 @@ def _text(cell: Any, row: int, name: str, where: str) -> str:
         return str(cell)
     if not isinstance(cell, str):
         kind = "nothing" if cell is None else type(cell).__name__
-        raise DataError(f"{where}: row {row}: column {name!r} holds {kind}, not text")
+        raise DataError(f"{where}: row {row}: column {name!r} contains {kind}, not text")
     return cell
 
 
@@ -206,7 +206,7 @@ def _filled(table: datasets.Dataset, template: str, ending: str, where: str) -> 
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise DataError(f"{where}: {template!r} is not a template: {error}") from error
+        raise DataError(f"{where}: {template!r} is not a valid template: {error}") from error
     if not fields:
         return [text + ending for text in _texts(table, template, where)]
     columns = {name: ["" if cell is None else cell for cell in _column(table, name, where)] for name in set(fields)}
@@ -216,7 +216,7 @@ def _filled(table: datasets.Dataset, template: str, ending: str, where: str) -> 
             for row in range(len(table))
         ]
     except (ValueError, TypeError) as error:
-        raise DataError(f"{where}: {template!r} does not fit its columns: {error}") from error
+        raise DataError(f"{where}: {template!r} does not match the columns: {error}") from error
 
 
 class _Whole(string.Formatter):
@@ -236,7 +236,7 @@ def _parallel(source: Source, files: ParallelText, base: Path, where: str) -> li
     stop = None if source.limit is None else source.skip + source.limit
     pairs = [TextPair(text, _meant(responses)) for text, *responses in zip(*columns, strict=True)][source.skip : stop]
     if not pairs:
-        raise DataError(f"{where}: no rows are left of {len(columns[0])} with skip: {source.skip}")
+        raise DataError(f"{where}: there are {len(columns[0])} rows, and skip: {source.skip} leaves none")
     return pairs
 
 
@@ -244,11 +244,13 @@ def _ids(table: datasets.Dataset, name: str, where: str) -> list[list[int]]:
     rows = _column(table, name, where)
     for row, cell in enumerate(rows):
         if not isinstance(cell, list):
-            raise DataError(f"{where}: row {row}: column {name!r} holds {type(cell).__name__}, not a list of token ids")
+            raise DataError(
+                f"{where}: row {row}: column {name!r} contains {type(cell).__name__}, not a list of token ids"
+            )
     if wrong := [(row, token) for row, cell in enumerate(rows) for token in cell if type(token) is not int]:
         # one fraction turns a whole column into floats: report the fraction itself where there is one
         row, token = next((found for found in wrong if not _is_whole(found[1])), wrong[0])
-        raise DataError(f"{where}: row {row}: column {name!r} holds {token!r}, which is not a token id")
+        raise DataError(f"{where}: row {row}: column {name!r} contains {token!r}, which is not a token id")
     return rows
 
 

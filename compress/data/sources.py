@@ -107,7 +107,9 @@ class Source(Strict):
             raise ValueError(f"give exactly one of {', '.join(_KINDS)}; got {' and '.join(kinds) or 'none'}")
         columns = [name for names in _LAYOUTS.values() for name in self._given(names)]
         if self.text is not None and columns:
-            raise ValueError(f"{columns[0]} names a column, but text has none; use json, csv, parquet or hub")
+            raise ValueError(
+                f"{columns[0]} names a column, but text files have no columns; use json, csv, parquet or hub"
+            )
         if len([names for names in _LAYOUTS.values() if self._given(names)]) > 1:
             raise ValueError(
                 "give column, or prompt and response, or source and target, or input_ids (and labels); "
@@ -116,13 +118,13 @@ class Source(Strict):
         for layout in ("prompt", "pair"):
             pair = _LAYOUTS[layout]
             if len(self._given(pair)) == 1:
-                raise ValueError(f"{pair[0]} and {pair[1]} belong together; got only {self._given(pair)[0]}")
+                raise ValueError(f"{pair[0]} and {pair[1]} must be given together; got only {self._given(pair)[0]}")
         if self.labels and not self.input_ids:
-            raise ValueError("labels needs input_ids beside it")
+            raise ValueError("labels needs input_ids")
         if self.strip and self.layout != "text":
-            raise ValueError("strip belongs to running text")
+            raise ValueError("strip applies only to running text")
         if self.hub is None and (extra := self._given(("config", "split"))):
-            raise ValueError(f"{extra[0]} belongs to hub")
+            raise ValueError(f"{extra[0]} applies only to hub")
         if self.hub is not None and self.split is None:
             raise ValueError(f"hub {self.hub!r} needs a split, such as split: train")
         return self
@@ -165,5 +167,5 @@ class DataSpec(Strict):
             raise ValueError("data needs train, eval or test")
         idle = next((name for name in ("block", "max_source", "max_target") if getattr(self, name) is not None), None)
         if idle and {each.layout for each in (self.train, self.eval, self.test) if each} == {"tokens"}:
-            raise ValueError(f"{idle} cuts text, and all rows are input_ids, which are not cut; leave it out")
+            raise ValueError(f"{idle} cuts text, but all rows are input_ids, which are never cut; leave it out")
         return self

@@ -176,7 +176,7 @@ def collate(rows: Sequence[dict[str, list[int]]], model: ModelInterface) -> Batc
     """
     inputs, labels = [row["input_ids"] for row in rows], [row["labels"] for row in rows]
     if all(label == IGNORE for row in labels for label in row):
-        raise DataError("a batch in which no token is scored; its labels are all -100")
+        raise DataError("no token of a batch is scored, because all its labels are -100")
     batch = {
         "input_ids": _padded(inputs, model.pad),
         "attention_mask": _padded([[1] * len(row) for row in inputs], 0),

@@ -19,7 +19,7 @@ def prompt_of(input_ids: list[int], labels: list[int], task: Task) -> list[int]:
         return input_ids
     first = next((at for at, label in enumerate(labels) if label != IGNORE), None)
     if first is None:
-        raise DataError("no token is scored, so the end of the prompt is unknown; leave the row out")
+        raise DataError("no token is scored, so the end of the prompt is unknown; remove the row")
     return input_ids[: first + 1]
 
 

@@ -38,13 +38,15 @@ def join(device: str) -> None:
     """
     for variable, name in _SPLITTING.items():
         if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
-            raise UserError(f"accelerate launch: {name} splits a model, and a stage needs it whole; use --multi_gpu")
+            raise UserError(
+                f"accelerate launch: {name} splits a model, but a stage needs the whole model; use --multi_gpu"
+            )
     if count() == 1 or dist.is_initialized():
         return
     if device == "cuda" and local_rank() >= torch.cuda.device_count():
         raise UserError(
             f"accelerate launch: process {local_rank()} of this machine has no CUDA device of its own; "
-            f"allowed: --num_processes {torch.cuda.device_count()} at most, or --device cpu"
+            f"allowed: --num_processes up to {torch.cuda.device_count()}, or --device cpu"
         )
     from accelerate import PartialState  # reads the environment variables of every launcher
 
@@ -52,7 +54,7 @@ def join(device: str) -> None:
     try:
         PartialState(cpu=device == "cpu", backend=backend, timeout=_PATIENCE)
         if not dist.is_initialized():
-            raise RuntimeError("the launcher says how many they are, but not where; use torchrun")
+            raise RuntimeError("the launcher gives the number of processes but no address; use torchrun")
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this run cannot reach each other: {error}") from error
     if backend == "gloo":
@@ -128,4 +130,4 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostError("another process of this run has ended; its own message says why") from error
+        raise LostError("another process of this run has ended; see its error message") from error

@@ -75,7 +75,7 @@ def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> 
             or a forbidden trait.
     """
     if hasattr(model, "_orig_mod"):
-        raise ModelError(f"{name}: is compiled by torch.compile; give the model that was compiled (model._orig_mod)")
+        raise ModelError(f"{name}: is compiled by torch.compile; give the original model (model._orig_mod)")
     config = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or config is None:
         raise ModelError(
@@ -90,7 +90,7 @@ def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> 
             f"{name}: a {type(model).__name__} has no language-model head at {family.head!r}; give the class with one"
         )
     if bitsandbytes_products(model):
-        raise ModelError(f"{name}: is quantized by bitsandbytes; give the model as it was before")
+        raise ModelError(f"{name}: is quantized by bitsandbytes; give the model before quantization")
     devices = sorted({str(each.device) for each in model.parameters()})
     if len(devices) > 1 or devices == ["meta"]:
         raise ModelError(f"{name}: has parameters on {' and '.join(devices)}; give a model with all on one device")
@@ -98,7 +98,7 @@ def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> 
     if narrow is not None:
         raise ModelError(f"{name}: has parameters of {narrow}; give a float32 model (model.float())")
     if found := sorted(traits_of(model) & set(forbids)):
-        raise ModelError(f"{name}: is {' and '.join(found)} already; give the model as it was before")
+        raise ModelError(f"{name}: is {' and '.join(found)} already; give the model before that")
     return family
 
 

@@ -40,8 +40,8 @@ class Target(Strict):
 
     ``keep`` is one exact fraction for every masked axis, or one per kind of axis; ``parameters`` asks instead for the
     largest uniform fraction within a budget, a share of the model's parameters (up to 1) or a count. ``uniform`` keeps
-    equally many units in every layer; without it units are ranked across layers, sizes are rounded, and every layer
-    keeps at least one.
+    the same number of units in every layer; without it units are ranked across layers, sizes are rounded, and every
+    layer keeps at least one.
     """
 
     keep: dict[AxisKind, Ratio] | Ratio | None = None
@@ -70,7 +70,7 @@ class Target(Strict):
             allowed = "".join(f"{units}/{size}, " for units in range(1, min(size, 17)))  # all of them would be no cut
             allowed += "..., " if size > 17 else ""
             raise ModelError(
-                f"keep: {ratios[kinds[uneven]]} of the {sizes[uneven]} units of {uneven} is no whole number; "
+                f"keep: {ratios[kinds[uneven]]} of the {sizes[uneven]} units of {uneven} is not a whole number; "
                 f"allowed: {allowed}{'or ' if allowed else ''}uniform: false, which rounds"
             )
         rounded = {axis: max(1, round(target)) for axis, target in exact.items()}
@@ -144,8 +144,8 @@ def _require_equal_groups(exact: Mapping[str, Fraction], sizes: Mapping[str, int
             held = sizes[heads] // sizes[group]
             allowed = ", ".join(f"{count}/{held}" for count in range(1, held)) or "1"
             raise ModelError(
-                f"keep: {exact[heads] / sizes[heads]} of the {sizes[heads]} units of {heads} does not leave equally "
-                f"many in each of {kept} groups; allowed: {allowed}, or masks on groups"
+                f"keep: {exact[heads] / sizes[heads]} of the {sizes[heads]} units of {heads} does not leave the "
+                f"same number in each of {kept} groups; allowed: {allowed}, or masks on groups"
             )
 
 
@@ -170,7 +170,7 @@ def _across_layers(
     for heads, group in _groups(axes_now).items():
         if heads in kinds and group not in kinds and now[heads] == now[group]:
             shared[group] = shared[heads]
-        elif heads in kinds:  # every kept group holds equally many
+        elif heads in kinds:  # every kept group has the same number
             kept = shared.get(group, now[group])
             shared[heads] = max(1, round(shared[heads] / kept)) * kept
     return shared

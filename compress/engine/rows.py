@@ -59,7 +59,7 @@ def require_block_read(split: Split, data: Any, name: str = "data") -> None:
 
 
 def require_tokenizer(tokenizer: Any, config: Any) -> None:
-    """Refuse a tokenizer that makes tokens which the model does not know."""
+    """Refuse a tokenizer that produces token ids outside the vocabulary of the model."""
     if tokenizer is None:
         return
     if not callable(tokenizer) or not hasattr(tokenizer, "get_vocab"):
@@ -67,8 +67,8 @@ def require_tokenizer(tokenizer: Any, config: Any) -> None:
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= config.vocab_size:
         raise ModelError(
-            f"tokenizer: makes tokens up to {highest}, and the model's vocabulary has {config.vocab_size}; "
-            "give the tokenizer of the model"
+            f"tokenizer: produces token ids up to {highest}, but the model's vocabulary has {config.vocab_size} "
+            "tokens; give the tokenizer of the model"
         )
 
 

@@ -55,7 +55,7 @@ def _check(scale: Tensor, shape: Sequence[int], block: int) -> None:
     rows, columns = shape
     if tuple(scale.shape) != (rows, -(-columns // block)):
         raise ValueError(
-            f"blocks of {block} of a weight ({rows}, {columns}) take scales {(rows, -(-columns // block))}, "
+            f"blocks of {block} of a weight ({rows}, {columns}) need scales of shape {(rows, -(-columns // block))}, "
             f"got {tuple(scale.shape)}"
         )
 

@@ -191,7 +191,7 @@ def activation_block(x: Tensor, *, block: int) -> Tensor:
 
 
 def activation_symmetric(x: Tensor, *, bits: int = 8, clip: float | None = None) -> Tensor:
-    """round(x s) / s, s = n / max|x| over the whole tensor (the paper's layer-wise dynamic scheme, arXiv 2203.10705).
+    """round(x s) / s, s = n / max|x| over the whole tensor (layer-wise and dynamic, arXiv 2203.10705).
 
     With `clip`, x is first clipped to [-clip, clip]. Straight-through gradient, 0 outside the clip range.
     """

@@ -46,7 +46,7 @@ def grouped(values: Tensor, weight: Tensor, dim: int | None) -> Tensor:
     groups = 1 if dim is None else weight.shape[dim]
     if values.numel() != groups:
         raise ValueError(
-            f"dim={dim} of a weight {tuple(weight.shape)} takes {groups} value(s), got {tuple(values.shape)}"
+            f"dim={dim} of a weight {tuple(weight.shape)} needs {groups} value(s), got {tuple(values.shape)}"
         )
     return values.reshape(shape)
 

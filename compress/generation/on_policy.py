@@ -48,9 +48,9 @@ class OnPolicy(Strict):
         """Problems of these terms with responses that are not from the data, each as ``field: problem``."""
         for i, term in enumerate(terms):
             if term.needs_labels:
-                yield f"terms[{i}] ({term.type}) scores the data's own tokens, and on_policy puts others in their place"
+                yield f"terms[{i}] ({term.type}) scores the tokens of the data, but on_policy replaces them"
             elif isinstance(term, StateTerm) and term.numbered:
-                yield f"terms[{i}] ({term.type}) keeps something of each row of the data, which on_policy changes"
+                yield f"terms[{i}] ({term.type}) stores values for each row of the data, but on_policy replaces rows"
 
     def responses(self, source: Artifact, model: nn.Module, data: Split, seed: int, precision: str) -> StudentResponses:
         """The sampler of responses of ``model``, which was made from ``source`` and trains on ``data``."""

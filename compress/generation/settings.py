@@ -51,7 +51,7 @@ class Generation(Strict):
     def _without_idle(self) -> Self:
         given = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
         if self.do_sample and (idle := sorted(given & {"num_beams", "length_penalty"})):
-            raise ValueError(f"{idle[0]} belongs to a search, and do_sample: true draws; leave one out")
+            raise ValueError(f"{idle[0]} applies only to beam search, but do_sample: true samples; leave one out")
         if not self.do_sample and (idle := sorted(given & {"temperature", "top_k", "top_p", "seeds"})):
             raise ValueError(f"{idle[0]} does nothing without do_sample: true")
         if self.num_beams == 1 and "length_penalty" in given:

@@ -40,7 +40,7 @@ def perplexity(subject: Subject, split: Split, batch_size: int, advance: Advance
         if total / split.words < LARGEST:
             record["word_perplexity"] = math.exp(total / split.words)
         else:  # text without spaces has few, long words
-            record["note"] = f"no word perplexity: {tokens / split.words:,.0f} tokens a word are beyond any number"
+            record["note"] = f"word perplexity is too large to compute: {tokens / split.words:,.0f} tokens per word"
         record |= {"bits_per_byte": bits / len(split.text.encode()), "bits_per_character": bits / len(split.text)}
     return record
 
@@ -56,7 +56,8 @@ def agreement(
             mine_NV, theirs_NV = subject.logits(row)[scored], reference.logits(row)[scored]
             if mine_NV.shape != theirs_NV.shape:
                 raise RecipeError(
-                    f"quality.reference has a vocabulary of {theirs_NV.shape[-1]}, the model one of {mine_NV.shape[-1]}"
+                    f"quality.reference has a vocabulary of {theirs_NV.shape[-1]}, but the model has one of "
+                    f"{mine_NV.shape[-1]}"
                 )
             same += int((mine_NV.argmax(-1) == theirs_NV.argmax(-1)).sum())
             divergence += float(forward_kl(mine_NV, theirs_NV).double().sum())

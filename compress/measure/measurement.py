@@ -21,7 +21,7 @@ def _names(value: object) -> object:
 
 def _some(value: Literal["all"] | tuple[str, ...]) -> Literal["all"] | tuple[str, ...]:
     if not value:
-        raise ValueError("name one artifact at least, or all")
+        raise ValueError("name at least one artifact, or write all")
     return value
 
 
@@ -72,5 +72,5 @@ class Measurement(Strict):
             return dict(artifacts)
         for name in self.of:
             if name not in artifacts:
-                raise RecipeError(f"{self.type}: of names {name!r}. {suggest(name, artifacts)}")
+                raise RecipeError(f"{self.type}: of names {name!r}, which is unknown. {suggest(name, artifacts)}")
         return {name: artifacts[name] for name in self.of}

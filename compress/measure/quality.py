@@ -70,11 +70,17 @@ class Quality(Measurement):
     @model_validator(mode="after")
     def _each_setting_has_its_metric(self) -> Self:
         if ("agreement" in self.metric) != (self.reference is not None):
-            raise ValueError("agreement and reference belong together: a metric, and the model it compares with")
+            raise ValueError(
+                "metric agreement needs reference, the model to compare with, and reference needs metric agreement"
+            )
         if self.sentences != "lines" and "rouge" not in self.metric:
-            raise ValueError(f"sentences: {self.sentences} is of rouge, which metric does not name")
+            raise ValueError(
+                f"sentences: {self.sentences} applies only to the rouge metric, which metric does not include"
+            )
         if self.bleu_tokenize != "13a" and "bleu" not in self.metric:
-            raise ValueError(f"bleu_tokenize: {self.bleu_tokenize} is of bleu, which metric does not name")
+            raise ValueError(
+                f"bleu_tokenize: {self.bleu_tokenize} applies only to the bleu metric, which metric does not include"
+            )
         return self
 
     @property
@@ -147,7 +153,9 @@ class Quality(Measurement):
         new, context = self.decoding.max_new_tokens, split.model.context
         if split.model.task == "seq2seq":
             if new > context:
-                raise DataError(f"quality: max_new_tokens: {new}; the model's answers have {context} tokens at most")
+                raise DataError(
+                    f"quality: max_new_tokens: {new}, but the model's responses have at most {context} tokens"
+                )
             return
         prompt = max(len(example.input_ids) for example in split.examples)
         if prompt + new > context:
@@ -160,7 +168,9 @@ class Quality(Measurement):
         if self.reference is None:
             return None
         if self.reference not in artifacts:
-            raise RecipeError(f"quality.reference names {self.reference!r}. {suggest(self.reference, artifacts)}")
+            raise RecipeError(
+                f"quality.reference names {self.reference!r}, which is unknown. {suggest(self.reference, artifacts)}"
+            )
         return subject_of(artifacts[self.reference], device)
 
     def _measured(
@@ -229,6 +239,6 @@ def _check_letters(split: Split) -> None:
     lost = sum(any(map(str.isalpha, row)) and row.isdisjoint(string.ascii_lowercase) for row in rows)
     if lost > len(rows) / 2:
         raise DataError(
-            f"quality: rouge knows letters a to z alone, and {lost} of {len(rows)} rows of {split.name} have "
+            f"quality: ROUGE only counts the letters a to z, but {lost} of {len(rows)} rows of {split.name} have "
             "references without one; measure chrf or bleu"
         )

@@ -13,20 +13,20 @@ from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.loading import load_config
 
-Scheme = Literal["nf4", "fp4", "int8"]
+QuantType = Literal["nf4", "fp4", "int8"]
 
 
-def load_bitsandbytes(directory: Path, scheme: Scheme, *, device: str = "cpu") -> Any:
+def load_bitsandbytes(directory: Path, quant_type: QuantType, *, device: str = "cpu") -> Any:
     """The model of a stock directory with its products in 4-bit NormalFloat, 4-bit float, or LLM.int8, in eval mode.
 
     Unquantized tensors are float32, and 4-bit products compute in float32. Tied heads and embeddings are not quantized.
     Raises ModelError if bitsandbytes is missing or the directory is not a stock model.
     """
-    if scheme == "int8":
+    if quant_type == "int8":
         settings = BitsAndBytesConfig(load_in_8bit=True)
     else:
         settings = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type=scheme, bnb_4bit_compute_dtype=torch.float32
+            load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_compute_dtype=torch.float32
         )
     seq2seq = family_of(load_config(directory)).task == "seq2seq"
     stock = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM

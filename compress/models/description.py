@@ -126,7 +126,8 @@ def require_described(config: Any) -> None:
     for stack in family_of(config).stacks:
         if (kind := rotary_kind(config, stack)) in LENGTH_DEPENDENT:
             raise ModelError(
-                f"rotary positions of type {kind!r} change with the length of a row; a graph cannot hold them"
+                f"rotary positions of type {kind!r} cannot be exported to ONNX, because they change with the length of "
+                "a row"
             )
 
 

@@ -36,7 +36,7 @@ def build(config: Any) -> nn.Module:
     try:
         model: nn.Module = stock.from_config(config, dtype=torch.float32, **_attention(config))
     except (ValueError, TypeError, RuntimeError, KeyError, ArithmeticError) as error:
-        raise ModelError(f"config: no {config.model_type} can be built from it ({_first_line(error)})") from error
+        raise ModelError(f"config: cannot build a {config.model_type} model from it ({_first_line(error)})") from error
     _separate_tables(model, set())
     return model.eval()
 
@@ -49,7 +49,7 @@ def load_config(source: str | Path) -> Any:
             raise ValueError("it has no model_type")
         return AutoConfig.from_pretrained(source, local_files_only=_is_local(source))
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise ModelError(f"{source}: no readable config.json ({_first_line(error)})") from error
+        raise ModelError(f"{source}: cannot read config.json ({_first_line(error)})") from error
 
 
 def load_stock(source: str | Path, *, device: str | None = None) -> nn.Module:
@@ -70,9 +70,11 @@ def load_stock(source: str | Path, *, device: str | None = None) -> nn.Module:
             **_attention(config),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{source}: no readable model.safetensors ({_first_line(error)})") from error
+        raise ModelError(f"{source}: cannot read model.safetensors ({_first_line(error)})") from error
     except (TypeError, AttributeError) as error:
-        raise ModelError(f"{source}: cannot be loaded, a JSON file of it is wrong ({_first_line(error)})") from error
+        raise ModelError(
+            f"{source}: cannot be loaded, because one of its JSON files is invalid ({_first_line(error)})"
+        ) from error
     if missing := _separate_tables(model, set(report["missing_keys"])):
         raise ModelError(f"{source}: model.safetensors lacks {', '.join(sorted(missing)[:3])}")
     loaded: nn.Module = model
@@ -130,7 +132,7 @@ def save_tokenizer(tokenizer: Any, out: Path) -> None:
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(
-            f"tokenizer: {type(tokenizer).__name__} has no fast form, and deployment reads tokenizer.json; "
+            f"tokenizer: {type(tokenizer).__name__} has no fast version, but deployment reads tokenizer.json; "
             "give the fast tokenizer of the model"
         )
     tokenizer.save_pretrained(out)
@@ -147,7 +149,7 @@ def resolve(source: str | Path) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{source}: is no directory here, and no hub model could be fetched ({_first_line(error)})"
+            f"{source}: is not a local directory and could not be fetched from the hub ({_first_line(error)})"
         ) from error
 
 
@@ -158,7 +160,7 @@ def load_tokenizer(source: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise ModelError(f"{source}: no readable tokenizer ({_first_line(error)})") from error
+        raise ModelError(f"{source}: cannot read the tokenizer ({_first_line(error)})") from error
 
 
 def _attention(config: Any) -> dict[str, str]:

@@ -40,12 +40,12 @@ def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
         stock = AutoConfig.for_model(model_type)
         unknown = [name for name in settings if not hasattr(stock, name)]
         if unknown:
-            raise ModelError(f"config.{unknown[0]} is no setting of {model_type}")
+            raise ModelError(f"config.{unknown[0]} is not a setting of {model_type}")
         _check_sizes(settings, stock)
         config = AutoConfig.for_model(model_type, **settings)
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"config: no {model_type} can be built from it ({reason})") from None
+        raise ModelError(f"config: cannot build a {model_type} model from it ({reason})") from None
     if family.task == "seq2seq" and tokenizer is not None:
         for name in ("decoder_start_token_id", "forced_eos_token_id"):
             if name not in settings:
@@ -80,7 +80,9 @@ def train_bpe(texts: Iterable[str], size: int, family: ModelFamily) -> PreTraine
     )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != size:
-        raise DataError(f"train_bpe is {size}, but data.train only holds text for {tokenizer.get_vocab_size()} tokens")
+        raise DataError(
+            f"train_bpe is {size}, but the text of data.train yields only {tokenizer.get_vocab_size()} tokens"
+        )
     if family.task == "seq2seq":
         bos, eos = special["bos_token"], special["eos_token"]
         ends = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)]

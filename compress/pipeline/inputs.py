@@ -87,7 +87,7 @@ class Inputs:
             masked=tuple(dict.fromkeys(axis.kind for axis in axes if axis.name in masks)),
             scored=artifact.scored,
             layers=artifact.manifest.layers,
-            scheme=spec.scheme if spec else None,
+            activations=spec.activations if spec else None,
         )
 
     def data(self, name: str) -> Data | None:
@@ -133,7 +133,7 @@ class Inputs:
         try:
             return adopt(slot.found)
         except ModelError as error:
-            raise ModelError(f"{error}; delete {slot.found.name} to have it made again") from None
+            raise ModelError(f"{error}; delete {slot.found.name} and run again") from None
 
     def _build(self, name: str) -> Artifact:
         slot, tokenizer, config = self.slot(name), self._tokenizer(name), self.config(name)
@@ -157,11 +157,11 @@ class Inputs:
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ModelError(f"config: no file {path}") from None
+            raise ModelError(f"config: there is no file {path}") from None
         except ValueError as error:
             raise ModelError(f"config: {path} is not JSON: {error}") from None
         if not isinstance(settings, dict):
-            raise ModelError(f"config: {path} holds no JSON object")
+            raise ModelError(f"config: {path} does not contain a JSON object")
         return settings
 
     def _tokenizer(self, name: str) -> Any:
@@ -178,7 +178,7 @@ class Inputs:
             return train_bpe(self._corpus(), given.train_bpe, family_of(new_config(self._settings(name))))
         tokenizer = load_tokenizer(self._existing("tokenizer", given))
         if tokenizer is None:
-            raise ModelError(f"tokenizer: {given} holds no tokenizer.json")
+            raise ModelError(f"tokenizer: {given} has no tokenizer.json")
         return tokenizer
 
     def _tokenizer_content(self, name: str) -> list[Any]:
@@ -199,7 +199,7 @@ class Inputs:
         if here.exists():
             return here
         if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-            raise ModelError(f"{field}: no directory {here}")
+            raise ModelError(f"{field}: there is no directory {here}")
         return path
 
     @contextmanager

@@ -55,8 +55,8 @@ def identity(artifact: Artifact) -> str:
     """Hash of a model, of how it computes, of what it was cut from, and of its tokenizer and settings."""
     manifest = artifact.manifest
     beside = {name: sha for name, sha in manifest.files.items() if name.startswith(_TOKENIZER)}
-    told = manifest.model_dump(mode="json", include={"quantization", "kept", "layers"})
-    return digest([artifact.digest, beside, told])
+    facts = manifest.model_dump(mode="json", include={"quantization", "kept", "layers"})
+    return digest([artifact.digest, beside, facts])
 
 
 def stage_key(stage: Stage, *, seed: int, inputs: Mapping[str, str]) -> str:

@@ -27,7 +27,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "python": platform.python_version(),
     }
-    if (flags := _told("flags", "Features")) is not None:
+    if (flags := _reported("flags", "Features")) is not None:
         found["instructions"] = [each for each in INSTRUCTIONS if each in flags.split()]
     if cache := _cache_bytes():
         found["cache_bytes"] = cache
@@ -35,10 +35,10 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    return _told("model name") or platform.processor() or platform.machine()
+    return _reported("model name") or platform.processor() or platform.machine()
 
 
-def _told(*names: str) -> str | None:
+def _reported(*names: str) -> str | None:
     """The value that the system reports for its first processor under one of these names, or None."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []

@@ -86,10 +86,10 @@ def _check_data(inputs: Inputs, links: tuple[Link, ...]) -> None:
     recipe = inputs.recipe
     for item in links:
         if trains(item.stage) and (recipe.data is None or recipe.data.train is None):
-            raise recipe.error(("stages", item.index), f"{item.label} trains, but there is no data.train")
+            raise recipe.error(("stages", item.index), f"{item.label} trains, but the recipe has no data.train")
     for index, measurement in enumerate(recipe.measure):
         if measurement.needs_data and (recipe.data is None or not (recipe.data.test or recipe.data.eval)):
-            text = f"measure[{index}] ({measurement.type}) needs data.test or data.eval, and there is neither"
+            text = f"measure[{index}] ({measurement.type}) needs data.test or data.eval, but the recipe has neither"
             raise recipe.error(("measure", index), text)
     for name in recipe.models:
         inputs.data(name)
@@ -105,7 +105,7 @@ def _check_share(inputs: Inputs, item: Link) -> None:
         return
     batch = min(train.batch, len(data.train))
     if batch < processes.count():
-        text = f"{batch} sequences cannot be shared by {processes.count()} processes; start {batch} at most"
+        text = f"{batch} sequences cannot be shared by {processes.count()} processes; start at most {batch}"
         where = ("stages", item.index, "train", "batch")
         raise inputs.recipe.error(where, f"stages[{item.index}].train.batch: {text}")
 

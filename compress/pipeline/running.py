@@ -78,7 +78,7 @@ def choose_device(device: Device | None) -> Device:
     """The requested device, or the best available one. Raises UserError for ``cuda`` on a machine without it."""
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise UserError("--device cuda: torch sees no CUDA device here; use cpu")
+        raise UserError("--device cuda: torch finds no CUDA device; use cpu")
     return device or ("cuda" if available and not processes.on_cpu() else "cpu")
 
 
@@ -103,8 +103,8 @@ class _Running:
     def _models(self) -> None:
         if self.console and processes.alone_by_mistake():
             self.console.print(
-                "[dim]  one process: accelerate launch --cpu starts several through mpirun only, torchrun does so "
-                "without[/dim]",
+                "[dim]  running as one process: accelerate launch --cpu starts several only with mpirun; "
+                "torchrun starts several without it[/dim]",
                 highlight=False,
             )
         if processes.is_main():
@@ -155,13 +155,15 @@ class _Running:
 
     def _made(self, item: Link, slot: Slot) -> Artifact:
         if not processes.is_main():
-            raise UserError(f"--workdir {self.workdir}: lacks what the main process made; all processes must share it")
+            raise UserError(
+                f"--workdir {self.workdir}: does not contain the files of the main process; all processes must share it"
+            )
         source, out = self.artifacts[item.source], slot.partial
         continued = out.exists()
         out.mkdir(parents=True, exist_ok=True)
         if self.console:
             if slot.unproven:
-                text = f"{slot.unproven.name} has no {MANIFEST}, so it is not whole; {item.name} runs again"
+                text = f"{slot.unproven.name} has no {MANIFEST}, so it is incomplete; {item.name} runs again"
                 self.console.print(f"[yellow]  {text}[/yellow]", highlight=False, soft_wrap=True)
             verb = "continues" if continued else "starts"
             self.console.print(
@@ -214,12 +216,12 @@ class _Running:
         if self.console is None:
             return
         sign = "[dim]=[/dim]" if reused else "[green]✓[/green]"
-        told = [
+        details = [
             escape(text) for text in (_coverage(step), *(f"{name} {value:.4g}" for name, value in step.metrics.items()))
         ]
         time_text = "reused" if reused else duration(step.seconds)
         line = "  ".join(
-            [f"{sign} [bold]{item.name}[/bold]", item.stage.type, *filter(None, told), f"[dim]{time_text}[/dim]"]
+            [f"{sign} [bold]{item.name}[/bold]", item.stage.type, *filter(None, details), f"[dim]{time_text}[/dim]"]
         )
         self.console.print(line, highlight=False)
 

@@ -20,14 +20,15 @@ def teacher_problems(inputs: Inputs, item: Link, shapes: Mapping[str, Shape]) ->
     data, context = inputs.data(item.root), context_of(teacher.config)
     if data and data.train and data.train.model.context > context and data.train.longest > context:
         yield (
-            f"teacher {teacher.name!r} takes {context} tokens, but rows of {data.train.name} have "
+            f"teacher {teacher.name!r} accepts at most {context} tokens, but rows of {data.train.name} have "
             f"{data.train.longest}; cut them with {data.train.cutting}"
         )
     pair = [inputs.tokenizer(root) for root in dict.fromkeys((student.root, teacher.root))]
     if len(pair) == 2 and None not in pair and (at := difference(*pair)):
         yield (
             f"teacher {teacher.name!r} has another vocabulary than the student {student.name!r}: "
-            f"token {at[0]} is {at[2]!r} for the one and {at[1]!r} for the other; they must share one"
+            f"token {at[0]} is {at[2]!r} for the teacher and {at[1]!r} for the student"
+            "; they must use the same vocabulary"
         )
 
 

@@ -73,7 +73,7 @@ def locked(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--workdir {workdir}: another run is at work there") from None
+            raise UserError(f"--workdir {workdir}: another run is using it") from None
         yield
 
 

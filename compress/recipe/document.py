@@ -64,7 +64,7 @@ def parse_document(text: str, name: str) -> Document:
     try:
         node = YAML(typ="safe", pure=True).compose(text)
     except RecursionError:
-        raise RecipeError(f"{name}: not valid YAML: brackets inside brackets without end") from None
+        raise RecipeError(f"{name}: not valid YAML: brackets are nested too deeply") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -90,7 +90,7 @@ class _Builder:
 
     def value(self, node: Node, location: Location) -> Any:
         if node in self.open or len(self.origins) > _MAX_VALUES:
-            self.fail(node, "an alias repeats itself without end")
+            self.fail(node, "an alias expands without end")
         if node.tag not in _TAGS:
             self.fail(node, f"YAML tag {node.tag!r} is not allowed in a recipe")
         self.origins.setdefault(location, f"{self.name}:{node.start_mark.line + 1}")

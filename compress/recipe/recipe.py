@@ -64,7 +64,7 @@ class ModelSpec(Strict):
         if (self.path is None) == (self.config is None):
             raise ValueError("give either path (a directory or a hub id) or config (random weights)")
         if self.path is not None and self.tokenizer is not None:
-            raise ValueError("tokenizer goes with config; a model with a path has its own")
+            raise ValueError("tokenizer applies only to config; a model with a path has its own tokenizer")
         return self
 
 

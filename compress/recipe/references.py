@@ -15,7 +15,7 @@ Problem = tuple[Location, str]
 
 GENERATED = "targets"
 """Trait of a result that holds generated targets instead of a model."""
-_NO_MODEL = "which holds generated targets and no model; stages that train take it as targets"
+_NO_MODEL = "which contains generated targets, not a model; stages that train can use it as targets"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 NAME_RULE = "use up to 80 letters, digits, - and _, a letter or digit first"
@@ -101,13 +101,18 @@ def static_problems(
     """
     for name, traits in models.items():
         if GENERATED in traits:
-            yield ("models", name), f"models.{name} holds generated targets and no model; name another stage's result"
+            yield (
+                ("models", name),
+                f"models.{name} contains generated targets, not a model; name another stage's result",
+            )
     taken = {name: f"models.{name}" for name in models}
     for item in link(models, stages):
         if item.name in taken:
             field = "name" if item.stage.name else "type"
             hint = "names must differ" if item.stage.name else "give it a name of its own"
-            text = f"stages[{item.index}].{field} is {item.name!r}, as is {taken[item.name]}; {hint}"
+            text = (
+                f"stages[{item.index}].{field} is {item.name!r}, which is also the name of {taken[item.name]}; {hint}"
+            )
             yield ("stages", item.index, field), text
         if not NAME.fullmatch(item.name):
             text = f"stages[{item.index}].name is {item.name!r}; {NAME_RULE}"
@@ -121,7 +126,10 @@ def static_problems(
         reference = getattr(measurement, "reference", None)
         for field, name in [*(("of", name) for name in of), *([("reference", reference)] if reference else [])]:
             if name not in names:
-                yield ("measure", index, field), f"measure[{index}].{field} names {name!r}. {suggest(name, names)}"
+                yield (
+                    ("measure", index, field),
+                    f"measure[{index}].{field} names {name!r}, which is unknown. {suggest(name, names)}",
+                )
             elif name in no_models:
                 yield ("measure", index, field), f"measure[{index}].{field} names {name!r}, {_NO_MODEL}"
 
@@ -130,9 +138,8 @@ def _reference_problems(item: Link, *, opened: bool) -> Iterator[Problem]:
     here: Location = ("stages", item.index)
     for field, name in item.inputs.items():
         if name not in item.before:
-            verb = "is" if len(item.before) == 1 else "are"
-            text = f"stages[{item.index}].{field} names {name!r}; so far there {verb} {', '.join(item.before)}"
-            yield (*here, field), text
+            text = f"stages[{item.index}].{field} names {name!r}, which does not exist before this stage"
+            yield (*here, field), f"{text}; allowed: {', '.join(item.before)}"
     if GENERATED in item.had:
         yield (*here, "source"), f"stages[{item.index}].source names {item.source!r}, {_NO_MODEL}"
     elif item.source in item.before:
@@ -140,7 +147,7 @@ def _reference_problems(item: Link, *, opened: bool) -> Iterator[Problem]:
     if GENERATED in item.teacher_traits:
         yield (*here, "teacher"), f"stages[{item.index}].teacher names {item.teacher!r}, {_NO_MODEL}"
     if item.targets in item.before and GENERATED not in item.targets_traits:
-        text = f"stages[{item.index}].targets names {item.targets!r}, and that is no result of a seq_kd stage"
+        text = f"stages[{item.index}].targets names {item.targets!r}, which is not the result of a seq_kd stage"
         yield (*here, "targets"), text
     if "onnx" in item.teacher_traits:
         text = f"stages[{item.index}].teacher names {item.teacher!r}, an ONNX artifact; a teacher must be a torch model"
@@ -159,7 +166,7 @@ def _trait_problems(item: Link, *, opened: bool) -> Iterator[Problem]:
         yield (
             here,
             (
-                f"{item.label} needs a model that is {' and '.join(lacking)}, and {item.source!r} is not; "
+                f"{item.label} needs a model that is {' and '.join(lacking)}, but {item.source!r} is not; "
                 f"put {' or '.join(givers)} before it or name such a source"
             ),
         )

@@ -45,15 +45,15 @@ def slow(rows: Sequence[Row]) -> Iterator[str]:
             pairs = {"per token": (row.per_token, base.per_token), "at a prompt": (row.prefill, base.prefill)}
             for (where, (time, float_time)), reasons in zip(pairs.items(), (_per_token, _at_a_prompt), strict=True):
                 if time and float_time and time >= float_time * (1 - TIE):
-                    yield _told(row, base, where, time, float_time, _why(row, base, rows, reasons))
+                    yield _sentence(row, base, where, time, float_time, _why(row, base, rows, reasons))
 
 
-def _told(row: Row, base: Row, where: str, time: float, float_time: float, why: Sequence[str]) -> str:
+def _sentence(row: Row, base: Row, where: str, time: float, float_time: float, why: Sequence[str]) -> str:
     compared = f"no faster {where} than {base.label}"
     if time <= float_time * (1 + TIE):
         compared = f"as fast {where} as {base.label}, to within {100 * TIE:.0f} %"
-    times = f"({ratio(float_time / time)}): {number(time)} against {number(float_time)} ms"
-    return f"{row.label} is quantized but {compared} {times}; {'; '.join(why) or 'nothing recorded explains it'}."
+    times = f"({ratio(float_time / time)}): {number(time)} ms compared with {number(float_time)} ms"
+    return f"{row.label} is quantized but {compared} {times}; {'; '.join(why) or 'the records do not explain why'}."
 
 
 def _why(row: Row, base: Row, rows: Sequence[Row], reasons: Reasons) -> list[str]:
@@ -70,15 +70,15 @@ def _unpacked(row: Row) -> set[Any]:
 
 def _of_floats(bits: set[Any]) -> Iterator[str]:
     if bits:
-        yield f"its {_listed(bits)}-bit codes become float32 weights when it is opened, which cost what any others do"
+        yield f"its {_listed(bits)}-bit codes become float32 weights when it is opened, which are as slow as any others"
 
 
 def _of_products(row: Row) -> Iterator[str]:
     if row.weight_only:
-        yield "its products have float32 inputs, for which codes are turned into float32 numbers at each use"
+        yield "its products have float32 inputs, so codes are converted to float32 numbers at each use"
         return
     if blocks := {product["block"] for product in row.products if product.get("block")} - set(FAST_BLOCKS):
-        yield f"its block size {_listed(blocks)} has no fast kernel; {_listed(FAST_BLOCKS)} have"
+        yield f"its block size {_listed(blocks)} has no fast kernel; only {_listed(FAST_BLOCKS)} have one"
     instructions = row.run.environment.get("instructions")
     if instructions is not None and not DOT_PRODUCTS & set(instructions):
         yield "this processor has no dot products of 8-bit numbers (VNNI, AMX or DotProd)"
@@ -86,21 +86,21 @@ def _of_products(row: Row) -> Iterator[str]:
 
 def _per_token(row: Row, base: Row, rows: Sequence[Row]) -> Iterator[str]:
     if row.record.parameters is not None and row.record.parameters < SMALL_MODEL:
-        yield "at this size a step's time goes to calling kernels, not to reading weights"
+        yield "at this size a step spends its time on kernel calls, not on reading weights"
     cache = row.run.environment.get("cache_bytes")
     if cache and base.record.bytes and base.record.bytes <= cache:
         sizes = f"{megabytes(base.record.bytes)} of {megabytes(cache)} MB"
-        yield f"{base.label} fits into the processor's cache ({sizes}), so that reading fewer bytes saves little"
+        yield f"{base.label} fits into the processor's cache ({sizes}), so reading fewer bytes saves little"
 
 
 def _at_a_prompt(row: Row, base: Row, rows: Sequence[Row]) -> Iterator[str]:
     reading = _reading(base)
     if reading is not None and base.prefill and reading <= base.prefill / 2:
         times = f"{number(reading)} of its {number(base.prefill)} ms"
-        yield f"memory gives all weights of {base.label} in {times}, so that fewer bytes save little"
+        yield f"reading all weights of {base.label} from memory takes {times}, so fewer bytes save little"
     if (faster := next(_more_bits(row, rows), None)) is not None:
         bits = _listed({product.get("bits") for product in faster.products})
-        yield f"products of {bits}-bit codes take less time there ({faster.label}: {number(faster.prefill)} ms)"
+        yield f"products of {bits}-bit codes are faster there ({faster.label}: {number(faster.prefill)} ms)"
 
 
 def _reading(row: Row) -> float | None:

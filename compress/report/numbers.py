@@ -153,7 +153,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         Row(
             label=record.name if uses[record.name] == 1 else f"{run.name}/{record.name}",
             run=run,
-            record=_told_apart(record, splits),
+            record=_with_splits(record, splits),
             manifest=run.manifest(record.name),
         )
         for run in runs
@@ -161,7 +161,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     ]
 
 
-def _told_apart(record: Record, splits: dict[str, str]) -> Record:
+def _with_splits(record: Record, splits: dict[str, str]) -> Record:
     """A copy of the record in which figures name their split if earlier figures (``splits``) used another one."""
     conditions = record.conditions if isinstance(record.conditions, dict) else {}
     ways: dict[str, str] = {}
@@ -176,8 +176,10 @@ def _told_apart(record: Record, splits: dict[str, str]) -> Record:
         return f"{name} ({ways[way]})" if way in ways else key
 
     figures = {renamed(key): value for key, value in record.quality.items()}
-    told = {renamed(key) if name_and_way(key)[0] == "quality" else key: how for key, how in conditions.items()}
-    return record.model_copy(update={"quality": figures, "conditions": told}) if ways else record
+    renamed_conditions = {
+        renamed(key) if name_and_way(key)[0] == "quality" else key: how for key, how in conditions.items()
+    }
+    return record.model_copy(update={"quality": figures, "conditions": renamed_conditions}) if ways else record
 
 
 def metrics_of(rows: Iterable[Row]) -> list[str]:

@@ -225,7 +225,7 @@ def _stage(entry: StageRun, workdir: Path) -> Stage:
     directory = workdir / entry.path
     manifest = directory / "artifact.json"
     if not manifest.is_file():
-        raise UserError(f"{manifest}: is not there, so nothing is known of {entry.name}; run the recipe again")
+        raise UserError(f"{manifest}: does not exist, so {entry.name} cannot be reported; run the recipe again")
     return Stage(
         entry=entry,
         manifest=_view(Manifest, manifest),

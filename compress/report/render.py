@@ -18,11 +18,11 @@ from compress.report.numbers import Row, rows_of
 from compress.report.read import Run, Stage, read
 from compress.report.units import kept_units
 
-KEPT = "What is left: filled cells are kept; a shaded cell stands for neighbours of which a part is kept."
+KEPT = "Kept units: filled cells are kept; a shaded cell stands for neighbouring units of which some are kept."
 EXAMPLES = (
-    f"The first {FIRST} of the rows that were kept (evenly spread), then up to {DIFFERING} on which texts are least "
-    "like the first one on average, word by word; artifacts that say the same on every row do not count there. How the "
-    "text was decoded stands under Conditions; drawn text has its seed beside it, of several the last."
+    f"The first {FIRST} of the recorded rows (evenly spread), then up to {DIFFERING} rows on which the texts differ "
+    "most from the first text on average, word by word. Artifacts with the same text on every row do not count there. "
+    "The decoding is listed under Conditions. Sampled text shows its seed; with several seeds, the last one."
 )
 CLIPPED = "Weights of some matrices; dashed lines mark where the quantizer clips them."
 
@@ -109,13 +109,13 @@ def _chapters(run: Run, several: bool) -> list[Chapter]:
 
 def _of_losses(stage: Stage) -> str:
     several = any(len(line.get("terms", {})) > 1 for line in stage.history)
-    return "The training loss and its terms, weighted: they add up to it." if several else "The training loss."
+    return "The training loss and its weighted terms, which add up to it." if several else "The training loss."
 
 
 def _of_evaluations(stage: Stage) -> str:
     settings = (stage.step.config.get("train") if stage.step else None) or {}
     if stage.entry.type == "learn_masks" or settings.get("keep") == "last":
-        return "The loss on held-out text; the last step was handed on."
+        return "The loss on held-out text; the weights of the last step were kept."
     return "The loss on held-out text, which chose the checkpoint."
 
 

@@ -37,7 +37,7 @@ def headline(rows: Sequence[Row]) -> str:
     if row is None:
         small = [other.label for other in rows if not other.plain]
         if not small:
-            return "No stage of this run made a smaller model, so none is held against another."
+            return "No stage of this run made a smaller model, so there is nothing to compare."
         verb = "is" if len(small) == 1 else "are"
         return f"{_listed(small)} {verb} compressed, but no size was measured; put {{type: size}} under measure."
     return f"{row.label} {_size(rows, row)}{_speed(rows, row)}; {_quality(rows, row)}."
@@ -73,7 +73,7 @@ def _quality(rows: Sequence[Row], row: Row) -> str:
             words = f"{name_of(metric)}{of_base} {number(base.quality[metric])} → {number(row.quality[metric])}"
             return f"{words} ({percent(change(rows, row, metric))})"
     for metric, value in row.quality.items():
-        return f"{name_of(metric)} {number(value)}, with nothing uncompressed to compare it to"
+        return f"{name_of(metric)} {number(value)}, with no uncompressed model to compare with"
     return "its quality was not measured"
 
 
@@ -107,7 +107,10 @@ def warnings(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
 
 def _emulated(rows: Sequence[Row]) -> Iterator[str]:
     if names := [row.label for row in rows if row.emulated and row.per_token]:
-        yield f"The times of {_listed(names)} are of quantization emulated in float32; measure an export for speed."
+        yield (
+            f"The times of {_listed(names)} were measured with quantization emulated in float32; "
+            "measure an export for speed."
+        )
 
 
 def _mixed(rows: Sequence[Row]) -> Iterator[str]:
@@ -116,7 +119,7 @@ def _mixed(rows: Sequence[Row]) -> Iterator[str]:
         if row.per_token and base is not None and base.onnx != row.onnx:
             yield (
                 f"{row.label} ran in {_runtime(row)} and {base.label} in {_runtime(base)}: "
-                "how much faster it is includes the change of runtime."
+                "the speed-up includes the change of runtime."
             )
 
 
@@ -128,11 +131,11 @@ def _reload(runs: Sequence[Run]) -> Iterator[str]:
                 continue
             sizes = _sizes_by_kind(kept)
             if any(len(lengths) > 1 for lengths in sizes.values()):
-                yield f"{name} keeps different sizes in different layers; it opens with compress.load only."
+                yield f"{name} keeps different sizes in different layers; only compress.load opens it."
             elif stage.step and stage.step.coverage and stage.step.coverage.note:
                 yield f"{name} has a shape without stock class; it {stage.step.coverage.note}."
             elif sizes.get("encoder.heads") != sizes.get("decoder.heads"):
-                yield f"{name} has unequal encoder and decoder heads; its ONNX export runs in our runtime only."
+                yield f"{name} has unequal encoder and decoder heads; only compress.onnx.runtime runs its ONNX export."
 
 
 def _sizes_by_kind(kept: dict[str, list[int]]) -> dict[str, set[int]]:
@@ -161,13 +164,13 @@ def not_measured(rows: Sequence[Row]) -> list[str]:
         "size": [row.label for row in here if row.record.bytes is None],
     }
     found = [
-        f"{what} of {'any artifact' if len(names) == len(rows) else _listed(names)}: the recipe does not ask for it"
+        f"{what} of {'any artifact' if len(names) == len(rows) else _listed(names)}: the recipe does not measure it"
         for what, names in missing.items()
         if names
     ]
     if late:
         what = "any artifact" if len(late) == len(rows) else _listed(late)
-        found.append(f"{what}, as it is now: the run stopped before; run the recipe to its end")
+        found.append(f"{what}, in its present state: the run stopped before it was measured; run the recipe to its end")
     timed = [row for row in rows if row.record.speed.timed]
     if timed and all("cpu" in device_of(row) for row in timed):
         found.append("speed on a GPU: this run used the CPU")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +10,7 @@ import torch
 
 from compress.artifact import Artifact
 from compress.models import family_of
-from compress.models.bnb import Scheme, bitsandbytes_products, load_bitsandbytes
+from compress.models.bnb import QuantType, bitsandbytes_products, load_bitsandbytes
 from compress.models.loading import build
 from compress.models.stock_files import copy_settings
 from compress.models.structure import stock_tensors
@@ -30,15 +30,17 @@ class BitsAndBytes(Stage):
     """
 
     type: Literal["bitsandbytes"] = "bitsandbytes"
-    scheme: Scheme = "nf4"
+    quant_type: QuantType = "nf4"
+
+    renamed: ClassVar[Mapping[str, str]] = {"scheme": "quant_type"}
 
     forbids: ClassVar[frozenset[str]] = frozenset({"masked", "quantized", "onnx", "bitsandbytes"})
     gives: ClassVar[frozenset[str]] = frozenset({"bitsandbytes"})
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
-        model = load_bitsandbytes(source.path, self.scheme, device=context.device)
+        model = load_bitsandbytes(source.path, self.quant_type, device=context.device)
         coverage = _coverage(model, source)
-        coverage.require(f"bitsandbytes ({self.scheme})")
+        coverage.require(f"bitsandbytes ({self.quant_type})")
         copy_settings(source.path, out)
         model.save_pretrained(out, safe_serialization=True)
         return Result(traits=self.traits_after(source.traits), coverage=coverage, kept=source.manifest.kept)
@@ -46,13 +48,13 @@ class BitsAndBytes(Stage):
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         if family_of(source.config).uniform_config(source.config, source.sizes) is None:
             yield "bitsandbytes loads through the stock classes, which cannot express these sizes; prune uniformly"
-        if self.scheme == "int8":
+        if self.quant_type == "int8":
             return
         for axis in family_of(source.config).axes(source.config):
             if (width := source.sizes[axis.name] * axis.slots[0].width) % BLOCK:
                 yield (
-                    f"scheme: {self.scheme} needs widths that are multiples of {BLOCK}, and {axis.name} is {width} "
-                    "wide; use int8"
+                    f"quant_type: {self.quant_type} needs widths that are multiples of {BLOCK}, and {axis.name} is "
+                    f"{width} wide; use int8"
                 )
 
 

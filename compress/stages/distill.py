@@ -43,4 +43,4 @@ class Distill(TaughtStage):
         if self.on_policy:
             yield from self.on_policy.problems(self.terms)
             if self.targets and self.on_policy.fraction == 1:
-                yield f"targets: {self.targets!r} would go unread, as on_policy.fraction is 1"
+                yield f"targets: {self.targets!r} would not be read, because on_policy.fraction is 1"

@@ -25,9 +25,11 @@ Kept = StrictInt | tuple[StrictInt, ...]
 def _readable(value: Any) -> Any:
     parts = list(value.values()) if isinstance(value, Mapping) else [value]
     if wrong := [part for part in parts or [value] if not _is_kept(part)]:
-        given = f"{wrong[0]} is neither; " if isinstance(value, Mapping) else ""  # pydantic reports other values itself
+        given = (
+            f"{wrong[0]} is not allowed; " if isinstance(value, Mapping) else ""
+        )  # pydantic reports other values itself
         raise ValueError(
-            f"{given}write a number of layers, from 1, or a list from 0, ascending, each once, such as [0, 2, 5]"
+            f"{given}write a number of layers from 1, or an ascending list of layers from 0, such as [0, 2, 5]"
         )
     return value
 
@@ -114,10 +116,10 @@ class DropLayers(Stage):
         field = f"keep.{stack.name}" if isinstance(self.keep, dict) else "keep"
         if isinstance(kept, int):
             if kept > depth:
-                raise ModelError(f"{field}: {kept} layers, and the {stack.name} has {depth}; allowed: 1 to {depth}")
+                raise ModelError(f"{field}: {kept} layers, but the {stack.name} has {depth}; allowed: 1 to {depth}")
             return chosen(kept, depth)
         if kept[-1] >= depth:
-            raise ModelError(f"{field}: layer {kept[-1]}, and the {stack.name} has {depth}; allowed: 0 to {depth - 1}")
+            raise ModelError(f"{field}: layer {kept[-1]}, but the {stack.name} has {depth}; allowed: 0 to {depth - 1}")
         return list(kept)
 
 

@@ -31,8 +31,8 @@ class ExportOnnx(Stage):
     ``graph: decoding`` is built from onnxruntime's fused operators. ``plain`` is the output of torch's exporter for the
     stock model, and is float only. A packed graph treats the inputs of products as the source does. It quantizes them
     in 8 bits per block, as the fast kernels do, or leaves them in float (weight-only). No kernel quantizes them as
-    ``scheme: paper`` does. With ``replace`` or ``float`` the exported model differs from the trained one, so measure
-    its quality again on the exported artifact.
+    ``granularity: tensor`` does. With ``replace`` or ``float`` the exported model differs from the trained one, so
+    measure its quality again on the exported artifact.
     """
 
     type: Literal["export_onnx"] = "export_onnx"
@@ -86,22 +86,22 @@ class ExportOnnx(Stage):
             yield str(error)
         quantized = "quantized" in source.traits
         if self.graph == "plain" and source.config.is_encoder_decoder:
-            yield "graph: plain is traced from decoders alone; an encoder and its decoder take decoding"
+            yield "graph: plain supports only decoders; use decoding for an encoder and its decoder"
         if self.graph == "plain" and quantized:
-            yield "graph: plain holds float weights only; a quantized model takes decoding"
-        if source.scheme == "paper" and self.activations == "exact":
+            yield "graph: plain supports only float weights; use decoding for a quantized model"
+        if source.activations == "tensor" and self.activations == "exact":
             yield (
-                "activations: exact is impossible, the kernel quantizes them per block and this model otherwise; "
-                "allowed: replace, float, or scheme block in quantize"
+                "activations: exact is impossible, because the kernel quantizes per block and this model per tensor; "
+                "allowed: replace, float, or granularity: block in the activations of quantize"
             )
-        if self.activations == "replace" and source.scheme in (None, "block"):
+        if self.activations == "replace" and source.activations in (None, "block"):
             yield f"activations: replace has nothing to replace; allowed: exact{', float' if quantized else ''}"
-        if self.activations == "float" and source.scheme in (None, "none"):
-            yield "activations: float changes nothing, inputs of products are float32 already; allowed: exact"
+        if self.activations == "float" and source.activations in (None, "none"):
+            yield "activations: float changes nothing, because inputs of products are float32 already; allowed: exact"
         if self.head == "split" and not quantized:
-            yield "head: split needs packed codes to keep apart, and this model has none; allowed: tied"
+            yield "head: split needs packed codes, but this model has none; allowed: tied"
         elif self.head == "split" and not source.config.tie_word_embeddings:
-            yield "head: split has nothing to split, head and embedding of this model are not tied; allowed: tied"
+            yield "head: split has nothing to split, because the model's head and embedding are not tied; allowed: tied"
 
 
 def _write_tokenizer_file(source: Artifact, out: Path) -> None:
@@ -121,7 +121,7 @@ def _with_inputs(source: Artifact, spec: QuantizationSpec, activations: Activati
 
 def _notes(source: Artifact, spec: QuantizationSpec | None) -> Iterator[str]:
     if not source.stock_shape():
-        yield "opens in compress.onnx.runtime only: a shape without stock class"
+        yield "opens only in compress.onnx.runtime, because no stock class has this shape"
     if spec is not None and spec.note:
         yield spec.note
 

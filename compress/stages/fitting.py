@@ -25,9 +25,9 @@ from compress.training.update import OwnResponses
 
 def _some(config: TrainConfig) -> TrainConfig:
     if config.steps == 0:
-        raise ValueError("steps is 0, and this stage does nothing but train")
+        raise ValueError("steps is 0, but this stage only trains")
     if config.lr == 0:
-        raise ValueError("lr is 0, and this stage does nothing but train weights")
+        raise ValueError("lr is 0, but this stage only trains weights")
     return config
 
 

@@ -67,7 +67,7 @@ class LearnMasks(TaughtStage, UnitFields):
     @model_validator(mode="after")
     def _agrees(self) -> LearnMasks:
         if self.method == "movement" and self.weights_lr is None:
-            raise ValueError("method movement follows weights while they train; give weights_lr")
+            raise ValueError("method movement needs weights_lr, because it follows weights during training")
         if self.method == "magnitude" and self.train.steps != 0:
             raise ValueError(
                 "method magnitude reads the weights as they are, so there is nothing to train; leave train out"
@@ -75,7 +75,7 @@ class LearnMasks(TaughtStage, UnitFields):
         if self.method != "magnitude" and self.train.steps == 0:
             raise ValueError(f"method {self.method} needs steps to train; give train: {{steps: N}}")
         if not self.axes or len(set(self.axes)) != len(self.axes):
-            raise ValueError("axes names each of hidden, heads, groups, ffn at most once, and one at least")
+            raise ValueError("axes needs at least one of hidden, heads, groups, ffn, and each at most once")
         return self
 
     def run(self, source: Artifact, out: Path, context: Context) -> Result:
@@ -131,7 +131,7 @@ class LearnMasks(TaughtStage, UnitFields):
         if self.method != "magnitude":
             yield from term_problems(used_terms(self.terms, self.method), source, teacher, masked=True)
             if self._scores_nothing(source, teacher):
-                yield f"terms: {source.name!r} is at distance 0 from itself, so no unit would score; use cross_entropy"
+                yield f"terms: {source.name!r} has distance 0 from itself, so no unit gets a score; use cross_entropy"
 
     def _scores_nothing(self, source: Shape, teacher: Shape | None) -> bool:
         itself = teacher is not None and teacher.name == source.name

@@ -80,7 +80,7 @@ class Prune(Stage):
             if after.sizes == source.sizes:
                 yield f"{'keep' if self.parameters is None else 'parameters'}: every unit would stay"
         if self.fold and source.scored:
-            yield f"fold: {source.name!r} holds scores, and masks that are 1 change nothing; allowed: false"
+            yield f"fold: {source.name!r} has scores, and masks that are 1 change nothing; allowed: false"
 
     def shape(self, source: Shape) -> Shape:
         axes = family_of(source.config).axes(source.config)

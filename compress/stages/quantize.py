@@ -65,7 +65,7 @@ class Quantize(TaughtStage):
     def _agrees(self) -> Quantize:
         self.quantization()
         if self.weights.norm_gradient and self.train.steps == 0:
-            raise ValueError("weights.norm_gradient is for training, and train.steps is 0")
+            raise ValueError("weights.norm_gradient needs training, but train.steps is 0")
         return self
 
     def quantization(self) -> Quantization:
@@ -102,7 +102,7 @@ class Quantize(TaughtStage):
         state, spec = packed_state(model, intended)
         if wide := left_in_float32(intended, spec):
             note = f"{coverage.note}; " if coverage.note else ""
-            note += f"float16 does not hold {', '.join(wide)}, stored as float32"
+            note += f"float16 cannot represent {', '.join(wide)}; stored as float32"
             coverage = coverage.model_copy(update={"bytes_after": packed_bytes(spec, elements), "note": note})
         copy_settings(source.path, out)
         save_file(state, out / QUANTIZED)
@@ -124,7 +124,8 @@ class Quantize(TaughtStage):
         )
 
     def shape(self, source: Shape) -> Shape:
-        return replace(super().shape(source), scheme=self.activations.scheme if self.activations else "none")
+        activations = self.activations.granularity if self.activations else "none"
+        return replace(super().shape(source), activations=activations)
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
         if self.train.steps != 0:

@@ -15,7 +15,7 @@ from compress.models import family_of
 from compress.models.structure import AxisKind
 from compress.schema import Strict
 from compress.surgery.coverage import Coverage
-from compress.surgery.quantization import QuantizationSpec, Scheme
+from compress.surgery.quantization import Activations, QuantizationSpec
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Shape:
     """Whether a masked model holds scores of its units and all its masks are 1."""
     layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """The root's layers that are left, by stack; an absent stack has all."""
-    scheme: Scheme | None = None
+    activations: Activations | None = None
     """How a quantized model quantizes the inputs of its products. None for a model that is not quantized."""
 
     @property

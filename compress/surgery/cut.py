@@ -144,7 +144,7 @@ def _with_held(axes: Iterable[Axis], indices: dict[str, Tensor]) -> dict[str, Te
             whole = indices.get(group.name, left)
             if counts.unique().numel() != 1 or not torch.equal(left, whole):
                 raise ModelError(
-                    f"keep of axis {heads.name!r} must hold equally many units of each of {len(whole)} groups"
+                    f"keep of axis {heads.name!r} must contain the same number of units of each of {len(whole)} groups"
                 )
             indices |= {group.name: left} if len(left) < group.size else {}
         elif group.name in indices:

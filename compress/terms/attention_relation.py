@@ -51,7 +51,7 @@ class AttentionRelation(StateTerm):
             )
 
     def _no_layer(self, layers: int) -> str:
-        return f"layer: {self.layer}; allowed: {-layers} to {layers - 1}, the teacher's"
+        return f"layer: the teacher has no layer {self.layer}; allowed: {-layers} to {layers - 1}"
 
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         assert teacher is not None

@@ -26,7 +26,9 @@ def counterparts(student: Deep, teacher: Deep) -> list[int]:
     """
     ours, theirs = _of_root(student), _of_root(teacher)
     if not (student.layers or teacher.layers) and len(ours) != len(theirs):
-        raise ModelError(f"needs as many layers in the teacher: {len(theirs)} against {len(ours)}")
+        raise ModelError(
+            f"needs as many layers in the teacher as in the student: it has {len(theirs)}, the student {len(ours)}"
+        )
     if missing := [str(layer) for layer in ours if layer not in theirs]:
         few = "layer" if len(missing) == 1 else "layers"
         raise ModelError(

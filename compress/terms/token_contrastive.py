@@ -60,7 +60,9 @@ class TokenContrastive(StateTerm):
                 "it needs num_negatives, a momentum above 0 and bank: vocabulary"
             )
         if self.exclude_duplicates:
-            raise ValueError("exclude_duplicates does nothing with negatives: vocabulary, which leave the own id out")
+            raise ValueError(
+                "exclude_duplicates does nothing with negatives: vocabulary, which already leave out the same id"
+            )
         return self
 
     @property
@@ -77,7 +79,7 @@ class TokenContrastive(StateTerm):
         most = MOST * GB // (4 * rows * longest)
         if self.size > most:
             yield (
-                f"size: {self.size}; bank: position allows {most} at most, for {rows} rows of up to {longest} tokens "
+                f"size: {self.size}; bank: position allows at most {most} for {rows} rows of up to {longest} tokens "
                 f"in {MOST} GB (or use bank: vocabulary)"
             )
 

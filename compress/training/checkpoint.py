@@ -72,7 +72,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         *,
         best: bool = False,
-        tell: Callable[[str], None] | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> Progress | None:
         """Load the newest complete checkpoint into model, optimizer and random state. Return None if there is none.
 
@@ -80,7 +80,7 @@ class Checkpoints:
         A checkpoint that names best weights is then incomplete without their file.
         """
         with collectives.main_first():  # it removes damaged checkpoints, so the others find complete ones only
-            found = self._newest(best, tell)
+            found = self._newest(best, report)
         if found is None:
             return None
         path, progress = found
@@ -89,13 +89,13 @@ class Checkpoints:
         _restore_random_state(load_file(path / _RANDOM))
         return progress
 
-    def _newest(self, best: bool, tell: Callable[[str], None] | None) -> tuple[Path, Progress] | None:
+    def _newest(self, best: bool, report: Callable[[str], None] | None) -> tuple[Path, Progress] | None:
         for path in sorted(self.directory.glob("step-*"), reverse=True):
             try:
                 return path, self._whole(path, best)
             except _TornError as error:
-                if tell:
-                    tell(f"{path} cannot be read ({error})")
+                if report:
+                    report(f"{path} cannot be read ({error})")
                 shutil.rmtree(path)
         return None
 
@@ -147,7 +147,7 @@ class MemoryCheckpoints:
         optimizer: torch.optim.Optimizer,
         *,
         best: bool = False,
-        tell: Callable[[str], None] | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> None:
         """There is nothing to resume from."""
 

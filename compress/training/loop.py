@@ -130,7 +130,7 @@ class _Loop:
             self.accelerator.init_trackers(self.place.name)
         torn: list[str] = []
         best = self.config.keep == "best"
-        found = self.checkpoints.restore(self.objective, self.updater.adam, best=best, tell=torn.append)
+        found = self.checkpoints.restore(self.objective, self.updater.adam, best=best, report=torn.append)
         self.progress = found or Progress()
         curve = None if self.place.out is None else self.place.out / "history.jsonl"
         self.history = History(curve, keep_until=self.progress.step)
@@ -141,13 +141,13 @@ class _Loop:
             shown=self.place.bar and processes.is_main(),
         )
         for text in torn:
-            self.meter.warn(f"{text}; training goes on from step {self.progress.step}")
+            self.meter.warn(f"{text}; training continues from step {self.progress.step}")
         batches = self._batches()
         with Interrupt() as interrupt, self.meter:
             while self.progress.step < self.total:
                 update = self.updater.take(self.progress.step, batches)
                 self.progress.step += 1
-                self._tell(update)
+                self._report(update)
                 self._milestones()
                 if collectives.anywhere(interrupt.asked):
                     self._save()
@@ -165,7 +165,7 @@ class _Loop:
         )
         return iter(loader)
 
-    def _tell(self, update: Update) -> None:
+    def _report(self, update: Update) -> None:
         step, loss = self.progress.step, update.means["loss"]
         terms = {name: value for name, value in update.means.items() if name != "loss"}
         kind = {} if self.own is None else {"on_policy": self.own.chosen(step - 1)}

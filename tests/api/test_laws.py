@@ -220,6 +220,12 @@ def test_the_filter_chooses_modules(tmp_path: Path, anything: Any) -> None:
     assert compress.export_onnx(anything, tmp_path / "onnx")["products"] == len(swapped)
 
 
+def test_activations_take_the_settings_of_a_recipe(tiny_model: Any) -> None:
+    compress.quantize_(tiny_model, activations={"granularity": "tensor", "symmetric": False})
+    found = {module.spec.activations for module in tiny_model.modules() if type(module).__name__ == "Product"}
+    assert found == {"asymmetric"}
+
+
 def test_one_part_of_a_fused_product_may_stay_float(tmp_path: Path, tiny_bart: Any) -> None:
     model = tiny_bart()
     compress.quantize_(model, weights=8, filter=lambda name, module: name.endswith("q_proj"))
@@ -253,7 +259,7 @@ def test_a_teacher_must_read_the_same_rows(tiny_gpt2: Any, tiny_bart: Any) -> No
     model = tiny_gpt2()
     with pytest.raises(ModelError, match="teacher: is a seq2seq model"):
         compress.distill(model, teacher=tiny_bart(), data=ROWS, steps=1, **QUIET)
-    with pytest.raises(ModelError, match="teacher: takes 4 tokens, and rows have up to 9"):
+    with pytest.raises(ModelError, match="teacher: accepts at most 4 tokens, but rows have up to 9"):
         compress.distill(model, teacher=tiny_gpt2(positions=4), data=ROWS, steps=1, **QUIET)
     with pytest.raises(ModelError, match="reference: is a seq2seq model"):
         compress.evaluate(model, ROWS, metrics=["agreement"], reference=tiny_bart(), progress=False)
@@ -331,7 +337,7 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "half of a tie": (
         lambda m, t: compress.quantize_(m, filter=lambda name, _: name == "lm_head"),
         ModelError,
-        "filter: takes lm_head and leaves transformer.wte",
+        "filter: includes lm_head but not transformer.wte",
     ),
     "bits": (lambda m, t: compress.quantize_(m, weights=5), UserError, r"weights.bits: .*2, 3, 4 or 8.*given: 5"),
     "group size": (lambda m, t: compress.quantize_(m, group_size=48), UserError, "weights.group_size: .*given: 48"),
@@ -339,6 +345,16 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
         lambda m, t: compress.quantize_(m, group_size=32, granularity="row"),
         UserError,
         "group_size needs granularity: group",
+    ),
+    "activation bits": (
+        lambda m, t: compress.quantize_(m, activations=4),  # type: ignore[arg-type]
+        UserError,
+        r"activations.bits: .*8.*given: 4",
+    ),
+    "activation settings": (
+        lambda m, t: compress.quantize_(m, activations={"scheme": "paper"}),
+        UserError,
+        "activations: scheme: paper is now called granularity: tensor",
     ),
     "method": (lambda m, t: compress.quantize_(m, method="magic"), UserError, "weights.method: .*magic"),
     "no rows": (lambda m, t: compress.finetune(m, [], steps=1), DataError, "data: has no rows"),
@@ -348,7 +364,7 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "other vocabulary": (
         lambda m, t: compress.finetune(m, ["a b"], tokenizer=t, steps=1),
         ModelError,
-        "tokenizer: makes tokens up to 279, and the model's vocabulary has 67",
+        "tokenizer: produces token ids up to 279, but the model's vocabulary has 67",
     ),
     "no steps": (lambda m, t: compress.finetune(m, ROWS), UserError, "give either steps or epochs"),
     "zero steps": (lambda m, t: compress.finetune(m, ROWS, steps=0), UserError, "steps: is 0"),
@@ -371,7 +387,7 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "a unit that is not there": (
         lambda m, t: compress.prune(m, compress.Masks({"hidden": torch.ones(5)}, True), keep="2/4"),
         ModelError,
-        "masks: hold 5 values for 'hidden', and the model has 32",
+        "masks: there are 5 values for 'hidden', but the model has 32",
     ),
     "no fraction": (lambda m, t: compress.prune(m, compress.score(m), keep="half"), UserError, "keep.*exact fraction"),
     "an uneven fraction": (lambda m, t: compress.prune(m, compress.score(m), keep="2/3"), ModelError, "allowed: 1/4"),
@@ -398,7 +414,7 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "masks without order": (
         lambda m, t: compress.prune(m, compress.Masks({"hidden": torch.full((32,), torch.nan)}, True), keep="2/4"),
         ModelError,
-        "masks: hold a value for 'hidden' that is not finite",
+        "masks: a value for 'hidden' is not finite",
     ),
     "a masked model to time": (lambda m, t: compress.benchmark([_masked(m)]), ModelError, "is masked already"),
     "no model to time": (lambda m, t: compress.benchmark([]), UserError, "models: is empty"),

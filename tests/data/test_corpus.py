@@ -42,5 +42,5 @@ def test_pairs_give_both_sides(tmp_path: Path) -> None:
 
 
 def test_token_ids_hold_no_text(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data.train: holds token ids"):
+    with pytest.raises(DataError, match="data.train: contains token ids"):
         read(tmp_path, json="rows.jsonl", input_ids="ids")

@@ -147,7 +147,7 @@ def test_what_is_cut_is_cut_as_asked_and_counted(
 @pytest.mark.parametrize(
     ("written", "changed", "message"),
     [
-        ({"train": {"text": "lines.txt"}, "block": 128}, {}, "data.block is 128, but the model takes 64"),
+        ({"train": {"text": "lines.txt"}, "block": 128}, {}, "data.block is 128, but the model accepts at most 64"),
         (
             {"train": PAIR},
             {},
@@ -155,13 +155,17 @@ def test_what_is_cut_is_cut_as_asked_and_counted(
         ),
         ({"train": {"text": "lines.txt"}}, {"task": "seq2seq"}, "running text does not fit a seq2seq model"),
         ({"train": PROMPT}, {"context": 3}, "row 0: the prompt's 4 tokens leave no room for a response in 3"),
-        ({"train": PROMPT}, {"context": 6}, r"row 1: prompt and response have \d+ tokens; the model takes 7 \(cut"),
+        (
+            {"train": PROMPT},
+            {"context": 6},
+            r"row 1: prompt and response have \d+ tokens; the model accepts at most 7 \(cut",
+        ),
         (
             {"train": {"text": "lines.txt"}},
             {"vocabulary": 200},
             r"row 0: token \d+ is not in the model's vocabulary of 200",
         ),
-        ({"train": TOKENS}, {"context": 1}, "row 0 has 3 input_ids; the model takes 2"),
+        ({"train": TOKENS}, {"context": 1}, "row 0 has 3 input_ids; the model accepts at most 2"),
         ({"train": TOKENS}, {"vocabulary": 4}, "row 1: token 4 is not in the model's vocabulary of 4"),
         ({"train": {"json": "rows.jsonl", "input_ids": "ids"}}, {"task": "seq2seq"}, "a seq2seq model need labels"),
         ({"train": {"text": "one.txt"}}, {}, "the text has 1 tokens; nothing is left to predict"),
@@ -188,7 +192,7 @@ def test_sources_that_are_too_long_name_max_source(
     folder: Path, seq2seq_tokenizer: Any, seq2seq: ModelInterface
 ) -> None:
     with pytest.raises(
-        DataError, match=r"input_ids has \d+ tokens; the model takes 5 \(cut longer rows with max_source"
+        DataError, match=r"input_ids has \d+ tokens; the model accepts at most 5 \(cut longer rows with max_source"
     ):
         opened({"train": PAIR}, seq2seq_tokenizer, replace(seq2seq, context=5), folder)
 
@@ -198,7 +202,7 @@ def test_a_limit_beyond_the_positions_is_refused(
     folder: Path, seq2seq_tokenizer: Any, seq2seq: ModelInterface, name: str
 ) -> None:
     opened({"train": PAIR, name: 64}, seq2seq_tokenizer, seq2seq, folder)
-    with pytest.raises(DataError, match=rf"^data\.{name} is 65, but the model takes 64 tokens at most"):
+    with pytest.raises(DataError, match=rf"^data\.{name} is 65, but the model accepts at most 64 tokens"):
         opened({"train": PAIR, name: 65}, seq2seq_tokenizer, seq2seq, folder)
 
 
@@ -272,7 +276,8 @@ def test_ready_rows_that_are_too_long_are_not_said_to_be_cut(folder: Path, task:
         (folder / "long.jsonl").write_text(json.dumps({"ids": [1] * size, "labels": [1] * size}))
         if size == fits:
             opened(written, None, model, folder)
-    message = rf"row 0 has {fits + 1} input_ids; the model takes {fits} \(ready rows are not cut; give shorter ones\)"
+    why = r"\(rows of token ids are never cut; give shorter ones\)"
+    message = rf"row 0 has {fits + 1} input_ids; the model accepts at most {fits} {why}"
     with pytest.raises(DataError, match=message):
         opened(written, None, model, folder)
 
@@ -280,7 +285,7 @@ def test_ready_rows_that_are_too_long_are_not_said_to_be_cut(folder: Path, task:
 def test_ready_targets_that_are_too_long_are_reported(folder: Path) -> None:
     (folder / "long.jsonl").write_text(json.dumps({"ids": [1], "labels": [1] * 5}))
     written = {"train": {"json": "long.jsonl", "input_ids": "ids", "labels": "labels"}}
-    with pytest.raises(DataError, match="row 0 has 5 labels; the model takes 4"):
+    with pytest.raises(DataError, match="row 0 has 5 labels; the model accepts at most 4"):
         opened(written, None, ModelInterface("seq2seq", 4, 10, decoder_start=0), folder)
 
 

@@ -58,9 +58,9 @@ def test_free_places_among_references_are_none(folder: Path) -> None:
     (folder / "free.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert references("t", "u", "v") == [("x", "y"), ("z",)]
     assert references("t") == [("x",), ("",)]
-    with pytest.raises(DataError, match=r"d: row 0: column 'u' holds nothing, not text"):
+    with pytest.raises(DataError, match=r"d: row 0: column 'u' contains nothing, not text"):
         references("u")
-    with pytest.raises(DataError, match=r"d: row 1: column 'v' holds nothing, not text"):
+    with pytest.raises(DataError, match=r"d: row 1: column 'v' contains nothing, not text"):
         references("v")
 
 
@@ -119,12 +119,12 @@ def test_token_rows(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ([[1, 2], [5, 6.5, 7]], "d: row 1: column 'ids' holds 6.5, which is not a token id"),
-        ([[1, 2], [5, None]], "d: row 1: column 'ids' holds None, which is not a token id"),
-        ([[1.0, 2.0]], "d: row 0: column 'ids' holds 1.0, which is not a token id"),
-        ([[True, False]], "d: row 0: column 'ids' holds True, which is not a token id"),
-        ([["5"]], "d: row 0: column 'ids' holds '5', which is not a token id"),
-        ([3], "d: row 0: column 'ids' holds int, not a list of token ids"),
+        ([[1, 2], [5, 6.5, 7]], "d: row 1: column 'ids' contains 6.5, which is not a token id"),
+        ([[1, 2], [5, None]], "d: row 1: column 'ids' contains None, which is not a token id"),
+        ([[1.0, 2.0]], "d: row 0: column 'ids' contains 1.0, which is not a token id"),
+        ([[True, False]], "d: row 0: column 'ids' contains True, which is not a token id"),
+        ([["5"]], "d: row 0: column 'ids' contains '5', which is not a token id"),
+        ([3], "d: row 0: column 'ids' contains int, not a list of token ids"),
     ],
 )
 def test_what_is_no_token_id_is_named(folder: Path, cells: list[Any], message: str) -> None:
@@ -136,20 +136,20 @@ def test_what_is_no_token_id_is_named(folder: Path, cells: list[Any], message: s
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({"text": "gone.txt"}, "data.test: no file .*gone.txt"),
+        ({"text": "gone.txt"}, "data.test: there is no file .*gone.txt"),
         ({"text": "empty.txt"}, "data.test: .*empty.txt is empty"),
         (
             {"json": "rows.jsonl", "column": "body"},
-            "no column 'body'; there are question, answer, more, hint, ids, labels",
+            "no column 'body'; allowed: question, answer, more, hint, ids, labels",
         ),
-        ({"json": "rows.jsonl", "column": "hint"}, "row 0: column 'hint' holds nothing, not text"),
-        ({"json": "rows.jsonl", "column": "ids"}, "row 0: column 'ids' holds list, not text"),
+        ({"json": "rows.jsonl", "column": "hint"}, "row 0: column 'hint' contains nothing, not text"),
+        ({"json": "rows.jsonl", "column": "ids"}, "row 0: column 'ids' contains list, not text"),
         ({"json": "lines.txt"}, "cannot read .*lines.txt as json: "),
-        ({"csv": "ragged.csv"}, "cannot read .*ragged.csv as csv: row 1 has 1 cells, the header 2"),
+        ({"csv": "ragged.csv"}, "cannot read .*ragged.csv as csv: row 1 has 1 cells, but the header has 2"),
         ({"parquet": "lines.txt"}, "cannot read .*lines.txt as parquet: "),
         ({"csv": "latin.csv"}, "cannot read .*latin.csv as csv: 'utf-8' codec can't decode byte 0xe9"),
         ({"text": "latin.csv"}, "cannot read .*latin.csv as text: 'utf-8' codec can't decode byte 0xe9"),
-        ({"text": "lines.txt", "skip": 9}, "no rows are left of 4 with skip: 9"),
+        ({"text": "lines.txt", "skip": 9}, "there are 4 rows, and skip: 9 leaves none"),
         ({"hub": "nobody/nothing", "split": "train"}, "cannot load 'nobody/nothing' from the hub: .*use a local copy"),
     ],
 )
@@ -181,14 +181,16 @@ EMPTY = {
 def test_files_without_a_row_are_reported(folder: Path, name: str) -> None:
     (folder / name).write_bytes(EMPTY[name])
     kind = {".json": "json", ".csv": "csv", ".txt": "text", ".jsonl": "json"}[Path(name.removesuffix(".gz")).suffix]
-    with pytest.raises(DataError, match=r"^data\.eval: .*(is empty|holds no rows|no rows are left of 0)") as caught:
+    with pytest.raises(
+        DataError, match=r"^data\.eval: .*(is empty|has no rows|there are 0 rows, and skip: 0 leaves none)"
+    ) as caught:
         read_text(Source.model_validate({kind: name}), folder, "data.eval")
     assert "\n" not in str(caught.value)
 
 
 def test_a_table_without_a_row_is_reported(folder: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "rows.parquet")
-    with pytest.raises(DataError, match=r"data\.eval: .*rows\.parquet holds no rows"):
+    with pytest.raises(DataError, match=r"data\.eval: .*rows\.parquet has no rows"):
         read_text(Source.model_validate({"parquet": "rows.parquet"}), folder, "data.eval")
 
 

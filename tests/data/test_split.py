@@ -87,13 +87,13 @@ def make_split(rows: list[dict[str, Any]]) -> Split:
 
 def test_a_batch_without_a_scored_token_is_an_error() -> None:
     split = make_split([{"input_ids": [1], "labels": [2]}, {"input_ids": [1], "labels": [IGNORE]}])
-    with pytest.raises(DataError, match=r"data\.train: a batch in which no token is scored"):
+    with pytest.raises(DataError, match=r"data\.train: no token of a batch is scored"):
         list(split.loader(1))
 
 
 def test_a_batch_whose_targets_are_all_padding_is_an_error() -> None:
     rows = [{"input_ids": [3, 4], "labels": [IGNORE, IGNORE]}, {"input_ids": [5], "labels": [IGNORE]}]
-    with pytest.raises(DataError, match="no token is scored; its labels are all -100"):
+    with pytest.raises(DataError, match="no token of a batch is scored, because all its labels are -100"):
         collate(rows, SEQ2SEQ)
     collate([*rows, {"input_ids": [5], "labels": [6]}], SEQ2SEQ)
 

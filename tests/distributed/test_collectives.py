@@ -31,7 +31,7 @@ print(json.dumps({
     "gathered": collectives.gathered(rows).tolist(),
     "empty": collectives.gathered(torch.zeros(3 * rank, dtype=torch.uint8)).tolist(),
     "strided": collectives.gathered(apart).tolist(),
-    "told": collectives.from_main(f"said by {rank}: \\u00fc" * (rank + 1)),
+    "reported": collectives.from_main(f"said by {rank}: \\u00fc" * (rank + 1)),
     "times": times,
 }))
 collectives.leave()
@@ -81,7 +81,7 @@ def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="no CUDA device of its own; allowed: --num_processes 1 at most"):
+    with pytest.raises(UserError, match="no CUDA device of its own; allowed: --num_processes up to 1, or --device cpu"):
         collectives.join("cuda")
 
 
@@ -101,7 +101,7 @@ def test_three_processes_agree() -> None:
         "gathered": expected,
         "empty": [0] * 9,
         "strided": columns + columns[1:] + columns[2:],
-        "told": "said by 0: ü",
+        "reported": "said by 0: ü",
     }
     assert all(begun >= times[0][1] for begun, _ in times[1:])
 
@@ -113,7 +113,7 @@ def test_who_waits_for_one_that_ended_ends(ending: int) -> None:
     done = launch(2, "-c", ENDING, ending)
     assert done[ending].returncode == 7
     assert done[1 - ending].returncode == 1
-    assert done[1 - ending].stderr.strip().endswith("another process of this run has ended; its own message says why")
+    assert done[1 - ending].stderr.strip().endswith("another process of this run has ended; see its error message")
     assert time.monotonic() - began < 300
 
 
@@ -133,7 +133,7 @@ raise SystemExit(3)
 
 
 @pytest.mark.slow
-def test_processes_that_cannot_meet_are_told() -> None:
+def test_processes_that_cannot_meet_are_reported() -> None:
     code = "from compress.distributed import collectives; collectives.join('cpu')"
     done = launch(1, "-c", f"import os; os.environ['WORLD_SIZE'] = '2'; del os.environ['MASTER_ADDR']\n{code}")
     assert "UserError: the processes of this run cannot reach each other" in done[0].stderr

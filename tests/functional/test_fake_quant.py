@@ -367,7 +367,7 @@ def test_what_cannot_be_is_refused() -> None:
         fq.round_to_nearest(W, bits=1)
     with pytest.raises(ValueError, match="bits"):
         fq.dynamic_scaling(W, ONE, bits=9)
-    with pytest.raises(ValueError, match="takes 2 value"):
+    with pytest.raises(ValueError, match="needs 2 value"):
         fq.dynamic_scaling(torch.ones(2, 3), torch.ones(3), bits=2, dim=0)
-    with pytest.raises(ValueError, match="takes 1 value"):
+    with pytest.raises(ValueError, match="needs 1 value"):
         fq.pact(torch.ones(2, 3), torch.ones(3), bits=2)

@@ -45,7 +45,7 @@ def test_both_runtimes_answer_the_same_lines(bart: Artifact, bart_onnx: Artifact
 
 
 @pytest.mark.slow
-def test_two_directories_of_one_name_are_told(bart: Artifact, tmp_path: Path) -> None:
+def test_two_directories_of_one_name_are_reported(bart: Artifact, tmp_path: Path) -> None:
     done = answers(bart.path, bart.path, "--lines", tmp_path / "lines.txt")
     assert done.returncode == 1
-    assert done.stderr.startswith("two directories have one name")
+    assert done.stderr.startswith("directories have the same name")

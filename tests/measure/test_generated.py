@@ -91,7 +91,9 @@ def test_full_length_is_all_the_tokens_there_are(bart: Artifact, bart_onnx: Arti
 
 
 def test_a_rule_for_sentences_needs_rouge() -> None:
-    with pytest.raises(ValidationError, match="sentences: stops is of rouge, which metric does not name"):
+    with pytest.raises(
+        ValidationError, match="sentences: stops applies only to the rouge metric, which metric does not include"
+    ):
         Quality.model_validate({"metric": "bleu", "sentences": "stops"})
 
 

@@ -1,4 +1,4 @@
-"""Metrics of text that is not English: told where they cannot tell texts apart, and chosen for where they can."""
+"""Metrics of text that is not English: refused where they cannot distinguish texts, and chosen where they can."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_rouge_is_refused_where_most_references_lose_their_words(
     artifact = {"gpt2": gpt2, "bart": bart}[model]
     data = opened(artifact, tmp_path, targets)
     message = (
-        f"rouge knows letters a to z alone, and {lost} of {len(targets)} rows of data.test have references without "
+        f"ROUGE only counts the letters a to z, but {lost} of {len(targets)} rows of data.test have references without "
         "one; measure chrf or bleu"
     )
     assert list(quality_of("rouge").problems({}, data)) == ([message] if lost else [])
@@ -90,7 +90,9 @@ def test_the_recipe_chooses_the_tokenizer(bart: Artifact, tmp_path: Path) -> Non
 
 
 def test_a_tokenizer_belongs_to_bleu_and_keys_stay_without_one() -> None:
-    with pytest.raises(ValidationError, match="bleu_tokenize: zh is of bleu, which metric does not name"):
+    with pytest.raises(
+        ValidationError, match="bleu_tokenize: zh applies only to the bleu metric, which metric does not include"
+    ):
         Quality.model_validate({"metric": "chrf", "bleu_tokenize": "zh"})
     with pytest.raises(ValidationError, match="bleu_tokenize"):
         Quality.model_validate({"metric": "bleu", "bleu_tokenize": "ja-mecab"})

@@ -95,7 +95,7 @@ def test_a_batch_whose_targets_are_all_padding_stops(model: Artifact, tmp_path: 
     data = rows_of(model, tmp_path, [([5, 6, 7], [8, 2]), ([5, 6], [-100, -100])])
     reference = "base" if metric == ("agreement",) else None
     quality = Quality(metric=metric, reference=reference, batch=1)  # type: ignore[call-arg]
-    with pytest.raises(DataError, match=r"data\.test: a batch in which no token is scored"):
+    with pytest.raises(DataError, match=r"data\.test: no token of a batch is scored"):
         quality.run({"base": model}, data=data, device="cpu", console=None)
 
 
@@ -106,5 +106,5 @@ def test_answers_may_fill_the_context_and_no_more(model: Artifact, folder: Path)
     found = quality.run({"base": model}, data=data, device="cpu", console=None)["base"]["quality"]
     assert found["samples"]
     quality = Quality(metric="bleu", decoding={"max_new_tokens": 33})  # type: ignore[call-arg, arg-type]
-    with pytest.raises(DataError, match=r"max_new_tokens: 33; the model's answers have 32 tokens at most"):
+    with pytest.raises(DataError, match=r"max_new_tokens: 33, but the model's responses have at most 32 tokens"):
         quality.run({"base": model}, data=data, device="cpu", console=None)

@@ -162,7 +162,7 @@ def test_the_torch_side_loads_in_a_fresh_process(artifacts: dict[str, Artifact])
     assert found["peak_rss_bytes"] > 100 * 2**20
 
 
-def test_a_failing_process_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_failing_process_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(CompressError, match=r"peak memory could not be measured \(.*cannot be opened"):
         measure_in_fresh_process(tmp_path, "onnx", WORK)
 

@@ -113,8 +113,8 @@ def test_a_model_from_nothing_reads_its_tokenizers_text(name: str) -> None:
     assert text == "the cat"
 
 
-def test_too_little_text_is_told() -> None:
-    with pytest.raises(DataError, match=r"train_bpe is 5000, but data.train only holds text for \d+ tokens"):
+def test_too_little_text_is_reported() -> None:
+    with pytest.raises(DataError, match=r"train_bpe is 5000, but the text of data.train yields only \d+ tokens"):
         train_bpe(TEXTS, 5000, GPT2)
 
 
@@ -155,7 +155,7 @@ def test_what_may_be_0_in_a_config_is_left_alone() -> None:
         ({"n_layer": 1}, "config has no model_type"),
         ({"model_type": "nothing"}, "model_type 'nothing' is not supported; supported: gpt2, bart, mbart, llama"),
         ({"model_type": "opt"}, "model_type 'opt' is not supported"),
-        ({"model_type": "gpt2", "layers": 1}, "config.layers is no setting of gpt2"),
+        ({"model_type": "gpt2", "layers": 1}, "config.layers is not a setting of gpt2"),
         ({"model_type": "gpt2", "n_layer": 0}, "config.n_layer is 0; allowed: whole numbers from 1"),
         ({"model_type": "gpt2", "n_embd": -4}, "config.n_embd is -4; allowed: whole numbers from 1"),
         ({"model_type": "gpt2", "n_inner": -3}, "config.n_inner is -3; allowed: whole numbers from 1"),
@@ -165,6 +165,6 @@ def test_what_may_be_0_in_a_config_is_left_alone() -> None:
         ({"model_type": "gpt2", "vocab_size": 10}, "config.vocab_size is 10, but the tokenizer has 280 tokens"),
     ],
 )
-def test_a_wrong_config_is_told(settings: dict[str, object], text: str) -> None:
+def test_a_wrong_config_is_reported(settings: dict[str, object], text: str) -> None:
     with pytest.raises(ModelError, match=text):
         new_config(settings, CAUSAL)

@@ -164,7 +164,7 @@ def test_beams_do_not_stream_and_forced_tokens_are_known(exported: Callable[...,
     runtime = Runtime.open(exported().directory, threads=1)
     ids, _ = left_padded(1, 3)
     with pytest.raises(
-        UserError, match="num_beams: 4 beams know their tokens only at the end; use num_beams 1 to stream"
+        UserError, match="num_beams: beam search with 4 beams has its tokens only at the end; use num_beams 1 to stream"
     ):
         runtime.stream(ids, num_beams=4)
     with pytest.raises(UserError, match="max_length: is not an option of generation; allowed: max_new_tokens, "):
@@ -253,20 +253,20 @@ WRONG: list[tuple[Any, Any, str]] = [
     ([[3, -1]], None, "input_ids: -1 is not a token of the vocabulary, 0 to 66"),
     (np.array([[3, 67]]), None, "input_ids: 67 is not a token of the vocabulary, 0 to 66"),
     (np.array([[3, 67]], np.uint8), [[0, 1]], "input_ids: 67 is not a token"),
-    (np.ones((1, 3)), None, "input_ids: float64 is not a type of tokens; give whole numbers, 0 to 66"),
-    ([["a"]], None, "input_ids: <U1 is not a type of tokens"),
-    ([[2**70]], None, "input_ids: object is not a type of tokens"),
-    ([[1, 2], [3]], None, "input_ids: the rows differ in length; pad them, with 0 there in attention_mask"),
+    (np.ones((1, 3)), None, "input_ids: float64 is not an integer type; give token ids from 0 to 66"),
+    ([["a"]], None, "input_ids: <U1 is not an integer type"),
+    ([[2**70]], None, "input_ids: object is not an integer type"),
+    ([[1, 2], [3]], None, "input_ids: the rows differ in length; pad them, and set attention_mask to 0 at the padding"),
     ([1, 2], None, "input_ids: the shape (2,) is not [rows, tokens] with at least one of each"),
     (np.ones(3, np.int64), None, "input_ids: the shape (3,) is not [rows, tokens]"),
     ([], None, "input_ids: the shape (0,) is not [rows, tokens]"),
     (np.ones((0, 3), np.int64), None, "input_ids: the shape (0, 3) is not [rows, tokens]"),
     (np.ones((2, 0), np.int64), None, "input_ids: the shape (2, 0) is not [rows, tokens]"),
-    ([[1, 2]], [[1]], "attention_mask: the shape (1, 1) is not that of input_ids, (1, 2)"),
-    ([[1, 2]], [1, 1], "attention_mask: the shape (2,) is not that of input_ids"),
-    ([[1, 2]], [[2, 1]], "attention_mask: holds something besides 0 (padding) and 1"),
-    ([[1, 2]], [[np.nan, 1]], "attention_mask: holds something besides 0 (padding) and 1"),
-    ([[1, 2], [1, 2]], [[0, 1], [0, 0]], "attention_mask: row 1 hides all its tokens"),
+    ([[1, 2]], [[1]], "attention_mask: the shape (1, 1) differs from the shape (1, 2) of input_ids"),
+    ([[1, 2]], [1, 1], "attention_mask: the shape (2,) differs from the shape (1, 2) of input_ids"),
+    ([[1, 2]], [[2, 1]], "attention_mask: contains values other than 0 (padding) and 1"),
+    ([[1, 2]], [[np.nan, 1]], "attention_mask: contains values other than 0 (padding) and 1"),
+    ([[1, 2], [1, 2]], [[0, 1], [0, 0]], "attention_mask: row 1 masks all its tokens"),
     ([[1, 2]], [[0, 1], [1]], "attention_mask: the rows differ in length"),
 ]
 """Tokens and masks that no model of 67 tokens takes, and what is said."""
@@ -328,7 +328,7 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
     with pytest.raises(ModelError, match=r"config\.json"):
         Runtime.open(found)
     (found / "config.json").write_text("[]")
-    with pytest.raises(ModelError, match=r"config\.json does not hold a JSON object"):
+    with pytest.raises(ModelError, match=r"config\.json does not contain a JSON object"):
         Runtime.open(found)
     (found / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="does not give the number of positions"):
@@ -344,15 +344,15 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
         ({"n_positions": "x"}, r"config\.json: 'x' is not a number of positions"),
         ({"n_positions": 0}, r"config\.json: 0 is not a number of positions"),
         ({"n_positions": []}, r"config\.json: \[\] is not a number of positions"),
-        ({"eos_token_id": "x"}, "eos_token_id is 'x' in its settings; a token's number, or several, are allowed"),
+        ({"eos_token_id": "x"}, "eos_token_id is 'x' in its settings; allowed: a token id, or several"),
         ({"eos_token_id": 1.5}, r"eos_token_id is 1\.5 in its settings"),
         (
             {"forced_eos_token_id": [1, 2.5]},
-            r"forced_eos_token_id is \[1, 2\.5\] in its settings; a token's number, or",
+            r"forced_eos_token_id is \[1, 2\.5\] in its settings; allowed: a token id, or several",
         ),
-        ({"pad_token_id": "q"}, "pad_token_id is 'q' in its settings; one token's number is allowed"),
-        ({"pad_token_id": [1]}, r"pad_token_id is \[1\] in its settings; one token's number is allowed"),
-        ({"decoder_start_token_id": [2]}, r"decoder_start_token_id is \[2\] in its settings; one token's"),
+        ({"pad_token_id": "q"}, "pad_token_id is 'q' in its settings; allowed: one token id"),
+        ({"pad_token_id": [1]}, r"pad_token_id is \[1\] in its settings; allowed: one token id"),
+        ({"decoder_start_token_id": [2]}, r"decoder_start_token_id is \[2\] in its settings; allowed: one token id"),
     ],
 )
 def test_settings_that_are_none_are_reported(
@@ -412,7 +412,7 @@ def test_the_graph_of_another_project_is_reported(exported: Callable[..., Any]) 
     graph.graph.input[0].name = "tokens"
     onnx.save(graph, found.directory / "model.onnx")
     inputs = "attention_mask, position_ids, tokens"
-    message = f"is another graph: its inputs are {inputs} and its outputs .*; expected attention_mask, input_"
+    message = f"is not the expected graph: its inputs are {inputs} and its outputs .*; expected attention_mask, input_"
     with pytest.raises(ModelError, match=message):
         Runtime.open(found.directory)
 

@@ -107,7 +107,9 @@ def test_what_does_not_fit_is_reported(responding: Callable[..., Any]) -> None:
         runtime.stream(long, max_new_tokens=2)
     with pytest.raises(UserError, match="exceed the context"):
         runtime.generate(SOURCES, max_new_tokens=runtime.context + 1)
-    with pytest.raises(UserError, match=r"attention_mask: the shape \(3, 8\) is not that of input_ids, \(3, 9\)"):
+    with pytest.raises(
+        UserError, match=r"attention_mask: the shape \(3, 8\) differs from the shape \(3, 9\) of input_ids"
+    ):
         runtime.generate(SOURCES, MASK[:, 1:])
 
 
@@ -115,10 +117,10 @@ def test_what_is_not_a_source_is_reported(responding: Callable[..., Any]) -> Non
     runtime = Runtime.open(responding(0).directory, threads=1)
     for ids, mask, message in (
         ([[3, 67]], None, "input_ids: 67 is not a token of the vocabulary, 0 to 66"),
-        ([[3.5]], None, "input_ids: float64 is not a type of tokens"),
+        ([[3.5]], None, "input_ids: float64 is not an integer type"),
         ([[]], None, r"input_ids: the shape \(1, 0\) is not"),
-        ([[1, 2]], [[1]], r"attention_mask: the shape \(1, 1\) is not that of input_ids"),
-        ([[1, 2]], [[0, 0]], "attention_mask: row 0 hides all its tokens"),
+        ([[1, 2]], [[1]], r"attention_mask: the shape \(1, 1\) differs from the shape \(1, 2\) of input_ids"),
+        ([[1, 2]], [[0, 0]], "attention_mask: row 0 masks all its tokens"),
     ):
         for call in (runtime.generate, runtime.stream, runtime.begin, runtime.answer):
             with pytest.raises(UserError, match=message):
@@ -162,7 +164,7 @@ def test_graphs_that_changed_places_and_a_start_that_is_not_a_token_are_reported
         Runtime.open(directory)
     (directory / "encoder_model.onnx").write_bytes((directory / "decoder_model_merged.onnx").read_bytes())
     with pytest.raises(
-        ModelError, match=r"encoder_model\.onnx: is another graph: its inputs are encoder_attention_mask"
+        ModelError, match=r"encoder_model\.onnx: is not the expected graph: its inputs are encoder_attention_mask"
     ):
         Runtime.open(directory)
 

@@ -64,7 +64,7 @@ def test_who_says_the_same_everywhere_does_not_choose_rows(says):
     assert titles(rows_of(base=base, broken=broken)) == alike[:FIRST]
 
 
-def test_drawn_text_is_told_with_its_seed():
+def test_drawn_text_is_reported_with_its_seed():
     rows = rows_of(base={0: "a"}, small={0: "a"}, sure={0: "b"}, old={0: "b"})
     quality = rows[0].record.quality
     quality["samples (split eval)"] = [sample(0, "c")]

@@ -1,4 +1,4 @@
-"""Quantized exports that are no faster are told, with reasons that the figures bear out; and what each export costs."""
+"""Quantized exports that are no faster are reported, with reasons from the records; and the cost of each export."""
 
 from dataclasses import replace
 
@@ -60,7 +60,7 @@ def rows_of(*exports, environment=None):
     return numbers.rows_of([Run("run", file, Measurements(artifacts=records), stages)])
 
 
-def told(*exports, environment=VNNI):
+def sentences(*exports, environment=VNNI):
     rows = rows_of(*exports, environment=environment)
     found = words.warnings([rows[0].run], rows)
     assert all("\n" not in line and line.endswith(".") and "None" not in line for line in found)
@@ -81,19 +81,20 @@ BASE = export("base", token=10.0, prompt=80.0)
     ],
 )
 def test_each_time_is_held_against_the_float_export(token, prompt, where):
-    found = told(BASE, export("small", token=token, prompt=prompt, bits=4, size=60))
+    found = sentences(BASE, export("small", token=token, prompt=prompt, bits=4, size=60))
     assert [line.split(" no faster ")[1].split(" than base ")[0] for line in found] == where
 
 
 def test_the_line_has_both_figures():
-    (line,) = told(BASE, export("small", token=12.5, prompt=40.0, bits=4))
+    (line,) = sentences(BASE, export("small", token=12.5, prompt=40.0, bits=4))
     assert line.startswith(
-        "small is quantized but no faster per token than base (0.80x): 12.50 against 10.00 ms; nothing recorded"
+        "small is quantized but no faster per token than base (0.80x): 12.50 ms compared with 10.00 ms; "
+        "the records do not explain"
     )
 
 
 def test_a_float_export_is_not_held_to_be_faster():
-    assert not told(BASE, export("again", token=12.0, prompt=99.0))
+    assert not sentences(BASE, export("again", token=12.0, prompt=99.0))
 
 
 CACHED = {"size": 20.0}
@@ -102,32 +103,32 @@ CACHED = {"size": 20.0}
 @pytest.mark.parametrize(
     ("base", "small", "environment", "reason"),
     [
-        ({}, {"block": 16}, VNNI, "block size 16 has no fast kernel; 32, 64, 128 have"),
+        ({}, {"block": 16}, VNNI, "block size 16 has no fast kernel; only 32, 64, 128 have one"),
         ({}, {"bits": 2, "inputs": "none"}, VNNI, "its 2-bit codes become float32 weights when it is opened"),
-        ({}, {"inputs": "none"}, VNNI, "codes are turned into float32 numbers at each use"),
+        ({}, {"inputs": "none"}, VNNI, "codes are converted to float32 numbers at each use"),
         ({}, {}, {"instructions": ["avx2"]}, "no dot products of 8-bit numbers"),
         ({}, {}, {"instructions": []}, "no dot products of 8-bit numbers"),
         (CACHED, {}, VNNI, "base fits into the processor's cache (20.00 of 32.00 MB)"),
-        ({"millions": 2.0}, {"millions": 2.0}, {}, "a step's time goes to calling kernels"),
+        ({"millions": 2.0}, {"millions": 2.0}, {}, "a step spends its time on kernel calls"),
     ],
 )
 def test_reasons_come_from_what_was_recorded(base, small, environment, reason):
     """Each is there where the record says so, and not with another record."""
     slow = {"token": 12.0, "prompt": 40.0}
-    (line,) = told(
+    (line,) = sentences(
         export("base", token=10.0, prompt=80.0, **base),
         export("small", **slow, **{"bits": 4, **small}),
         environment=environment,
     )
     assert reason in line
-    (other,) = told(BASE, export("small", **slow, bits=4))
+    (other,) = sentences(BASE, export("small", **slow, bits=4))
     assert reason not in other
 
 
 @pytest.mark.parametrize(("token", "told_ratio"), [(9.81, "1.02x"), (10.0, "1.00x"), (10.19, "0.98x")])
-def test_a_tie_is_told_as_a_tie(token, told_ratio):
+def test_a_tie_is_reported_as_a_tie(token, told_ratio):
     """Neither faster nor slower: figures that differ by less than the stated tolerance are no verdict on a sign."""
-    (line,) = told(BASE, export("small", token=token, prompt=40.0, bits=4))
+    (line,) = sentences(BASE, export("small", token=token, prompt=40.0, bits=4))
     assert line.startswith(f"small is quantized but as fast per token as base, to within 2 % ({told_ratio}): ")
     assert "no faster" not in line
 
@@ -137,15 +138,15 @@ PROMPT = {"token": 5.0, "prompt": 90.0}
 
 def test_a_prompt_has_no_reason_that_nothing_recorded_bears_out():
     for bits in (2, 4, 8):
-        (line,) = told(BASE, export("small", **PROMPT, bits=bits, millions=2.0))
-        assert line.endswith("90.00 against 80.00 ms; nothing recorded explains it.")
+        (line,) = sentences(BASE, export("small", **PROMPT, bits=bits, millions=2.0))
+        assert line.endswith("90.00 ms compared with 80.00 ms; the records do not explain why.")
 
 
 @pytest.mark.parametrize(("read", "little"), [(20.0, True), (40.0, True), (41.0, False), (80.0, False)])
 def test_fewer_bytes_save_little_where_reading_them_takes_a_small_part(read, little):
     base = export("base", token=10.0, prompt=80.0, read=read)
-    (line,) = told(base, export("small", **PROMPT, bits=4))
-    said = f"memory gives all weights of base in {read:.2f} of its 80.00 ms, so that fewer bytes save little"
+    (line,) = sentences(base, export("small", **PROMPT, bits=4))
+    said = f"reading all weights of base from memory takes {read:.2f} of its 80.00 ms, so fewer bytes save little"
     assert (said in line) == little
 
 
@@ -162,8 +163,8 @@ def test_fewer_bytes_save_little_where_reading_them_takes_a_small_part(read, lit
     ids=str,
 )
 def test_codes_of_more_bits_are_named_where_they_are_faster(other, said):
-    line, *_ = told(BASE, export("small", **PROMPT, bits=2), export("other", token=4.0, **other))
-    assert ("products of 4-bit codes take less time there (other: 60.00 ms)" in line) == said
+    line, *_ = sentences(BASE, export("small", **PROMPT, bits=2), export("other", token=4.0, **other))
+    assert ("products of 4-bit codes are faster there (other: 60.00 ms)" in line) == said
     assert said or "less time" not in line
 
 
@@ -177,12 +178,12 @@ def test_codes_of_more_bits_are_named_where_they_are_faster(other, said):
 )
 def test_what_is_only_looked_up_slows_no_product(table, product, blamed):
     slow = {"token": 12.0, "prompt": 90.0}
-    lines = told(BASE, export("small", **slow, **product, table=table))
+    lines = sentences(BASE, export("small", **slow, **product, table=table))
     assert len(lines) == 2
     assert not any(blamed in line for line in lines)
     own = dict(zip(("bits", "block"), table, strict=True))
     if blamed != "2-bit":
-        assert all(blamed in line for line in told(BASE, export("small", **slow, **{**product, **own})))
+        assert all(blamed in line for line in sentences(BASE, export("small", **slow, **{**product, **own})))
 
 
 def test_products_of_which_some_became_floats_have_both_reasons():
@@ -191,14 +192,14 @@ def test_products_of_which_some_became_floats_have_both_reasons():
     manifest = stage.manifest.model_copy(
         update={"quantization": {"matrices": [*stage.manifest.quantization["matrices"], head]}}
     )
-    (line,) = told(BASE, (record, replace(stage, manifest=manifest)))
-    assert "its 8-bit codes become float32 weights" in line and "codes are turned into float32 numbers" in line
+    (line,) = sentences(BASE, (record, replace(stage, manifest=manifest)))
+    assert "its 8-bit codes become float32 weights" in line and "codes are converted to float32 numbers" in line
 
 
 def test_codes_that_became_floats_have_one_reason():
     """Neither the cache nor unpacking matter to products of float32 weights."""
     slow = {"token": 12.0, "prompt": 90.0, "millions": 2.0}
-    lines = told(export("base", token=10.0, prompt=80.0, size=20), export("small", **slow, bits=8, inputs="none"))
+    lines = sentences(export("base", token=10.0, prompt=80.0, size=20), export("small", **slow, bits=8, inputs="none"))
     assert len(lines) == 2
     assert all(line.count(";") == 1 and "its 8-bit codes become float32 weights" in line for line in lines)
 
@@ -260,4 +261,6 @@ def test_a_work_directory_says_which_exports_are_slow(tmp_path):
     path = workdir / "measurements.json"
     path.write_text(path.read_text().replace('"per_token_ms": {"p50": 0.71', '"per_token_ms": {"p50": 12.71'))
     (line,) = slow_exports(workdir)
-    assert line.startswith("small-onnx is quantized but no faster per token than base-onnx (0.92x): 12.71 against")
+    assert line.startswith(
+        "small-onnx is quantized but no faster per token than base-onnx (0.92x): 12.71 ms compared with"
+    )

@@ -142,7 +142,7 @@ def test_a_stage_without_its_manifest_is_not_taken_for_an_untouched_model(tmp_pa
     workdir = write_run(tmp_path / "run", trained=False)
     manifest = next(workdir.glob("*-small-onnx-*")) / "artifact.json"
     manifest.unlink()
-    with pytest.raises(UserError, match=rf"{manifest}: is not there.* run the recipe again"):
+    with pytest.raises(UserError, match=rf"{manifest}: does not exist, so .* run the recipe again"):
         build([workdir], tmp_path / "out")
 
 

@@ -31,20 +31,20 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
-@pytest.mark.parametrize(("scheme", "worst", "factor"), [("nf4", 0.5, 4), ("fp4", 0.8, 4), ("int8", 0.1, 2)])
+@pytest.mark.parametrize(("quant_type", "worst", "factor"), [("nf4", 0.5, 4), ("fp4", 0.8, 4), ("int8", 0.1, 2)])
 def test_quantizes_saves_and_reloads(
-    tmp_path: Path, request: pytest.FixtureRequest, family: str, scheme: Any, worst: float, factor: int
+    tmp_path: Path, request: pytest.FixtureRequest, family: str, quant_type: Any, worst: float, factor: int
 ) -> None:
     base = saved(tmp_path, request, family)
     out = tmp_path / "out"
-    result = BitsAndBytes(scheme=scheme).run(base, out, Context(models={}))
+    result = BitsAndBytes(quant_type=quant_type).run(base, out, Context(models={}))
     coverage, products = result.coverage, {"gpt2": 8, "bart": 32}[family]
     assert result.traits == {"bitsandbytes"} and coverage.modules_touched == products
     assert coverage.bytes_before - coverage.bytes_after > coverage.parameters_touched * 4 * (1 - 1 / factor)
     assert (out / "model.safetensors").stat().st_size < 0.9 * (base.path / "model.safetensors").stat().st_size
     ids = torch.arange(3, 19)[None]
     reloaded = logits(load_stock(out, device="cpu"), ids)
-    assert torch.equal(reloaded, logits(load_bitsandbytes(base.path, scheme), ids))
+    assert torch.equal(reloaded, logits(load_bitsandbytes(base.path, quant_type), ids))
     exact = logits(base.model(), ids)
     error = (reloaded - exact).std() / exact.std()
     assert 0 < error < worst
@@ -55,8 +55,8 @@ def test_widths_that_4_bits_cannot_compute_are_refused(tmp_path: Path, request: 
     base = adopt(tmp_path / "base")
     shape = Shape(name="base", config=base.config(), sizes=base.sizes(), traits=frozenset(), root="base")
     found = next(BitsAndBytes().problems(shape, None))
-    assert found == "scheme: nf4 needs widths that are multiples of 64, and hidden is 144 wide; use int8"
-    assert not list(BitsAndBytes(scheme="int8").problems(shape, None))
+    assert found == "quant_type: nf4 needs widths that are multiples of 64, and hidden is 144 wide; use int8"
+    assert not list(BitsAndBytes(quant_type="int8").problems(shape, None))
 
 
 def test_touching_nothing_raises(

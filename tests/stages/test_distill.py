@@ -108,6 +108,7 @@ def test_vocabularies_must_agree(request: Any, stock: Any, shape_of: Any) -> Non
     teacher = shape_of(stock(tiny(request, "tiny_gpt2", vocab=29), "teacher"), "teacher")
     (problem,) = STAGES.read(stage()).problems(student, teacher)
     assert problem == (
-        "teacher 'teacher' has a vocabulary of 29 tokens, the student 'student' of 23; they must share one"
+        "teacher 'teacher' has a vocabulary of 29 tokens, but the student 'student' has 23; "
+        "they must use the same vocabulary"
     )
     assert next(STAGES.read(stage()).problems(student, None)).endswith("needs a teacher; name one with teacher: NAME")

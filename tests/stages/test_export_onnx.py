@@ -42,8 +42,8 @@ def base(tmp_path: Path, tiny_gpt2: Any) -> Artifact:
     return adopt(tmp_path / "base")
 
 
-def quantized(base: Artifact, directory: Path, scheme: str | None, *, bits: int = 4, **store: Any) -> Artifact:
-    activations = scheme and {"scheme": scheme}
+def quantized(base: Artifact, directory: Path, granularity: str | None, *, bits: int = 4, **store: Any) -> Artifact:
+    activations = granularity and {"granularity": granularity}
     config = {"weights": {"bits": bits}, "embedding": {"bits": 4}, "activations": activations, "store": store}
     settings, model = Quantization.model_validate(config), base.model()
     quantize(model, base.family(), settings)
@@ -55,8 +55,8 @@ def quantized(base: Artifact, directory: Path, scheme: str | None, *, bits: int 
 
 def shape_of(artifact: Artifact) -> Shape:
     spec = artifact.manifest.quantization
-    scheme = spec.scheme if spec else None
-    return Shape("a", artifact.config(), artifact.sizes(), artifact.traits, root="a", scheme=scheme)
+    activations = spec.activations if spec else None
+    return Shape("a", artifact.config(), artifact.sizes(), artifact.traits, root="a", activations=activations)
 
 
 def test_a_float_model(base: Artifact, tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_three_bits_are_noted(base: Artifact, tmp_path: Path, bits: int, note: s
     )
 
 
-@pytest.mark.parametrize("scheme", ["block", "paper"])
-def test_float16_is_kept(base: Artifact, tmp_path: Path, scheme: str) -> None:
-    source = quantized(base, tmp_path / "q", scheme, scales="float16", positions="float16")
-    result = run(ExportOnnx(activations="exact" if scheme == "block" else "replace"), source, tmp_path / "out")
+@pytest.mark.parametrize("granularity", ["block", "tensor"])
+def test_float16_is_kept(base: Artifact, tmp_path: Path, granularity: str) -> None:
+    source = quantized(base, tmp_path / "q", granularity, scales="float16", positions="float16")
+    result = run(ExportOnnx(activations="exact" if granularity == "block" else "replace"), source, tmp_path / "out")
     assert result.quantization is not None and source.manifest.quantization is not None
     assert result.quantization.half == source.manifest.quantization.half != {}
     stored = onnx.load(tmp_path / "out" / "model.onnx").graph.initializer
@@ -120,31 +120,34 @@ def test_float16_is_kept(base: Artifact, tmp_path: Path, scheme: str) -> None:
     assert halves == {"transformer.wpe.weight", "transformer.wte.scales"}
 
 
-def test_activations_of_a_paper_must_be_replaced(base: Artifact, tmp_path: Path) -> None:
-    source = quantized(base, tmp_path / "q", "paper")
+def test_activations_per_tensor_must_be_replaced(base: Artifact, tmp_path: Path) -> None:
+    source = quantized(base, tmp_path / "q", "tensor")
     (problem,) = ExportOnnx().problems(shape_of(source), None)
-    assert problem.startswith("activations: exact is impossible")
+    assert problem == (
+        "activations: exact is impossible, because the kernel quantizes per block and this model per tensor; "
+        "allowed: replace, float, or granularity: block in the activations of quantize"
+    )
     with pytest.raises(ParityError):
         run(ExportOnnx(), source, tmp_path / "exact")
 
 
 @pytest.mark.parametrize(
-    ("scheme", "activations", "taken"),
+    ("granularity", "activations", "taken"),
     [
         *((None, "exact", "none"), (None, "replace", "block"), ("block", "exact", "block")),
-        *(("block", "float", "none"), ("paper", "replace", "block"), ("paper", "float", "none")),
+        *(("block", "float", "none"), ("tensor", "replace", "block"), ("tensor", "float", "none")),
     ],
 )
 def test_what_inputs_of_products_become(
-    base: Artifact, tmp_path: Path, scheme: str | None, activations: Any, taken: str
+    base: Artifact, tmp_path: Path, granularity: str | None, activations: Any, taken: str
 ) -> None:
     """The record says what the graph computes, and so does the torch model that the record makes of the codes."""
-    source = quantized(base, tmp_path / "q", scheme)
+    source = quantized(base, tmp_path / "q", granularity)
     stage = ExportOnnx(activations=activations)
     assert not list(stage.problems(shape_of(source), None))
     result = run(stage, source, tmp_path / "out")
     assert result.quantization is not None
-    assert result.quantization.scheme == taken
+    assert result.quantization.activations == taken
     manifest = source.manifest.model_copy(update={"quantization": result.quantization})
     ids = torch.randint(1, 67, (1, 5))
     with torch.no_grad():
@@ -167,7 +170,7 @@ def test_sizes_without_a_stock_class(base: Artifact, tmp_path: Path) -> None:
     source = sealed(tmp_path / "pruned", base, traits=["pruned"], kept=keep)
     result = run(ExportOnnx(), source, tmp_path / "out")
     assert result.kept == keep
-    assert "compress.onnx.runtime only" in result.coverage.note
+    assert "opens only in compress.onnx.runtime, because no stock class has this shape" in result.coverage.note
     ids = torch.randint(1, 67, (1, 5))
     with torch.no_grad():
         expected = model(ids).logits
@@ -177,10 +180,10 @@ def test_sizes_without_a_stock_class(base: Artifact, tmp_path: Path) -> None:
 def test_what_check_can_see(base: Artifact) -> None:
     shape = shape_of(base)
     assert not list(ExportOnnx().problems(shape, None))
-    packed = replace(shape, traits=frozenset({"quantized"}), scheme="block")
-    floats = replace(packed, scheme="none")
+    packed = replace(shape, traits=frozenset({"quantized"}), activations="block")
+    floats = replace(packed, activations="none")
     (problem,) = ExportOnnx(graph="plain").problems(packed, None)
-    assert problem.startswith("graph: plain holds float weights only")
+    assert problem.startswith("graph: plain supports only float weights")
     for source, allowed in ((shape, "exact"), (packed, "exact, float")):
         (problem,) = ExportOnnx(activations="replace").problems(source, None)
         assert problem == f"activations: replace has nothing to replace; allowed: {allowed}"

@@ -62,12 +62,12 @@ def test_masks_train_and_frozen_weights_stay_bit_for_bit(
 
 def test_groups_are_refused_before_any_work_where_a_model_has_none(base: Any, shape_of: Any) -> None:
     read = STAGES.read({"type": "learn_masks", "method": "magnitude", "axes": ["ffn", "groups"]})
-    for family, told in (("tiny_gpt2", True), ("tiny_llama", False)):
+    for family, refused in (("tiny_gpt2", True), ("tiny_llama", False)):
         source = base(family)
         problems = [str(problem) for problem in read.problems(shape_of(source), None)]
-        assert any("'groups' is not an axis of this model" in text for text in problems) == told
+        assert any("'groups' is not an axis of this model" in text for text in problems) == refused
         model = source.model()
-        with pytest.raises(ModelError, match="'groups'") if told else nullcontext():
+        with pytest.raises(ModelError, match="'groups'") if refused else nullcontext():
             values, _, _ = unit_values(model, source.family(), read.axes, read.method)
             assert {axis.rpartition(".")[2] for axis in values} == {"ffn", "groups"}
 
@@ -237,12 +237,12 @@ def test_default_terms_follow_the_method() -> None:
     }
 
 
-def test_what_cannot_work_is_told_before_any_work(base: Any, shape_of: Any) -> None:
+def test_what_cannot_work_is_reported_before_any_work(base: Any, shape_of: Any) -> None:
     shape = shape_of(base())
     for config, message in (
-        (stage("movement"), "give weights_lr"),
+        (stage("movement"), "method movement needs weights_lr"),
         (stage(steps=0), r"method learned needs steps to train"),
-        (stage(axes=[]), "one at least"),
+        (stage(axes=[]), "axes needs at least one of hidden, heads, groups, ffn"),
         (stage(axes=["ffn", "ffn"]), "at most once"),
     ):
         with pytest.raises(ValidationError, match=message):
@@ -250,11 +250,11 @@ def test_what_cannot_work_is_told_before_any_work(base: Any, shape_of: Any) -> N
     (problem,) = STAGES.read(stage()).problems(shape, None)
     assert problem == "terms[0] (forward_kl) needs a teacher; name one with teacher: NAME"
     assert list(STAGES.read(stage("loss_aware", terms=["mask_l1"])).problems(shape, shape)) == [
-        "terms: is empty; name one term at least"
+        "terms: is empty; give at least one term"
     ]
     scored = STAGES.read(stage("loss_aware", terms=["forward_kl", "mask_l1"]))
     (problem,) = scored.problems(shape, shape)
-    assert problem == "terms: 'base' is at distance 0 from itself, so no unit would score; use cross_entropy"
+    assert problem == "terms: 'base' has distance 0 from itself, so no unit gets a score; use cross_entropy"
     assert not list(scored.problems(shape, shape_of(base(seed=1), "other")))
     assert not list(STAGES.read(stage()).problems(shape, shape))
     assert not list(STAGES.read({"type": "learn_masks", "method": "magnitude"}).problems(shape, None))

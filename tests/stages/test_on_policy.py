@@ -211,11 +211,13 @@ def test_what_needs_the_data_s_own_rows_is_refused(pair: Any, shape_of: Any) -> 
     def problem(*terms: Any, **more: Any) -> str:
         return next(STAGES.read(stage(terms) | more).problems(*shapes), "")
 
-    assert problem("forward_kl", "cross_entropy").startswith("terms[1] (cross_entropy) scores the data's own tokens")
+    message = "terms[1] (cross_entropy) scores the tokens of the data, but on_policy replaces them"
+    assert problem("forward_kl", "cross_entropy") == message
     bank = {"type": "token_contrastive", "bank": "position"}
-    assert problem(bank).startswith("terms[0] (token_contrastive) keeps something of each row of the data")
+    message = "terms[0] (token_contrastive) stores values for each row of the data, but on_policy replaces rows"
+    assert problem(bank) == message
     assert not problem({"type": "token_contrastive"}) and not problem("forward_kl", targets="kd")
     unread = problem("forward_kl", targets="kd", on_policy={"fraction": 1})
-    assert unread == "targets: 'kd' would go unread, as on_policy.fraction is 1"
+    assert unread == "targets: 'kd' would not be read, because on_policy.fraction is 1"
     with pytest.raises(ValueError, match="no step would use the student's own responses; leave on_policy out"):
         STAGES.read(stage(fraction=0))

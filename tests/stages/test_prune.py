@@ -122,15 +122,15 @@ def test_each_kind_has_its_own_fraction_and_others_stay(base: Any, masked: Any, 
         ({"keep": "0.6", "uniform": False}, False),
     ],
 )
-def test_a_shape_without_stock_class_is_told(
+def test_a_shape_without_stock_class_is_reported(
     config: Any, expressible: bool, base: Any, masked: Any, run_stage: Any, shape_of: Any
 ) -> None:
     source = masked(base())
     made = run_stage(prune(**config), source)
-    told = "" if expressible else "opens with compress.load only"
-    assert made.manifest.lineage[-1].coverage["note"] == told
+    reported = "" if expressible else "opens with compress.load only"
+    assert made.manifest.lineage[-1].coverage["note"] == reported
     assert made.stock_shape() == expressible
-    assert STAGES.read(prune(**config)).shape(shape_of(source, masked=("hidden", "heads", "ffn"))).note == told
+    assert STAGES.read(prune(**config)).shape(shape_of(source, masked=("hidden", "heads", "ffn"))).note == reported
 
 
 def test_one_set_of_masks_makes_many_sizes(base: Any, masked: Any, run_stage: Any) -> None:
@@ -343,7 +343,7 @@ def test_a_run_repeats_itself(base: Any, masked: Any, run_stage: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (prune(keep="1/3"), r"keep: 1/3 of the 32 units of hidden is no whole number; allowed: 1/4, 2/4, 3/4, or"),
+        (prune(keep="1/3"), r"keep: 1/3 of the 32 units of hidden is not a whole number; allowed: 1/4, 2/4, 3/4, or"),
         (prune(keep={"heads": "1/3"}), r"1/3 of the 4 units of layer\.0\.heads .* allowed: 1/4, 2/4, 3/4, or"),
         (prune(keep={"ffn": "1/7"}), r"allowed: 1/128, 2/128, .*, 16/128, \.\.\., or uniform: false, which rounds"),
         (
@@ -353,7 +353,7 @@ def test_a_run_repeats_itself(base: Any, masked: Any, run_stage: Any) -> None:
         (prune(parameters=7), r"parameters: 7 is below"),
     ],
 )
-def test_sizes_that_cannot_be_are_told_twice(
+def test_sizes_that_cannot_be_are_reported_twice(
     config: Any, message: str, base: Any, masked: Any, run_stage: Any, shape_of: Any
 ) -> None:
     """By the check, from the shape alone, and by the run."""
@@ -373,13 +373,16 @@ def test_a_kind_without_masks_is_not_passed_over(base: Any, masked: Any, run_sta
 
 
 def test_scores_have_nothing_to_fold(base: Any, masked: Any, shape_of: Any) -> None:
-    told = {
+    reported = {
         scored: list(
             STAGES.read(prune(keep="1/2", fold=True)).problems(shape_of(base(), masked=KINDS, scored=scored), None)
         )
         for scored in (True, False)
     }
-    assert told == {True: ["fold: 'base' holds scores, and masks that are 1 change nothing; allowed: false"], False: []}
+    assert reported == {
+        True: ["fold: 'base' has scores, and masks that are 1 change nothing; allowed: false"],
+        False: [],
+    }
 
 
 @pytest.mark.parametrize("config", [prune(keep=1), prune(keep={}), prune(parameters=1), prune(parameters=10**9)])
@@ -439,5 +442,5 @@ def test_query_heads_are_cut_within_their_groups(
     assert (made.config().num_attention_heads, made.config().num_key_value_heads) == (2, 2)
     assert all(units[0] < 2 <= units[1] for axis, units in made.manifest.kept.items() if axis.endswith(".heads"))
     stage = STAGES.read({"type": "prune", "keep": {"heads": "1/4"}})
-    told = list(stage.problems(shape_of(source, masked=KINDS), None))
-    assert "does not leave equally many in each of 2 groups; allowed: 1/2, or masks on groups" in str(told[0])
+    reported = list(stage.problems(shape_of(source, masked=KINDS), None))
+    assert "does not leave the same number in each of 2 groups; allowed: 1/2, or masks on groups" in str(reported[0])

@@ -117,7 +117,7 @@ def test_float16_on_disk(tmp_path: Path, base: Artifact, granularity: str) -> No
     assert all(torch.equal(tensor, exact[name]) for name, tensor in codes.items())
 
 
-def test_what_float16_does_not_hold_is_told(tmp_path: Path, tiny_gpt2: Any) -> None:
+def test_what_float16_does_not_hold_is_reported(tmp_path: Path, tiny_gpt2: Any) -> None:
     model = tiny_gpt2(layers=1)
     with torch.no_grad():
         model.transformer.wte.weight[3] *= 1e-6
@@ -125,7 +125,7 @@ def test_what_float16_does_not_hold_is_told(tmp_path: Path, tiny_gpt2: Any) -> N
     base = adopt(tmp_path / "base")
     sealed, result = run(stage_of(3, store=STORE), base, tmp_path / "run", Context(models={}))
     assert result.coverage.note == (
-        "3-bit codes take 4 bits; float16 does not hold transformer.wte.scale, stored as float32"
+        "3-bit codes take 4 bits; float16 cannot represent transformer.wte.scale; stored as float32"
     )
     tensors = _tensors(sealed.path / QUANTIZED)
     assert tensors["transformer.wte.scale"].dtype == torch.float32
@@ -195,7 +195,7 @@ def test_the_norms_gradient_changes_training_alone(tmp_path: Path, base: Artifac
 
     assert digest(True, lr=0.0, scale_lr=0.0) == digest(False, lr=0.0, scale_lr=0.0)
     assert digest(True) != digest(False)
-    with pytest.raises(ValidationError, match="weights.norm_gradient is for training, and train.steps is 0"):
+    with pytest.raises(ValidationError, match="weights.norm_gradient needs training, but train.steps is 0"):
         stage_of(steps=0, weights={"bits": 2, "norm_gradient": True})
 
 

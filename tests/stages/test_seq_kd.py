@@ -80,8 +80,14 @@ def test_targets_are_what_the_stock_library_generates(
     ended = 0
     for row in rows:
         ids = torch.tensor([row["source"]])
-        told = {"num_beams": num_beams, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 1, "eos_token_id": end}
-        found = model.generate(ids, attention_mask=torch.ones_like(ids), **told)[0].tolist()
+        options = {
+            "num_beams": num_beams,
+            "max_new_tokens": 6,
+            "do_sample": False,
+            "pad_token_id": 1,
+            "eos_token_id": end,
+        }
+        found = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0].tolist()
         found = found[1 if "bart" in family else len(row["source"]) :]
         assert row["target"] == found
         ended += row["target"][-1] == end
@@ -90,7 +96,7 @@ def test_targets_are_what_the_stock_library_generates(
     assert metrics["rows"] == len(rows) and metrics["tokens"] == sum(len(row["target"]) for row in rows)
     assert metrics["without_end"] == len(rows) - ended
     assert kd.traits == {"targets"} and not list(kd.path.glob("*.safetensors"))
-    with pytest.raises(ModelError, match="holds generated targets and no model"):
+    with pytest.raises(ModelError, match="contains generated targets, not a model"):
         kd.model()
 
 
@@ -238,7 +244,7 @@ def test_every_stage_that_trains_takes_targets_and_keeps_its_key_without(
 
 
 @pytest.mark.slow
-def test_empty_answers_stay_and_are_told(
+def test_empty_answers_stay_and_are_reported(
     teacher: Any, run_stage: Any, answered: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = teacher("tiny_bart")

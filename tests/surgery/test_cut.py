@@ -161,7 +161,9 @@ def test_masked_is_cut_on_mbart(tiny_mbart, tiny_inputs, heads, tie, scale, kind
 )
 def test_kept_groups_hold_equally_many_heads(tiny_llama, keep):
     model = tiny_llama()
-    with pytest.raises(ModelError, match=r"keep of axis 'layer.0.heads' must hold equally many units of each of"):
+    with pytest.raises(
+        ModelError, match=r"keep of axis 'layer.0.heads' must contain the same number of units of each of"
+    ):
         cut(model, family_of(model.config), keep)
 
 

@@ -119,8 +119,16 @@ def test_a_scale_a_row_and_block(tiny: Any, tiny_inputs: Any, bits: int, hidden:
     assert packed_bytes(spec, elements) == sum(tensor.nbytes for tensor in state.values())
 
 
-@pytest.mark.parametrize("activations", [None, {"scheme": "paper"}, {"scheme": "paper", "clip": 0.5}])
-def test_activation_schemes_are_restored_exactly(tiny: Any, tiny_inputs: Any, activations: Any) -> None:
+@pytest.mark.parametrize(
+    "activations",
+    [
+        None,
+        {"granularity": "tensor"},
+        {"granularity": "tensor", "symmetric": True},
+        {"granularity": "tensor", "symmetric": False, "clip": 0.5},
+    ],
+)
+def test_activations_are_restored_exactly(tiny: Any, tiny_inputs: Any, activations: Any) -> None:
     model = quantized(tiny(), settings_of(activations=activations))
     inputs = tiny_inputs(model)
     assert torch.equal(logits(model, inputs), logits(restored(model), inputs))
@@ -226,7 +234,7 @@ def test_coverage_counts_what_is_stored(tiny: Any) -> None:
 
 def test_no_activations_are_asymmetric_after_a_gate(tiny_llama: Any) -> None:
     """A gate multiplies by values of both signs."""
-    model = quantized(tiny_llama(), settings_of(activations={"scheme": "paper"}))
+    model = quantized(tiny_llama(), settings_of(activations={"granularity": "tensor"}))
     found = {name: module.spec.activations for name, module in model.named_modules() if isinstance(module, Product)}
     assert len(found) == 7 * 2 + 1
     assert set(found.values()) == {"symmetric"}
@@ -251,8 +259,31 @@ def test_untied_head_has_codes_of_its_own(tiny: Any) -> None:
     assert f"{head}.codes" in state
 
 
-def test_paper_activations_are_asymmetric_after_the_activation_function(tiny: Any) -> None:
-    model = quantized(tiny(), settings_of(activations={"scheme": "paper"}))
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize(("symmetric", "name"), [(True, "symmetric"), (False, "asymmetric")])
+def test_symmetric_chooses_for_every_product(tiny: Any, symmetric: bool, name: Any, clip: float | None) -> None:
+    config = {"granularity": "tensor", "symmetric": symmetric, "clip": clip}
+    model = quantized(tiny(), settings_of(activations=config))
+    function = {"symmetric": fq.activation_symmetric, "asymmetric": fq.activation_asymmetric}[name]
+    products = [module for module in model.modules() if isinstance(module, Product)]
+    assert products
+    for product in products:
+        x = torch.randn(3, product.spec.shape[1], generator=torch.Generator().manual_seed(0)) + 0.3
+        assert torch.equal(product.activations(x), function(x, clip=clip))
+        assert product.spec.activations == name
+    assert all(module.spec.activations == "none" for module in model.modules() if isinstance(module, Table))
+
+
+def test_symmetric_blocks_are_the_default(tiny: Any) -> None:
+    model = tiny()
+    said, default = (
+        plan(model, family_of(model.config), settings_of(activations=config)) for config in ({"symmetric": True}, {})
+    )
+    assert said == default and {matrix.activations for matrix in said.matrices} == {"block", "none"}
+
+
+def test_layer_wise_activations_are_asymmetric_after_the_activation_function(tiny: Any) -> None:
+    model = quantized(tiny(), settings_of(activations={"granularity": "tensor"}))
     products = {name: module for name, module in model.named_modules() if isinstance(module, Product)}
     after = {name for name, module in products.items() if module.spec.activations == "asymmetric"}
     assert after == {name for name in products if name.endswith(("mlp.c_proj", "fc2"))}
@@ -503,7 +534,7 @@ def test_codes_and_scales_unpack(tiny_gpt2: Any) -> None:
     [
         (lambda state: state.pop("transformer.wte.codes"), "lack 'transformer.wte.codes'"),
         (lambda state: state.pop("transformer.ln_f.weight"), "lack 'transformer.ln_f.weight'"),
-        (lambda state: state.update(stray=torch.zeros(1)), "hold 'stray'"),
+        (lambda state: state.update(stray=torch.zeros(1)), "quantized tensors contain 'stray'"),
         (lambda state: state.update({"transformer.wte.scale": torch.ones(3)}), "transformer.wte.scale: expected"),
         (lambda state: state.update({"transformer.wpe.weight": torch.ones(3)}), "transformer.wpe.weight: expected"),
     ],
@@ -519,7 +550,7 @@ def test_tensors_that_do_not_fit_are_named(tiny_gpt2: Any, change: Callable[[Any
 def test_a_model_of_other_shape_is_refused(tiny_gpt2: Any) -> None:
     model = quantized(tiny_gpt2(), settings_of(2))
     state, spec = packed_state(model)
-    with pytest.raises(ModelError, match=r"quantization says \(67, 32\)"):
+    with pytest.raises(ModelError, match=r"quantization has the shape \(67, 32\)"):
         restore(tiny_gpt2(vocab=70), family_of(model.config), spec, state, dequantize=False)
     with pytest.raises(ModelError, match=r"names 'transformer.h.1"):
         restore(tiny_gpt2(layers=1), family_of(model.config), spec, state, dequantize=False)
@@ -530,7 +561,9 @@ def test_a_model_of_other_shape_is_refused(tiny_gpt2: Any) -> None:
     [
         {"weights": {"method": "twn", "bits": 4}},
         {"weights": {"bits": 5}},
-        {"activations": {"scheme": "block", "clip": 2.5}},
+        {"activations": {"granularity": "block", "clip": 2.5}},
+        {"activations": {"granularity": "block", "symmetric": False}},
+        {"activations": {"granularity": "row"}},
         {"activations": {"bits": 4}},
         {"noise_p": 1.5},
         {"weights": {"group": 3}},

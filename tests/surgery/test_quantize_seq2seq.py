@@ -116,8 +116,8 @@ def test_scale_and_bias_are_those_of_the_stock_classes(
     torch.testing.assert_close(seen(plain, inputs)[1], ours, rtol=1e-4, atol=1e-4)
 
 
-def test_papers_activations_are_asymmetric_after_both_activation_functions(bart: Any) -> None:
-    model = quantized(bart(), settings_of(activations={"scheme": "paper"}))
+def test_layer_wise_activations_are_asymmetric_after_both_activation_functions(bart: Any) -> None:
+    model = quantized(bart(), settings_of(activations={"granularity": "tensor"}))
     products = {name: module for name, module in model.named_modules() if isinstance(module, Product)}
     after = {name for name, module in products.items() if module.spec.activations == "asymmetric"}
     assert after == {"model.encoder.layers.0.fc2", "model.decoder.layers.0.fc2", "model.decoder.layers.1.fc2"}

@@ -132,7 +132,7 @@ def _qkv(model: Any, batch: Any, layer: int) -> tuple[torch.Tensor, ...]:
 def test_attention_relation_names_what_does_not_fit(tiny_gpt2: Any, side: Any, batch: Any) -> None:
     student = tiny_gpt2()
     for options, message in (
-        ({"heads": 2, "layer": 2}, r"attention_relation\.layer: 2; allowed: -2 to 1"),
+        ({"heads": 2, "layer": 2}, r"attention_relation\.layer: the teacher has no layer 2; allowed: -2 to 1"),
         ({"heads": 5}, r"attention_relation\.heads: 5 does not divide 32"),
     ):
         objective = Objective(side(student), [AttentionRelation(**options)], teacher=side(tiny_gpt2(seed=1)))
@@ -143,7 +143,8 @@ def test_attention_relation_names_what_does_not_fit(tiny_gpt2: Any, side: Any, b
 @pytest.mark.parametrize("term", [CausalKV(), HiddenMSE()])
 def test_unit_by_unit_terms_need_as_many_layers(term: Any, tiny_gpt2: Any, side: Any, batch: Any) -> None:
     student = tiny_gpt2(layers=1)
-    with pytest.raises(ModelError, match=f"{term.type} needs as many layers in the teacher: 2 against 1"):
+    message = f"{term.type} needs as many layers in the teacher as in the student: it has 2, the student 1"
+    with pytest.raises(ModelError, match=message):
         Objective(side(student), [term], teacher=side(tiny_gpt2()))(batch(student))
 
 

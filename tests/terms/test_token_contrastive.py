@@ -58,9 +58,9 @@ def test_settings_say_nothing_of_what_is_as_it_always_was() -> None:
     """What was made before the options came keeps its key."""
     assert term_of().model_dump(mode="json") == BEFORE
     for option in ({"negatives": "student"}, {"bank": "position"}):
-        told = term_of(**option).model_dump(mode="json")
-        assert told == {**BEFORE, **option}
-        assert TERMS.read(told) == term_of(**option)
+        written = term_of(**option).model_dump(mode="json")
+        assert written == {**BEFORE, **option}
+        assert TERMS.read(written) == term_of(**option)
 
 
 def test_every_option_says_what_it_means() -> None:
@@ -124,6 +124,6 @@ def test_a_bank_of_positions_remembers_each_row_by_itself(family: str, request: 
 
 def test_a_bank_of_too_many_positions_is_refused() -> None:
     (problem,) = term_of(bank="position", size=128).room_problems(230_000, 512)
-    assert problem.startswith("size: 128; bank: position allows 9 at most, for 230000 rows of up to 512 tokens in 4 GB")
+    assert problem.startswith("size: 128; bank: position allows at most 9 for 230000 rows of up to 512 tokens in 4 GB")
     for size, refused in ((64, 0), (65, 1)):  # 4 x 2^14 x 2^10 x 64 bytes are 4 GB
         assert len(list(term_of(bank="position", size=size).room_problems(2**14, 2**10))) == refused

@@ -113,10 +113,10 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(
     checkpoints, model, optimizer = _two(tmp_path, monkeypatch)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000001", "step-00000002"]
     _tear(tmp_path / "step-00000002" / name, how)
-    told: list[str] = []
-    assert checkpoints.restore(model, optimizer, tell=told.append) == Progress(step=1)
-    assert len(told) == 1 and "\n" not in told[0]
-    assert told[0].startswith(f"{tmp_path / 'step-00000002'} cannot be read ({name}: ")
+    reported: list[str] = []
+    assert checkpoints.restore(model, optimizer, report=reported.append) == Progress(step=1)
+    assert len(reported) == 1 and "\n" not in reported[0]
+    assert reported[0].startswith(f"{tmp_path / 'step-00000002'} cannot be read ({name}: ")
     assert checkpoints.latest() == tmp_path / "step-00000001"
 
 
@@ -125,12 +125,12 @@ def test_without_a_whole_checkpoint_training_starts_anew(tmp_path: Path, monkeyp
     for path in tmp_path.iterdir():
         _tear(path / "progress.json", "cut")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    told: list[str] = []
-    assert checkpoints.restore(model, optimizer, tell=told.append) is None
-    assert len(told) == 2
+    reported: list[str] = []
+    assert checkpoints.restore(model, optimizer, report=reported.append) is None
+    assert len(reported) == 2
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     checkpoints.save(model, optimizer, Progress(step=1))  # an earlier step than the torn ones had
-    assert checkpoints.restore(model, optimizer, tell=told.append) == Progress(step=1)
+    assert checkpoints.restore(model, optimizer, report=reported.append) == Progress(step=1)
 
 
 @pytest.mark.parametrize("how", ["cut", "gone"])
@@ -140,10 +140,10 @@ def test_a_checkpoint_is_worth_nothing_without_its_best_weights(how: str, tmp_pa
     checkpoints.save(model, optimizer, Progress(step=1, best_nll=2.0, best_step=1))
     checkpoints.keep_best(model)
     _tear(tmp_path / "best.safetensors", how)
-    told: list[str] = []
-    assert checkpoints.restore(model, optimizer, tell=told.append) and told == []
-    assert checkpoints.restore(model, optimizer, best=True, tell=told.append) is None
-    assert told[0].startswith(f"{tmp_path / 'step-00000001'} cannot be read (best.safetensors: ")
+    reported: list[str] = []
+    assert checkpoints.restore(model, optimizer, report=reported.append) and reported == []
+    assert checkpoints.restore(model, optimizer, best=True, report=reported.append) is None
+    assert reported[0].startswith(f"{tmp_path / 'step-00000001'} cannot be read (best.safetensors: ")
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

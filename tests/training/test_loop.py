@@ -202,7 +202,7 @@ def test_a_batch_whose_targets_are_all_padding_stops(tiny_bart, tmp_path, empty)
     rows = [([5, 6, 7], [8, 2])] * 2
     splits = {"train": rows, "eval": rows} | {empty: [*rows, ([5, 6], [-100, -100])]}
     data = _pairs(student.model, tmp_path, **splits)
-    with pytest.raises(DataError, match=rf"data\.{empty}: a batch in which no token is scored"):
+    with pytest.raises(DataError, match=rf"data\.{empty}: no token of a batch is scored"):
         _run(Objective(student, [CrossEntropy()]), data, tmp_path / "out", _config(batch=1, steps=3))
 
 
@@ -252,7 +252,7 @@ def test_a_torn_checkpoint_ends_where_a_straight_run_ends(name, tiny_gpt2, data,
     train(fresh, groups, data.train, data.eval, _config(), Place(tmp_path / "torn", seed=3, name="tuned"))
     (warning, *_) = capsys.readouterr().err.splitlines()
     assert warning.startswith("tuned: ") and f"step-00000006 cannot be read ({name}: " in warning
-    assert warning.endswith("; training goes on from step 0")
+    assert warning.endswith("; training continues from step 0")
     for a, b in zip(straight.state_dict().values(), fresh.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 

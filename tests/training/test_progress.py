@@ -13,9 +13,9 @@ def test_off_a_terminal_there_is_one_line_an_evaluation(capsys: pytest.CaptureFi
         meter.update(2.5, {"forward_kl": 2.0, "mask_l1": 0.5}, rate=1000.0)
         meter.update(2.0, {"forward_kl": 1.5, "mask_l1": 0.5}, rate=2000.0)
         meter.evaluated(1.25)
-    out, told = capsys.readouterr()
+    out, printed = capsys.readouterr()
     assert out == ""
-    assert " ".join(told.split()) == "small 6/10 loss 2.0000 eval 1.2500 1,100 tok/s"
+    assert " ".join(printed.split()) == "small 6/10 loss 2.0000 eval 1.2500 1,100 tok/s"
 
 
 def test_a_line_stays_one_line_however_narrow_the_screen(

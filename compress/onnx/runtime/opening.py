@@ -50,7 +50,7 @@ def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
     wanted, output = _INTERFACES[path.name]
     if takes != wanted or output not in gives:
         raise ModelError(
-            f"{path}: is another graph: its inputs are {_few(takes)} and its outputs {_few(gives)}; "
+            f"{path}: is not the expected graph: its inputs are {_few(takes)} and its outputs {_few(gives)}; "
             f"expected {_few(wanted)} and {output}"
         )
     return session
@@ -93,8 +93,8 @@ def decoding_settings(path: Path) -> dict[str, Any]:
         value = found.get(name)
         several = name in _TOKENS
         if any(type(token) is not int for token in (as_tokens(value) if several else [value] * (value is not None))):
-            allowed = "a token's number, or several, are" if several else "one token's number is"
-            raise ModelError(f"{path}: {name} is {value!r} in its settings; {allowed} allowed")
+            allowed = "a token id, or several" if several else "one token id"
+            raise ModelError(f"{path}: {name} is {value!r} in its settings; allowed: {allowed}")
     return found
 
 
@@ -103,7 +103,7 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path.parent}: no readable {path.name} ({error})") from None
+        raise ModelError(f"{path.parent}: cannot read {path.name} ({error})") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{path.parent}: {path.name} does not hold a JSON object")
+        raise ModelError(f"{path.parent}: {path.name} does not contain a JSON object")
     return value

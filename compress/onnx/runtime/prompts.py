@@ -23,7 +23,7 @@ def prompts(input_ids: Any, attention_mask: Any, vocabulary: int) -> tuple[Array
     if ids.ndim != 2 or not ids.size:
         raise UserError(f"input_ids: the shape {ids.shape} is not [rows, tokens] with at least one of each")
     if ids.dtype.kind not in "iu":
-        raise UserError(f"input_ids: {ids.dtype} is not a type of tokens; give whole numbers, 0 to {vocabulary - 1}")
+        raise UserError(f"input_ids: {ids.dtype} is not an integer type; give token ids from 0 to {vocabulary - 1}")
     mask = None if attention_mask is None else _mask(attention_mask, ids)
     unknown = (ids < 0) | (ids >= vocabulary)
     wrong = ids[unknown if mask is None else unknown & (mask == 1)]
@@ -35,11 +35,11 @@ def prompts(input_ids: Any, attention_mask: Any, vocabulary: int) -> tuple[Array
 def _mask(attention_mask: Any, ids: Array) -> Array:
     mask = _array(attention_mask, "attention_mask")
     if mask.shape != ids.shape:
-        raise UserError(f"attention_mask: the shape {mask.shape} is not that of input_ids, {ids.shape}")
+        raise UserError(f"attention_mask: the shape {mask.shape} differs from the shape {ids.shape} of input_ids")
     if mask.dtype.kind not in "biuf" or not ((mask == 0) | (mask == 1)).all():
-        raise UserError("attention_mask: holds something besides 0 (padding) and 1")
+        raise UserError("attention_mask: contains values other than 0 (padding) and 1")
     if not mask.any(axis=1).all():
-        raise UserError(f"attention_mask: row {int(mask.any(axis=1).argmin())} hides all its tokens")
+        raise UserError(f"attention_mask: row {int(mask.any(axis=1).argmin())} masks all its tokens")
     return mask.astype(np.int64)
 
 
@@ -47,4 +47,6 @@ def _array(values: Any, name: str) -> Array:
     try:
         return np.asarray(values)
     except ValueError:  # numpy raises it for rows of unequal length
-        raise UserError(f"{name}: the rows differ in length; pad them, with 0 there in attention_mask") from None
+        raise UserError(
+            f"{name}: the rows differ in length; pad them, and set attention_mask to 0 at the padding"
+        ) from None

@@ -119,7 +119,8 @@ class Runtime:
         ids, mask, chosen, rules = self._checked(input_ids, attention_mask, options)
         if chosen.num_beams > 1:
             raise UserError(
-                f"num_beams: {chosen.num_beams} beams know their tokens only at the end; use num_beams 1 to stream"
+                f"num_beams: beam search with {chosen.num_beams} beams has its tokens only at the end; "
+                "use num_beams 1 to stream"
             )
         return self._tokens(ids, mask, chosen, rules)
 

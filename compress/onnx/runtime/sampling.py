@@ -68,7 +68,7 @@ class Options:
             self._require(name, whole, f"a whole number of at least {least}")
         for name in ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id"):
             tokens = as_tokens(getattr(self, name))
-            self._require(name, all(map(is_whole, tokens)), "a token's number, or several")
+            self._require(name, all(map(is_whole, tokens)), "a token id, or several")
         self._require("do_sample", isinstance(self.do_sample, bool | np.bool_), "True or False")
         for name, allowed, valid in _RANGES:
             value = getattr(self, name)

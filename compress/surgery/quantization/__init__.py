@@ -18,11 +18,11 @@ from compress.surgery.quantization.pack import left_in_float32, packed_state, re
 from compress.surgery.quantization.spec import (
     ActivationName,
     ActivationQuantization,
+    Activations,
     EmbeddingQuantization,
     MatrixSpec,
     Quantization,
     QuantizationSpec,
-    Scheme,
     Storage,
     WeightQuantization,
     packed_bytes,
@@ -31,6 +31,7 @@ from compress.surgery.quantization.spec import (
 __all__ = [
     "ActivationName",
     "ActivationQuantization",
+    "Activations",
     "EmbeddingQuantization",
     "FakeQuantWeight",
     "Filter",
@@ -38,7 +39,6 @@ __all__ = [
     "Product",
     "Quantization",
     "QuantizationSpec",
-    "Scheme",
     "Storage",
     "Table",
     "WeightQuantization",

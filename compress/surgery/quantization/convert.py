@@ -124,15 +124,20 @@ def _selected(model: nn.Module, names: Iterable[str], select: Filter | None) -> 
     weights = {name: id(model.get_submodule(name).get_parameter("weight")) for name in names}
     for name in chosen:
         if apart := [other for other in names if weights[other] == weights[name] and other not in chosen]:
-            raise ModelError(f"filter: takes {name} and leaves {apart[0]}, which share one weight; take both or none")
+            raise ModelError(
+                f"filter: includes {name} but not {apart[0]}, which shares its weight; include both or neither"
+            )
     return chosen
 
 
 def _activations(model: nn.Module, family: ModelFamily, name: str, config: Quantization) -> ActivationName:
-    if config.activations is None or is_embedding(model.get_submodule(name)):
+    chosen = config.activations
+    if chosen is None or is_embedding(model.get_submodule(name)):
         return "none"
-    if config.activations.scheme == "block":
+    if chosen.granularity == "block":
         return "block"
+    if chosen.symmetric is not None:
+        return "symmetric" if chosen.symmetric else "asymmetric"
     downs = {f".{stack.feed_forward.down}" for stack in family.stacks if not stack.feed_forward.gate}
     return "asymmetric" if name.endswith(tuple(downs)) else "symmetric"  # gated values are often negative too
 

@@ -156,11 +156,13 @@ def _fill_floats(model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str,
             raise ModelError(f"quantization names {matrix.module!r}, which this model does not have")
         shape = weight_of(model.get_submodule(matrix.module)).shape
         if tuple(shape) != matrix.shape:
-            raise ModelError(f"{matrix.module}: quantization says {matrix.shape}, the model has {tuple(shape)}")
+            raise ModelError(
+                f"{matrix.module}: quantization has the shape {matrix.shape}, but the model has {tuple(shape)}"
+            )
     codes = {f"{matrix.module}.{part}" for matrix in spec.stored for part in ("codes", "scale")}
     floats = set(state) - {f"{matrix.module}.weight" for matrix in spec.matrices}
     if unknown := set(tensors) - codes - floats:
-        raise ModelError(f"quantized tensors hold {min(unknown)!r}, which this model does not have")
+        raise ModelError(f"quantized tensors contain {min(unknown)!r}, which this model does not have")
     dtypes = {name: torch.float16 if name in spec.half else state[name].dtype for name in floats}
     shared = model.state_dict(keep_vars=True)
     stored = {id(shared[name]) for name in floats & set(tensors)}

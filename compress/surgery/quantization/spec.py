@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -18,7 +18,8 @@ GroupSize = Literal[32, 64, 128]
 MethodName = Annotated[str, AfterValidator(QUANTIZERS.known)]
 Float = Literal["float32", "float16"]
 ActivationName = Literal["none", "block", "symmetric", "asymmetric"]
-Scheme = Literal["none", "block", "paper"]
+Activations = Literal["none", "block", "tensor"]
+"""How the inputs of a model's products are quantized: not at all, with a scale per row and block, or per tensor."""
 
 BLOCKS = (128, 64, 32)
 """Block sizes with fast deployed kernels, in order of preference."""
@@ -87,27 +88,42 @@ class EmbeddingQuantization(Strict):
 class ActivationQuantization(Strict):
     """Dynamic 8-bit quantization of the input of every quantized product, the head included.
 
-    ``block`` is what the deployed kernel computes: symmetric, with a scale per row and block. ``paper`` has one scale a
-    tensor: asymmetric after the activation function, symmetric elsewhere; ``clip`` limits it to [-clip, clip].
+    ``block`` is what the deployed kernel computes: symmetric, with one scale per row and block. ``tensor`` has one
+    scale per tensor, as in the papers; no deployed kernel computes it.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "scheme": "granularity",
+        "scheme: paper": "granularity: tensor",
+    }
+
     bits: Literal[8] = 8
-    scheme: Literal["block", "paper"] = "block"
+    granularity: Literal["block", "tensor"] = "block"
+    symmetric: bool | None = None
+    """Whether codes are symmetric around zero. By default all are with ``block``, and with ``tensor`` all but the
+    inputs that come from an activation function without a gate (QuantGPT)."""
     clip: float | None = Field(None, gt=0)
+    """With ``tensor``, inputs are first clipped to [-clip, clip]."""
 
     @model_validator(mode="after")
-    def _clip_where_it_counts(self) -> ActivationQuantization:
-        if self.clip is not None and self.scheme == "block":
-            raise ValueError("clip needs scheme: paper; the deployed kernel does not clip")
+    def _as_the_kernel(self) -> ActivationQuantization:
+        if self.granularity == "tensor":
+            return self
+        if self.clip is not None:
+            raise ValueError("clip needs granularity: tensor; the deployed kernel of granularity: block does not clip")
+        if self.symmetric is False:
+            raise ValueError(
+                "symmetric: false needs granularity: tensor; the deployed kernel of granularity: block is symmetric"
+            )
         return self
 
 
 class Storage(Strict):
-    """The type in which packed directories and graphs hold what takes no codes; values are rounded to it when packed.
+    """The type of tensors without codes in packed directories and graphs. Values are rounded to it when packed.
 
-    ``scales`` are those of rows and groups; the one of a whole matrix stays float32, and so do a matrix's scales if
-    float16 holds one of them to fewer than 11 bits (below 6.1e-5) or not at all (above 65504). ``positions`` are the
-    position embeddings.
+    ``scales`` are the scales of rows and groups. The scale of a whole matrix stays float32. So do the scales of a
+    matrix if float16 represents one of them with fewer than 11 bits (below 6.1e-5) or not at all (above 65504).
+    ``positions`` are the position embeddings.
     """
 
     scales: Float = "float32"
@@ -119,7 +135,7 @@ class Storage(Strict):
 
 
 class Quantization(Strict):
-    """All that ``quantize`` has to know. ``noise_p`` is the share of weights that a training step quantizes."""
+    """All settings of ``quantize``. ``noise_p`` is the share of weights that a training step quantizes."""
 
     weights: WeightQuantization
     embedding: EmbeddingQuantization
@@ -187,12 +203,12 @@ class QuantizationSpec(Strict):
         return [matrix for matrix in self.matrices if not matrix.shares]
 
     @property
-    def scheme(self) -> Scheme:
-        """How the inputs of products are quantized: not at all, as in the deployed kernel, or as in the papers."""
+    def activations(self) -> Activations:
+        """How the inputs of products are quantized."""
         found = {matrix.activations for matrix in self.matrices} - {"none"}
         if not found:
             return "none"
-        return "block" if found == {"block"} else "paper"
+        return "block" if found == {"block"} else "tensor"
 
     @property
     def note(self) -> str:

@@ -83,7 +83,7 @@ def check_parity(
     figures: dict[str, float] = {}
     if spec is not None:
         figures = _products(model, runtime, directory, spec)
-    if spec is not None and spec.scheme != "none":
+    if spec is not None and spec.activations != "none":
         with float_activations(model), _float_twin(directory) as twin:
             floats = _compare(model, twin, cases)
             float_limit = FLOAT_LIMIT * floats.spread

@@ -309,10 +309,15 @@ def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> N
     pair = artifact(finished, "tuned"), artifact(finished, "onnx")
     told = cli("bench", *pair, "--prompt-tokens", 4, "--new-tokens", 2, "--threads", 1, "--device", "cpu")
     assert told.code == 0
-    titles, _, *lines = (re.split(r"\s{2,}", line.strip()) for line in told.out.splitlines())
-    assert titles[-6:] == ["tokens/s", "prefill", "per token", "MB/token", "floor ms", "above"]
+    titles, units, _, *lines = (re.split(r"\s{2,}", line.strip()) for line in told.out.splitlines())
+    assert list(zip(titles, ["", *units], strict=True)) == [
+        ("name", ""), ("per token", "ms, p50 / p95"), ("faster", "per token"), ("prefill", "ms, p50 / p95"),
+        ("faster", "prefill"), ("throughput", "tokens/s"), ("weights", "MB per token"), ("floor", "ms per token"),
+        ("above floor", "per token"),
+    ]  # fmt: skip
     assert [line[0] for line in lines] == [path.name for path in pair]
-    assert lines[0][titles.index("per token")] == "1.00x" != lines[1][titles.index("per token")]
+    for at in (2, 4):
+        assert lines[0][at] == "1.00x" != lines[1][at]
     refused(cli("bench", pair[0], pair[0]), f"{pair[0]} is given twice; give each directory once")
 
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -18,14 +18,14 @@ from compress.engine.rows import as_split, require_tokenizer
 from compress.errors import UserError
 from compress.generation.subject import TorchSubject, subject_of
 from compress.measure.floor import model_step_bytes
-from compress.measure.quality import Metric, Quality
+from compress.measure.metrics.imported import Imported
+from compress.measure.quality import Quality, read_metric
 from compress.measure.speed import Speed, compare_with_first, floor, summary
 from compress.measure.table import records_table
 from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import OnnxStepper, Stepper
 from compress.onnx.runtime.sampling import as_tokens
 from compress.onnx.step_bytes import directory_step_bytes
-from compress.registry import suggest
 from compress.surgery.quantization import prepared
 
 
@@ -49,7 +49,7 @@ def evaluate(
     model: nn.Module | str | Path,
     data: Any,
     *,
-    metrics: Sequence[str] = ("perplexity",),
+    metrics: str | Sequence[str | Mapping[str, Any]] = ("perplexity",),
     tokenizer: Any = None,
     reference: nn.Module | str | Path | None = None,
     block: int | None = None,
@@ -62,8 +62,8 @@ def evaluate(
     Args:
         model: a model, quantized or not, or a directory (a torch artifact, a stock directory or an ONNX export).
         data: as in :func:`compress.finetune`; metrics of generated text need prompts and responses, or pairs.
-        metrics: names of ``perplexity``, ``agreement``, ``rouge``, ``bleu``, ``chrf``, ``exact_match``, ``length`` and
-            ``distinct``.
+        metrics: names, as in a recipe: built-in ones, those of plug-ins, and metrics of the ``evaluate`` library, by
+            name if they are in its cache, or as ``{"path": "my_metric.py"}``, which runs that file.
         tokenizer: the tokenizer of the model; a directory brings its own.
         reference: the model that ``agreement`` compares with.
         block: as in :func:`compress.finetune`.
@@ -82,11 +82,9 @@ def evaluate(
         >>> 1 < found["perplexity"] < 1000
         True
     """
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    if unknown := next((name for name in names if name not in _METRICS), None):
-        raise UserError(f"metrics: unknown metric {unknown!r}. {suggest(unknown, _METRICS)}")
+    named = [_metric(each) for each in ([metrics] if isinstance(metrics, str | Mapping) else metrics)]
     quality: Quality = configured(
-        Quality, metric=tuple(names), batch=batch, reference=None if reference is None else "reference", **settings
+        Quality, metric=named, batch=batch, reference=None if reference is None else "reference", **settings
     )
     opened, tokenizer, config, working = _opened(model, tokenizer, "model")
     other, _, _, compared = (
@@ -162,7 +160,13 @@ def benchmark(
     return records
 
 
-_METRICS = get_args(Metric)
+def _metric(given: Any) -> Any:
+    if isinstance(given, Mapping):
+        return configured(Imported, where="metrics", **given)
+    try:
+        return read_metric(given)
+    except ValueError as error:
+        raise UserError(f"metrics: {error}") from None
 
 
 def _opened(model: nn.Module | str | Path, tokenizer: Any, name: str) -> tuple[Any, Any, Any, nn.Module | None]:

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compress.measure.record import Percentiles, Record, Speed
 from compress.report import numbers, sections, words
 from compress.report.examples import examples
-from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun, Step
+from compress.report.read import Manifest, Measurements, Run, RunFile, Stage, StageRun, Step
 
 POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
 

@@ -21,7 +21,7 @@ from compress.cli.app import _exit_code, console, show
 from compress.cli.bench import bench_models, labels
 from compress.errors import UserError
 from compress.measure.table import records_table
-from compress.registry import MEASUREMENTS, STAGES, TERMS
+from compress.registry import MEASUREMENTS, METRICS, STAGES, TERMS
 from compress.training.objective import Objective
 
 ROOT = Path(__file__).parent.parent
@@ -348,9 +348,23 @@ def test_directories_are_told_apart_by_what_differs() -> None:
 
 def test_list_names_everything_with_a_sentence(cli: Command) -> None:
     told = cli("list")
-    for name in NAMES[1:]:
+    for name in [*NAMES[1:], *METRICS.names()]:
         assert name in told.out
     assert "``" not in told.out
+
+
+@pytest.mark.parametrize("name", METRICS.names())
+def test_a_metric_is_described_by_its_figures(cli: Command, name: str) -> None:
+    told = cli("describe", name)
+    lines = {line.split()[0]: line for line in told.out.splitlines() if line.strip()}
+    for key, figure in METRICS.get(name).figures.items():
+        direction = "(a condition)" if figure.condition else figure.better or "(no direction)"
+        assert figure.label in lines[key] and lines[key].rstrip().endswith(direction)
+    refused(cli("describe", name, "--json-schema"), f"{name} is a metric and has no fields")
+
+
+def test_a_name_that_is_nothing_is_held_against_metrics_too(cli: Command) -> None:
+    refused(cli("describe", "rogue"), "Did you mean 'rouge'?")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -175,8 +175,8 @@ def bench(
 ) -> None:
     """Measure the speed of models against each other, interleaved in one run.
 
-    Times are medians (and 95th percentiles); "prefill" and "per token" say how many times as fast as the first model.
-    The floor is the time in which this machine's memory gives the weights that a token needs (MB/token).
+    Times are medians (and 95th percentiles); "faster" says how many times as fast as the first model. The floor is the
+    time in which this machine's memory gives the weights that a token needs.
     """
     from compress.cli.bench import bench_models
     from compress.measure.table import records_table
@@ -211,7 +211,7 @@ def generate(
 
 @app.command(name="list")
 def list_names() -> None:
-    """Show every stage, loss term and measurement a recipe may name."""
+    """Show every stage, loss term, measurement and metric a recipe may name."""
     from compress.cli.describe import overview
 
     console().print(overview())
@@ -219,7 +219,7 @@ def list_names() -> None:
 
 @app.command()
 def describe(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A stage, term or measurement, or 'recipe'.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A stage, term, measurement or metric, or 'recipe'.")],
     json_schema: Annotated[bool, typer.Option("--json-schema", help="As a JSON schema.")] = False,
 ) -> None:
     """Show the fields, defaults and meaning of what a recipe may name."""

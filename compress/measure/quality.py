@@ -51,7 +51,7 @@ class Quality(Measurement):
 
     type: Literal["quality"] = "quality"
     metric: Annotated[tuple[Named, ...], BeforeValidator(_listed), Field(min_length=1)] = ("perplexity",)
-    """One metric, or several: names, or metrics of ``evaluate``."""
+    """One metric, or several: names that ``compress-lm list`` shows, or metrics of ``evaluate``."""
     split: Literal["test", "eval"] = "test"
     """The split to measure on. If a run has no such split, the other one is used, and the conditions name it."""
     batch: int = Field(8, ge=1)

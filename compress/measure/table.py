@@ -26,7 +26,8 @@ def records_table(records: Sequence[Mapping[str, Any]]) -> Table:
     read = [Record.model_validate(record) for record in records]
     rows = [Measured(record.name, record, faster=record.speed.faster.get("per_token")) for record in read]
     found = laid_out(rows, (column for column in columns(rows) if not column.detail))
-    shown = table("name")
+    shown = table()
+    shown.add_column("name\n", no_wrap=True)  # titles stand in the first line, units in the second
     for title, unit in found.titles[1:]:
         shown.add_column(Text.assemble(title, "\n", (unit, "not bold dim")), justify="right", no_wrap=True)
     for label, *cells in found.lines or [[row.label] for row in rows]:

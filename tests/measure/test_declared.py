@@ -119,7 +119,7 @@ def test_the_columns_are_in_the_declared_order() -> None:
 def test_the_terminal_has_the_columns_of_the_report_without_its_details() -> None:
     shown = records_table([RECORD, {"name": "[b]small[/b]"}])
     headers = [str(column.header) for column in shown.columns]
-    assert headers[:3] == ["name", "parameters\n", "size\nMB"]
+    assert headers[:3] == ["name\n", "parameters\n", "size\nMB"]
     names = [header.split("\n")[0] for header in headers[4:]]
     assert names == ["perplexity", "vowels %", "BLEU", "mine", "mean words", "per token", "prefill"]
     assert [column.justify for column in shown.columns] == ["left", *["right"] * (len(headers) - 1)]

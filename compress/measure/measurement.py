@@ -43,7 +43,7 @@ class Measurement(Strict):
     _base: Path = PrivateAttr(Path())
 
     @property
-    def base(self) -> Path:
+    def recipe_directory(self) -> Path:
         """The directory that relative paths start from: that of the recipe file, or the current one."""
         return self._base
 

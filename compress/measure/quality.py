@@ -97,13 +97,15 @@ class Quality(Measurement):
 
     @property
     def depends_on(self) -> dict[str, str]:
-        scripts = {each.called: each.content(self.base) for each in self.metric if isinstance(each, Imported)}
+        here = self.recipe_directory
+        scripts = {each.called: each.content(here) for each in self.metric if isinstance(each, Imported)}
         versions = {each: METRICS.get(each).version for each in self.metric if isinstance(each, str)}
         return scripts | {name: f"version {version}" for name, version in versions.items() if version != 1}
 
     def metrics(self) -> dict[str, Metric]:
         """The metrics by name. Scripts among them are run."""
-        found = [each.opened(self.base) if isinstance(each, Imported) else METRICS.get(each) for each in self.metric]
+        here = self.recipe_directory
+        found = [each.opened(here) if isinstance(each, Imported) else METRICS.get(each) for each in self.metric]
         return dict(zip(self.called, found, strict=True))
 
     @property

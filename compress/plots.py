@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from compress.errors import NothingDoneError, UserError
+from compress.measure.figures import figure_of, name_of
+from compress.measure.formats import MB
+from compress.measure.record import Record, scored
 from compress.registry import suggest
 from compress.report.canvas import ACCENT, COLOURS, STYLE, Mark
-from compress.report.numbers import LOWER_IS_BETTER, MB
 from compress.report.plots import draw_evaluations, draw_losses, draw_trade_off
-from compress.report.words import name_of
 
 _NOTEBOOK: dict[Any, Any] = {**STYLE, "axes.edgecolor": "#888888", "grid.color": "#dddddd", "xtick.color": "#888888"}
 """The style of the reports. Its line colours stand for those of a page, which a notebook does not replace."""
@@ -90,9 +91,9 @@ def pareto(records: Sequence[Mapping[str, Any]], *, metric: str = "perplexity") 
     if odd := next((each for each in shown if not _is_number(each["quality"][metric])), None):
         raise UserError(f"records: {odd['name']} has {odd['quality'][metric]!r} as {metric}, which is not a number")
     marks = [Mark(each["name"], each["bytes"] / MB, each["quality"][metric], "o", ACCENT) for each in shown]
+    figures = scored(map(Record.model_validate, shown))
     with _figure(4.6, 3.5) as figure:
-        lower = metric in LOWER_IS_BETTER
-        draw_trade_off(figure, marks, "model files, MB", name_of(metric), lower_is_better=lower)
+        draw_trade_off(figure, marks, "model files, MB", name_of(metric, figures), figure_of(metric, figures).better)
     return figure
 
 

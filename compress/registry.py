@@ -20,7 +20,7 @@ from compress.errors import RecipeError
 
 @dataclass(frozen=True)
 class Registry:
-    """All classes of one kind (``stage``, ``term``, ``measurement``). A recipe chooses among them by name."""
+    """All parts of one kind (``stage``, ``term``, ``measurement``, ``metric``). A recipe chooses among them by name."""
 
     kind: str
     group: str
@@ -122,6 +122,21 @@ MEASUREMENTS = Registry(
         "size": "compress.measure.size:Size",
         "quality": "compress.measure.quality:Quality",
         "speed": "compress.measure.speed:Speed",
+    },
+)
+
+METRICS = Registry(
+    kind="metric",
+    group="compress.metrics",
+    builtin={
+        "perplexity": "compress.measure.metrics.perplexity:PERPLEXITY",
+        "agreement": "compress.measure.metrics.agreement:AGREEMENT",
+        "rouge": "compress.measure.metrics.rouge:ROUGE",
+        "bleu": "compress.measure.metrics.bleu:BLEU",
+        "chrf": "compress.measure.metrics.chrf:CHRF",
+        "exact_match": "compress.measure.metrics.exact_match:EXACT_MATCH",
+        "length": "compress.measure.metrics.length:LENGTH",
+        "distinct": "compress.measure.metrics.distinct:DISTINCT",
     },
 )
 

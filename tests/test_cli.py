@@ -21,7 +21,7 @@ from compress.cli.app import _exit_code, console, show
 from compress.cli.bench import bench_models, labels
 from compress.errors import UserError
 from compress.measure.table import records_table
-from compress.registry import MEASUREMENTS, STAGES, TERMS
+from compress.registry import MEASUREMENTS, METRICS, STAGES, TERMS
 from compress.training.objective import Objective
 
 ROOT = Path(__file__).parent.parent
@@ -317,10 +317,15 @@ def test_bench_times_directories_side_by_side(cli: Command, finished: Path) -> N
     pair = artifact(finished, "tuned"), artifact(finished, "onnx")
     outcome = cli("bench", *pair, "--prompt-tokens", 4, "--new-tokens", 2, "--threads", 1, "--device", "cpu")
     assert outcome.code == 0
-    titles, _, *lines = (re.split(r"\s{2,}", line.strip()) for line in outcome.out.splitlines())
-    assert titles[-6:] == ["tokens/s", "prefill", "per token", "MB/token", "floor ms", "above"]
+    titles, units, _, *lines = (re.split(r"\s{2,}", line.strip()) for line in outcome.out.splitlines())
+    assert list(zip(titles, ["", *units], strict=True)) == [
+        ("name", ""), ("per token", "ms, p50 / p95"), ("faster", "per token"), ("prefill", "ms, p50 / p95"),
+        ("faster", "prefill"), ("throughput", "tokens/s"), ("weights", "MB per token"), ("floor", "ms per token"),
+        ("above floor", "per token"),
+    ]  # fmt: skip
     assert [line[0] for line in lines] == [path.name for path in pair]
-    assert lines[0][titles.index("per token")] == "1.00x" != lines[1][titles.index("per token")]
+    for at in (2, 4):
+        assert lines[0][at] == "1.00x" != lines[1][at]
     refused(cli("bench", pair[0], pair[0]), f"{pair[0]} is given twice; give each directory once")
 
 
@@ -351,9 +356,23 @@ def test_directories_are_reported_apart_by_what_differs() -> None:
 
 def test_list_names_everything_with_a_sentence(cli: Command) -> None:
     outcome = cli("list")
-    for name in NAMES[1:]:
+    for name in [*NAMES[1:], *METRICS.names()]:
         assert name in outcome.out
     assert "``" not in outcome.out
+
+
+@pytest.mark.parametrize("name", METRICS.names())
+def test_a_metric_is_described_by_its_figures(cli: Command, name: str) -> None:
+    outcome = cli("describe", name)
+    lines = {line.split()[0]: line for line in outcome.out.splitlines() if line.strip()}
+    for key, figure in METRICS.get(name).figures.items():
+        direction = "(a condition)" if figure.condition else figure.better or "(no direction)"
+        assert figure.label in lines[key] and lines[key].rstrip().endswith(direction)
+    refused(cli("describe", name, "--json-schema"), f"{name} is a metric and has no fields")
+
+
+def test_a_name_that_is_nothing_is_held_against_metrics_too(cli: Command) -> None:
+    refused(cli("describe", "rogue"), "Did you mean 'rouge'?")
 
 
 @pytest.mark.parametrize("name", NAMES)

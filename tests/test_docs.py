@@ -8,7 +8,7 @@ import pytest
 
 import compress
 from compress.models import GROUP
-from compress.registry import MEASUREMENTS, QUANTIZERS, STAGES, TERMS
+from compress.registry import MEASUREMENTS, METRICS, QUANTIZERS, STAGES, TERMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
@@ -29,7 +29,7 @@ def test_links_lead_somewhere(page):
 
 @each_page
 def test_names_in_code_exist(page):
-    groups = {registry.group for registry in (STAGES, TERMS, MEASUREMENTS, QUANTIZERS)} | {GROUP}
+    groups = {registry.group for registry in (STAGES, TERMS, MEASUREMENTS, METRICS, QUANTIZERS)} | {GROUP}
     for name in set(re.findall(r"`(compress(?:\.\w+)+)(?:\([^`]*\))?`", text(page))) - groups:
         parts = name.split(".")
         for at in range(len(parts), 0, -1):
@@ -61,6 +61,11 @@ def test_every_stage_and_term_is_documented(name):
     if name in {"finetune", "distill"}:  # they are their terms
         return
     assert any(re.search(rf"[`:] ?{name}\b", text(card)) for card in CARDS), f"no card in docs/methods speaks of {name}"
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS.names() if METRICS.get(name).reads == "text"])
+def test_every_metric_of_texts_is_documented(name):
+    assert f"`{name}`" in text(ROOT / "docs/methods/text_metrics.md")
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)

@@ -14,6 +14,7 @@ import compress
 from compress.artifact import MANIFEST, Artifact, adopt, save_model
 from compress.data import Data
 from compress.errors import ModelError, NothingDoneError, RecipeError, UserError
+from compress.measure.formats import number
 from compress.measure.measurement import Measurement
 from compress.measure.quality import Quality
 from compress.measure.speed import Speed
@@ -29,7 +30,6 @@ from compress.pipeline.workdir import locked
 from compress.recipe import read_recipe
 from compress.registry import MEASUREMENTS, STAGES
 from compress.report import build
-from compress.report.formats import number
 from compress.stages.stage import Context, Result, Stage
 from compress.surgery.coverage import Coverage
 from compress.surgery.quantization import QuantizationSpec

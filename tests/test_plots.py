@@ -49,6 +49,26 @@ def test_the_front_goes_through_the_models_that_no_other_beats() -> None:
     assert len(points) == 3
 
 
+@pytest.mark.parametrize(
+    ("metric", "declared", "label", "front"),
+    [
+        ("bleu", {}, "BLEU (more is better)", [(1, 25.0), (8, 30.0)]),
+        ("wer", {"wer": {"label": "WER", "better": "lower"}}, "WER (less is better)", [(1, 25.0), (8, 20.0)]),
+        ("wer", {}, "wer", None),
+    ],
+)
+def test_the_front_follows_the_declared_direction(metric: str, declared: Any, label: str, front: Any) -> None:
+    sizes = {"base": (8, 20.0), "other": (8, 30.0), "small": (1, 25.0)}
+    records = [
+        {"name": n, "bytes": b * 2**20, "quality": {metric: p}, "figures": declared} for n, (b, p) in sizes.items()
+    ]
+    axes = compress.plots.pareto(records, metric=metric).axes[0]
+    lines = [list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()]
+    assert axes.get_ylabel() == label
+    assert len(lines) == (4 if front else 3)
+    assert front is None or lines[0] == front
+
+
 def test_each_kind_of_axis_has_a_panel_with_ordered_values() -> None:
     values = {
         "hidden": torch.tensor([0.1, 0.9]),

@@ -1,4 +1,4 @@
-"""Another distribution adds a family, a term, a stage, a measurement and a quantizer: installed, listed, used."""
+"""Another distribution adds a part of every kind: installed, listed, used."""
 
 from __future__ import annotations
 
@@ -37,6 +37,20 @@ measure:
   - {type: quality, of: [base, small, small-onnx], metric: [perplexity]}
 """
 
+MODEL = "{config: {model_type: gpt2, n_layer: 1, n_embd: 16, n_head: 2, n_positions: 32}, tokenizer: {train_bpe: 270}}"
+TEXTS = f"""
+version: 1
+name: texts
+models: {{base: {MODEL}, other: {MODEL.replace("n_embd: 16", "n_embd: 8")}}}
+data:
+  train: {{text: lines.txt}}
+  test: {{json: pairs.jsonl, prompt: q, response: a}}
+  block: 16
+measure:
+  - size
+  - {{type: quality, metric: [length, repetition], decoding: {{max_new_tokens: 8}}}}
+"""
+
 API = """
 import json
 from transformers import MistralForCausalLM
@@ -53,6 +67,16 @@ print(json.dumps({
     "terms": list(done.history[0]["terms"]),
     "scale": scale.item(),
 }))
+"""
+
+
+EVALUATE = """
+import json, sys
+import compress
+
+pairs = [("the cat", "sat"), ("the dog", "ran")]
+settings = {"decoding": {"max_new_tokens": 8}, "progress": False}
+print(json.dumps(compress.evaluate(sys.argv[1], pairs, metrics=["repetition"], **settings)["repetition"]))
 """
 
 
@@ -74,6 +98,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"ids": [3 + (5 * i + j) % 60 for j in range(10)]} for i in range(16)]
     (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (home / "recipe.yaml").write_text(RECIPE)
+    (home / "lines.txt").write_text("the cat sat on the mat\nthe dog ran to the park\n" * 8)
+    (home / "pairs.jsonl").write_text('{"q": "the cat", "a": "sat"}\n{"q": "the dog", "a": "ran"}\n')
+    (home / "texts.yaml").write_text(TEXTS)
     return home
 
 
@@ -100,8 +127,30 @@ def test_a_recipe_uses_them(home: Path) -> None:
 
 def test_the_command_lists_and_describes_them(home: Path) -> None:
     listed = run(home, "-m", "compress", "list").stdout
-    assert all(name in listed for name in ("round_to_half", "logit_mse", "sparsity"))
+    assert all(name in listed for name in ("round_to_half", "logit_mse", "sparsity", "repetition"))
     assert "Round every weight" in run(home, "-m", "compress", "describe", "round_to_half").stdout
+    assert "repeated words %" in run(home, "-m", "compress", "describe", "repetition").stdout
+
+
+def test_a_metric_has_its_label_its_place_and_its_direction_everywhere(home: Path) -> None:
+    """In the terminal and the report alike, and in a report that is written where the plug-in is missing."""
+    done = run(home, "-m", "compress", "run", "texts.yaml", "--workdir", "texts")
+    assert done.returncode == 0, done.stdout + done.stderr
+    titles = next(line for line in done.stdout.splitlines() if line.startswith("name"))
+    assert titles.index("repeated words %") < titles.index("mean words"), "its order is before those of lengths"
+    table = "| repeated words % | mean words |"
+    figure = "repeated words % (less is better)"
+    assert table in (home / "texts/report.md").read_text()
+    assert figure in (home / "texts/report.html").read_text()
+    (model,) = (home / "texts").glob("00-base-*")
+    base = next(each for each in json.loads((home / "texts/report.json").read_text())["artifacts"])
+    told = run(home, "-c", EVALUATE, str(model))
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout) == base["quality"]["repetition"]
+    away = run(home, "-m", "compress", "report", "texts", "--out", "away", installed=False)
+    assert away.returncode == 0, away.stderr
+    assert table in (home / "away/report.md").read_text()
+    assert figure in (home / "away/report.html").read_text()
 
 
 def test_the_api_uses_them(home: Path) -> None:

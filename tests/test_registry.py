@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from compress import registry
 from compress.errors import RecipeError
-from compress.registry import MEASUREMENTS, QUANTIZERS, STAGES, TERMS, Registry, suggest
+from compress.measure.metrics.metric import Figure, Metric
+from compress.registry import MEASUREMENTS, METRICS, QUANTIZERS, STAGES, TERMS, Registry, suggest
 from compress.schema import Strict
 from compress.surgery.quantization.methods import Method
 from compress.surgery.quantization.spec import WeightQuantization
@@ -32,6 +33,15 @@ def test_every_builtin_name_is_a_documented_strict_class(kind: Registry, name: s
 @pytest.mark.parametrize("name", QUANTIZERS.names())
 def test_every_builtin_quantizer_is_a_method(name: str) -> None:
     assert isinstance(QUANTIZERS.get(name), Method)
+
+
+@pytest.mark.parametrize("name", METRICS.names())
+def test_every_builtin_metric_is_a_documented_function_with_declared_figures(name: str) -> None:
+    metric = METRICS.get(name)
+    assert isinstance(metric, Metric)
+    assert (metric.function.__doc__ or "").strip()
+    assert metric.figures and all(isinstance(figure, Figure) for figure in metric.figures.values())
+    assert metric.version == 1, "built-in metrics have the version of the quality measurement"
 
 
 def test_an_unknown_quantizer_is_reported_with_the_known_ones() -> None:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -19,14 +19,15 @@ from compress.engine.rows import as_split, require_block_read, require_tokenizer
 from compress.errors import ModelError, UserError
 from compress.generation.subject import TorchSubject, subject_of
 from compress.measure.floor import model_step_bytes
-from compress.measure.quality import Metric, Quality
+from compress.measure.metrics.imported import Imported
+from compress.measure.quality import Quality, read_metric
 from compress.measure.speed import Speed, compare_with_first, floor, summary
 from compress.measure.table import records_table
 from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import OnnxStepper, Stepper
 from compress.onnx.runtime.sampling import as_tokens
 from compress.onnx.step_bytes import directory_step_bytes
-from compress.registry import suggest
+from compress.registry import METRICS
 from compress.surgery.quantization import prepared
 
 
@@ -50,7 +51,7 @@ def evaluate(
     model: nn.Module | str | Path,
     data: Any,
     *,
-    metrics: Sequence[str] = ("perplexity",),
+    metrics: str | Sequence[str | Mapping[str, Any]] = ("perplexity",),
     tokenizer: Any = None,
     reference: nn.Module | str | Path | None = None,
     block: int | None = None,
@@ -63,8 +64,8 @@ def evaluate(
     Args:
         model: a model, quantized or not, or a directory (a torch artifact, a stock directory or an ONNX export).
         data: as in :func:`compress.finetune`; metrics of generated text need prompts and responses, or pairs.
-        metrics: names of ``perplexity``, ``agreement``, ``rouge``, ``bleu``, ``chrf``, ``exact_match``, ``length`` and
-            ``distinct``.
+        metrics: names, as in a recipe: built-in ones, those of plug-ins, and metrics of the ``evaluate`` library, by
+            name if they are in its cache, or as ``{"path": "my_metric.py"}``, which runs that file.
         tokenizer: the tokenizer of the model; a directory brings its own.
         reference: the model that ``agreement`` compares with.
         block: as in :func:`compress.finetune`.
@@ -84,14 +85,14 @@ def evaluate(
         >>> 1 < found["perplexity"] < 1000
         True
     """
-    names = _read_metrics(metrics)
+    named = _read_metrics(metrics)
     require_flag(progress, "progress")
     refuse_idle(settings, dict.fromkeys(("of", "split", "type"), "model and data say what is measured"))
-    if set(names) <= {"perplexity", "agreement"}:
-        refuse_idle(settings, {"decoding": f"{', '.join(names)} generates no text"})
     quality: Quality = configured(
-        Quality, metric=tuple(names), batch=batch, reference=None if reference is None else "reference", **settings
+        Quality, metric=named, batch=batch, reference=None if reference is None else "reference", **settings
     )
+    if all(metric.reads == "logits" for metric in quality.metrics().values()):
+        refuse_idle(settings, {"decoding": f"{', '.join(quality.called)} generates no text"})
     opened, tokenizer, config, working = _opened(model, tokenizer, "model")
     other, _, _, compared = (
         (None, None, None, None) if reference is None else _opened(reference, tokenizer, "reference")
@@ -171,19 +172,24 @@ def benchmark(
     return records
 
 
-_METRICS = get_args(Metric)
+def _read_metrics(metrics: Any) -> list[Any]:
+    given = [metrics] if isinstance(metrics, str | Mapping) else metrics
+    if not isinstance(given, Sequence) or not given or isinstance(given, bytes):
+        raise UserError(f"metrics: {metrics!r} is not a list of metrics; allowed: some of {', '.join(METRICS.names())}")
+    named: list[Any] = []
+    for each in given:
+        metric = configured(Imported, where="metrics", **each) if isinstance(each, Mapping) else _known(each)
+        if metric in named:
+            raise UserError(f"metrics: {each!r} is named twice")
+        named.append(metric)
+    return named
 
 
-def _read_metrics(metrics: Any) -> list[str]:
-    names = [metrics] if isinstance(metrics, str) else metrics
-    if not isinstance(names, Sequence) or not names or isinstance(names, bytes):
-        raise UserError(f"metrics: {metrics!r} is no list of metrics; allowed: some of {', '.join(_METRICS)}")
-    for at, name in enumerate(names):
-        if name not in _METRICS:
-            raise UserError(f"metrics: unknown metric {name!r}. {suggest(name, _METRICS)}")
-        if name in names[:at]:
-            raise UserError(f"metrics: {name!r} is named twice")
-    return list(names)
+def _known(name: Any) -> Any:
+    try:
+        return read_metric(name)
+    except ValueError as error:
+        raise UserError(f"metrics: {error}") from None
 
 
 def _opened(model: nn.Module | str | Path, tokenizer: Any, name: str) -> tuple[Any, Any, Any, nn.Module | None]:

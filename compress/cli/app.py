@@ -177,8 +177,8 @@ def bench(
 ) -> None:
     """Compare the speed of models in one interleaved run.
 
-    Times are medians and 95th percentiles. "prefill" and "per token" show how many times as fast as the first model
-    each model is. The floor is the time this machine needs to read the weights of one token (MB/token) from memory.
+    Times are medians and 95th percentiles. "faster" shows how many times as fast as the first model each model is. The
+    floor is the time this machine needs to read the weights of one token from memory.
     """
     from compress.cli.bench import bench_models
     from compress.measure.table import records_table
@@ -213,7 +213,7 @@ def generate(
 
 @app.command(name="list")
 def list_names() -> None:
-    """List all stages, loss terms and measurements that a recipe can use."""
+    """List all stages, loss terms, measurements and metrics that a recipe can use."""
     from compress.cli.describe import overview
 
     console().print(overview())
@@ -221,10 +221,10 @@ def list_names() -> None:
 
 @app.command()
 def describe(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A stage, term or measurement, or 'recipe'.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A stage, term, measurement or metric, or 'recipe'.")],
     json_schema: Annotated[bool, typer.Option("--json-schema", help="Print a JSON schema.")] = False,
 ) -> None:
-    """Show the fields, defaults and meaning of a stage, term, measurement or recipe."""
+    """Show the fields, defaults and meaning of a stage, term, measurement, metric or recipe."""
     from compress.cli.describe import description, schema
 
     if json_schema:

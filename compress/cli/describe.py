@@ -1,4 +1,4 @@
-"""Describes what a recipe may name, from the docstrings and fields of the classes."""
+"""Describes what a recipe may name, from docstrings, the fields of classes and the figures of metrics."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from rich.markup import escape
 from rich.text import Text
 
 from compress.errors import UserError
+from compress.measure.figures import figure_of
+from compress.measure.metrics.metric import Metric
 from compress.measure.table import table
 from compress.recipe import Recipe
-from compress.registry import MEASUREMENTS, STAGES, TERMS, suggest
+from compress.registry import MEASUREMENTS, METRICS, STAGES, TERMS, suggest
 
 _LIMITS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _WORDS = {str: "text", int: "integer", float: "number", bool: "true | false", type(None): "null", Any: "anything"}
 
 
 def overview() -> RenderableType:
-    """Every stage, term and measurement with the first sentence of its documentation."""
+    """Every stage, term, measurement and metric with the first sentence of its documentation."""
     shown = table("", "name", "what it does")
-    for registry in (STAGES, TERMS, MEASUREMENTS):
+    for registry in (STAGES, TERMS, MEASUREMENTS, METRICS):
         for position, name in enumerate(registry.names()):
             kind = "" if position else f"[bold]{registry.kind}s[/bold]"
             shown.add_row(
@@ -38,7 +40,12 @@ def overview() -> RenderableType:
 
 
 def description(name: str) -> RenderableType:
-    """Documentation, fields, defaults and ranges of the class behind ``name``, and of the classes its fields hold."""
+    """Documentation, fields, defaults and ranges of the class behind ``name``, and of the classes its fields hold.
+
+    Of a metric, its documentation and its figures.
+    """
+    if name in METRICS.names():
+        return _metric(name)
     parts: list[RenderableType] = []
     for model in dict.fromkeys(_with_inner(_named(name))):
         title = name if not parts else model.__name__
@@ -49,8 +56,19 @@ def description(name: str) -> RenderableType:
     return Group(*parts)
 
 
+def _metric(name: str) -> RenderableType:
+    metric: Metric = METRICS.get(name)
+    figures = table("figure", "label", "better")
+    for key, declared in metric.figures.items():
+        better = "(a condition)" if declared.condition else declared.better or "(no direction)"
+        figures.add_row(key, escape(figure_of(key, metric.figures).label), better)
+    return Group(Text(name, style="bold"), Text(_documentation(metric)), "", figures, "")
+
+
 def schema(name: str) -> str:
     """The JSON schema of the class behind ``name``."""
+    if name in METRICS.names():
+        raise UserError(f"describe: {name} is a metric and has no fields; its settings are fields of quality")
     return json.dumps(_named(name).model_json_schema(), indent=2)
 
 
@@ -61,17 +79,17 @@ def _named(name: str) -> type[BaseModel]:
         if name in registry.names():
             found: type[BaseModel] = registry.get(name)
             return found
-    known = ["recipe", *STAGES.names(), *TERMS.names(), *MEASUREMENTS.names()]
+    known = ["recipe", *STAGES.names(), *TERMS.names(), *MEASUREMENTS.names(), *METRICS.names()]
     raise UserError(f"describe: unknown name {name!r}. {suggest(name, known)}")
 
 
-def _first_sentence(model: type[BaseModel]) -> str:
-    text = " ".join(_documentation(model).split("\n\n")[0].split())
+def _first_sentence(part: type[BaseModel] | Metric) -> str:
+    text = " ".join(_documentation(part).split("\n\n")[0].split())
     return re.split(r"(?<! al)\. (?=[A-Z])", text)[0].rstrip(".")
 
 
-def _documentation(model: type[BaseModel]) -> str:
-    return (inspect.getdoc(model) or "").replace("``", "")
+def _documentation(part: type[BaseModel] | Metric) -> str:
+    return (inspect.getdoc(part.function if isinstance(part, Metric) else part) or "").replace("``", "")
 
 
 def _with_inner(model: type[BaseModel]) -> Iterator[type[BaseModel]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, PrivateAttr
 from rich.console import Console
 
 from compress.artifact import Artifact
@@ -38,6 +39,22 @@ class Measurement(Strict):
     """Fields that define what is measured. The other fields define how."""
     version: ClassVar[int] = 1
     """Part of the cache key of results. Increase it when the numbers change."""
+
+    _base: Path = PrivateAttr(Path())
+
+    @property
+    def recipe_directory(self) -> Path:
+        """The directory that relative paths start from: that of the recipe file, or the current one."""
+        return self._base
+
+    def written_in(self, base: Path) -> None:
+        """Record the directory that relative paths start from."""
+        self._base = base
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """Versions and hashes of what else determines the numbers, such as a script. Part of the cache key."""
+        return {}
 
     @property
     def compared_with(self) -> tuple[str, ...]:

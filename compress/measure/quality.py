@@ -3,59 +3,62 @@
 from __future__ import annotations
 
 import statistics
-import string
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from rich.console import Console
 
 from compress.artifact import Artifact
 from compress.data import Data, Split
-from compress.errors import DataError, RecipeError
+from compress.errors import DataError, RecipeError, UserError
 from compress.generation.responses import Response, response_texts, samples
 from compress.generation.settings import Decoding
 from compress.generation.subject import Subject, subject_of
-from compress.measure.likelihood import agreement, perplexity
 from compress.measure.measurement import Measurement
-from compress.registry import suggest
-from compress.schema import Several, added
+from compress.measure.metrics.bleu import Tokenizer
+from compress.measure.metrics.imported import NOT_CACHED, Imported, cached_script
+from compress.measure.metrics.metric import Metric
+from compress.measure.scores import Values, checked, declared, is_number, joined
+from compress.registry import METRICS, suggest
+from compress.schema import added
 from compress.training.progress import Advance, counting
 
-Metric = Literal["perplexity", "agreement", "rouge", "bleu", "chrf", "exact_match", "length", "distinct"]
-Record = dict[str, Any]
 
-_OF_LOGITS = ("perplexity", "agreement")
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str | Mapping | Imported) else value
+
+
+def read_metric(value: object) -> object:
+    """A name that the registry knows, or else a metric of ``evaluate``. Raises ValueError for an unknown name."""
+    if isinstance(value, str) and value not in METRICS.names():
+        if cached_script(value) is None:
+            raise ValueError(f"unknown metric {value!r}. {suggest(value, METRICS.names())}. {NOT_CACHED}")
+        return Imported(name=value)
+    return Imported.model_validate(value) if isinstance(value, Mapping) else value
+
+
+Named = Annotated[str | Imported, BeforeValidator(read_metric)]
 
 
 class Quality(Measurement):
     """Quality of torch and ONNX artifacts, measured by the same code in float32.
 
-    ``perplexity`` = exp(nll / tokens) over the scored tokens. Each token is scored once, with the context in its block
-    or row. On running text the record also has ``word_perplexity`` = exp(nll / (words + lines)), and ``bits_per_byte``
-    and ``bits_per_character`` = nll / ln 2 / number of bytes or characters. These do not depend on the vocabulary.
-    ``agreement`` is the percentage of scored tokens at which model and ``reference`` have the same most probable token.
-    ``kl`` is the mean KL(reference || model) in nats.
-
-    The other metrics score generated text. ``rouge`` (1, 2, L, Lsum; the best of several references), ``bleu``,
-    ``chrf`` and ``exact_match`` compare it with all references. ROUGE is rejected if most rows have references with
-    letters but none from a to z. BLEU with a tokenizer other than 13a has the tokenizer in its name, as in ``bleu_zh``.
-
-    ``length`` counts words separated by whitespace: mean and median of outputs and of references, and their ratio. It
-    also has the percentage of outputs that are ``empty``, and of outputs that have ``max_new_tokens`` tokens, counting
-    the end token (``full_length``). ``distinct`` 1, 2, 3 is distinct n-grams / n-grams x 100 over all outputs.
+    ``perplexity`` and ``agreement`` (with ``reference``) read the logits of given tokens. The other metrics compare
+    generated text with all references. ``compress-lm describe NAME`` says what each one computes. Other packages add
+    metrics, and those of the ``evaluate`` library are given as ``{path: FILE}`` or by name.
     """
 
     type: Literal["quality"] = "quality"
-    metric: Several[Metric] = ("perplexity",)
-    """One metric, or several."""
+    metric: Annotated[tuple[Named, ...], BeforeValidator(_listed), Field(min_length=1)] = ("perplexity",)
+    """One metric, or several: names that ``compress-lm list`` shows, or metrics of ``evaluate``."""
     split: Literal["test", "eval"] = "test"
     """The split to measure on. If a run has no such split, the other one is used, and the conditions name it."""
     batch: int = Field(8, ge=1)
     """Rows per batch."""
     sentences: Literal["lines", "stops"] = "lines"
     """Sentence ends for ROUGE-Lsum: line breaks, or also . ! ? before a blank ("Mr. Smith" then splits)."""
-    bleu_tokenize: Literal["13a", "intl", "zh", "char", "none"] = added("13a")
+    bleu_tokenize: Tokenizer = added("13a")
     """BLEU's tokenizer: WMT's (13a), Unicode classes (intl), characters of Chinese (zh) or all text (char), or blanks
     (none)."""
     reference: str | None = None
@@ -69,23 +72,50 @@ class Quality(Measurement):
 
     @model_validator(mode="after")
     def _each_setting_has_its_metric(self) -> Self:
-        if ("agreement" in self.metric) != (self.reference is not None):
-            raise ValueError(
-                "metric agreement needs reference, the model to compare with, and reference needs metric agreement"
-            )
-        if self.sentences != "lines" and "rouge" not in self.metric:
-            raise ValueError(
-                f"sentences: {self.sentences} applies only to the rouge metric, which metric does not include"
-            )
-        if self.bleu_tokenize != "13a" and "bleu" not in self.metric:
-            raise ValueError(
-                f"bleu_tokenize: {self.bleu_tokenize} applies only to the bleu metric, which metric does not include"
-            )
+        metrics = {name: METRICS.get(name) for name in (*METRICS.builtin, *self.metric) if isinstance(name, str)}
+        for name, field in type(self).model_fields.items():
+            takers = [metric for metric in metrics if name in metrics[metric].takes]
+            taken, given = any(metric in self.metric for metric in takers), getattr(self, name) != field.default
+            listed = " or ".join(takers)
+            if takers and name == "reference" and taken != given:
+                raise ValueError(
+                    f"metric {listed} needs reference, the model to compare with, and reference needs metric {listed}"
+                )
+            if takers and given and not taken:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} applies only to the {listed} metric, which metric does not include"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        origins = dict(zip(self.called, self.metric, strict=True))
+        for name, metric in zip(self.called, self.metric, strict=True):
+            if origins[name] != metric:
+                raise ValueError(f"metric: two metrics are called {name!r}; rename a script")
         return self
 
     @property
     def compared_with(self) -> tuple[str, ...]:
         return (self.reference,) if self.reference else ()
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        here = self.recipe_directory
+        scripts = {each.called: each.content(here) for each in self.metric if isinstance(each, Imported)}
+        versions = {each: METRICS.get(each).version for each in self.metric if isinstance(each, str)}
+        return scripts | {name: f"version {version}" for name, version in versions.items() if version != 1}
+
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics by name. Scripts among them are run."""
+        here = self.recipe_directory
+        found = [each.opened(here) if isinstance(each, Imported) else METRICS.get(each) for each in self.metric]
+        return dict(zip(self.called, found, strict=True))
+
+    @property
+    def called(self) -> list[str]:
+        """The names of the metrics."""
+        return [each.called if isinstance(each, Imported) else each for each in self.metric]
 
     def run(
         self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None
@@ -95,7 +125,7 @@ class Quality(Measurement):
         records = {}
         for name, artifact in self.chosen(artifacts).items():
             if console is not None:
-                console.print(f"quality of {name}: {', '.join(self.metric)} on {split.name}", highlight=False)
+                console.print(f"quality of {name}: {', '.join(self.called)} on {split.name}", highlight=False)
             subject, tokenizer = subject_of(artifact, device), artifact.tokenizer()
             records[name] = self.measured(name, subject, tokenizer, split, reference, console)
         return records
@@ -110,15 +140,24 @@ class Quality(Measurement):
         console: Console | None = None,
     ) -> dict[str, Any]:
         """Measure one model on one split. ``console`` shows a progress bar with the title ``name``."""
-        if self._texts:
-            self._check_examples(split, self._texts[0])
-        with counting(console, name, self._passes * len(split)) as advance:
-            return self._measured(subject, tokenizer, split, reference, advance)
+        metrics = self.metrics()
+        self._check(split, metrics)
+        texts = _that_read("text", metrics)
+        passes = len(metrics) - len(texts) + len(self.decoding.runs) * bool(texts)  # how often each row is read
+        with counting(console, name, passes * len(split)) as advance:
+            values = self._of_logits(_that_read("logits", metrics), subject, split, reference, advance)
+            conditions = self._conditions(subject, split, reference)
+            if texts:
+                scores, details = self._of_texts(texts, subject, tokenizer, split, advance)
+                values = joined({"logits": values, "generated text": scores})
+                conditions |= details
+        figures = declared(metrics, values)
+        return {"quality": values, **({"figures": figures} if figures else {}), "conditions": {"quality": conditions}}
 
     def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
         try:
             self._split(data)
-        except DataError as error:
+        except UserError as error:
             yield str(error).removeprefix("quality: ")
 
     def _split(self, data: Data | None) -> Split:
@@ -128,28 +167,23 @@ class Quality(Measurement):
             raise DataError(
                 f"quality: measures on data.{self.split}, but the recipe has neither data.test nor data.eval"
             )
-        if self._texts:
-            self._check_examples(found[0], self._texts[0])
+        self._check(found[0], self.metrics())
         return found[0]
 
-    @property
-    def _texts(self) -> list[Metric]:
-        """The metrics of generated text."""
-        return [metric for metric in self.metric if metric not in _OF_LOGITS]
-
-    @property
-    def _passes(self) -> int:
-        """How often each row is read."""
-        return len(self.metric) - len(self._texts) + len(self.decoding.runs) * bool(self._texts)
-
-    def _check_examples(self, split: Split, metric: str) -> None:
+    def _check(self, split: Split, metrics: Mapping[str, Metric]) -> None:
+        """Raise DataError if a metric of generated text cannot be measured on a split."""
+        texts = _that_read("text", metrics)
+        if not texts:
+            return
         if not split.examples:
             raise DataError(
-                f"quality: {metric} compares generated text with references, but {split.name} has none; "
+                f"quality: {next(iter(texts))} compares generated text with references, but {split.name} has none; "
                 "give prompt and response, or source and target"
             )
-        if "rouge" in self.metric:
-            _check_letters(split)
+        references = [example.references for example in split.examples]
+        for metric in texts.values():
+            if text := metric.problem(references, split.name):
+                raise DataError(f"quality: {text}")
         new, context = self.decoding.max_new_tokens, split.model.context
         if split.model.task == "seq2seq":
             if new > context:
@@ -173,72 +207,70 @@ class Quality(Measurement):
             )
         return subject_of(artifacts[self.reference], device)
 
-    def _measured(
-        self, subject: Subject, tokenizer: Any, split: Split, reference: Subject | None, advance: Advance
-    ) -> dict[str, Any]:
-        quality: Record = {}
-        conditions: Record = {"split": split.name, "batch": self.batch, "dtype": "float32", "runtime": subject.runtime}
+    def _conditions(self, subject: Subject, split: Split, reference: Subject | None) -> Values:
+        conditions: Values = {"split": split.name, "batch": self.batch, "dtype": "float32", "runtime": subject.runtime}
         if split.truncated:
             conditions["rows_cut"] = f"{split.truncated} of {len(split)}"
         if split.blank:
             conditions["rows_empty"] = f"{split.blank} of {len(split)}"
-        if "perplexity" in self.metric:
-            quality |= perplexity(subject, split, self.batch, advance)
         if reference is not None:
-            quality |= agreement(subject, reference, split, self.batch, advance)
             conditions["reference"] = self.reference
-        if self._texts:
-            scores, details = self._generated(subject, tokenizer, split, advance)
-            quality |= scores
-            conditions |= details
-        return {"quality": quality, "conditions": {"quality": conditions}}
+        return conditions
 
-    def _generated(self, subject: Subject, tokenizer: Any, split: Split, advance: Advance) -> tuple[Record, Record]:
+    def _of_logits(
+        self,
+        metrics: Mapping[str, Metric],
+        subject: Subject,
+        split: Split,
+        reference: Subject | None,
+        advance: Advance,
+    ) -> Values:
+        found = {}
+        for name, metric in metrics.items():
+            result = metric.function(subject, split, self.batch, advance, **self._taken(metric, reference=reference))
+            found[name], _ = checked(name, result)
+        return joined(found)
+
+    def _of_texts(
+        self, metrics: Mapping[str, Metric], subject: Subject, tokenizer: Any, split: Split, advance: Advance
+    ) -> tuple[Values, Values]:
         if tokenizer is None:
-            raise DataError(f"quality: {self._texts[0]} compares text, but the model has no tokenizer")
-        runs: list[dict[str, float]] = []
+            raise DataError(f"quality: {next(iter(metrics))} compares text, but the model has no tokenizer")
+        runs: list[Values] = []
         texts: list[str] = []
         signatures: dict[str, str] = {}
         for seed in self.decoding.runs:
             said = response_texts(subject, tokenizer, split, self.decoding, self.batch, seed, advance)
             texts = [answer.text for answer in said]
-            found = self._scores(said, split)
-            signatures = {name: scores.pop("signature") for name, scores in found.items()}
-            runs.append({key: value for scores in found.values() for key, value in scores.items()})
-        conditions: Record = {"rows": len(texts), "decoding": self.decoding.conditions(), "signatures": signatures}
+            found, signatures = self._scores(metrics, said, split)
+            runs.append(found)
+        conditions: Values = {"rows": len(texts), "decoding": self.decoding.conditions(), "signatures": signatures}
         if len(runs) > 1:
-            drawn = [key for key in runs[0] if not key.startswith("reference_")]
+            fixed = {key for each in metrics.values() for key, figure in each.figures.items() if figure.condition}
+            drawn = [key for key in runs[0] if key not in fixed]
             conditions["std"] = {key: statistics.stdev(run[key] for run in runs) for key in drawn}
-        means: Record = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
+        means: Values = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
         return means | {"samples": samples(split.examples, texts)}, conditions
 
-    def _scores(self, said: Sequence[Response], split: Split) -> dict[str, Record]:
-        from compress.measure import metrics  # imports `evaluate`, which takes seconds
-
-        options: dict[str, Record] = {
-            "rouge": {"sentences": self.sentences},
-            "bleu": {"tokenize": self.bleu_tokenize},
-            "length": {"full": [answer.full for answer in said]},
-        }
+    def _scores(
+        self, metrics: Mapping[str, Metric], said: Sequence[Response], split: Split
+    ) -> tuple[Values, dict[str, str]]:
+        """The figures of all metrics, and the signature of each metric that gives one."""
         texts, references = [answer.text for answer in said], [example.references for example in split.examples]
-        scores: dict[str, Record] = {
-            name: metrics.score(name, texts, references, **options.get(name, {})) for name in self._texts
-        }
-        if self.bleu_tokenize != "13a":  # scores with different tokenizers cannot be compared
-            found, name = scores.pop("bleu"), f"bleu_{self.bleu_tokenize}"
-            scores[name] = {name: found["bleu"], "signature": found["signature"]}
-        return scores
+        full = [answer.full for answer in said]
+        scores: dict[str, Values] = {}
+        signatures: dict[str, str] = {}
+        for name, metric in metrics.items():
+            values, signature = checked(name, metric.function(texts, references, **self._taken(metric, full=full)))
+            scores[name] = {key: float(value) for key, value in values.items() if is_number(value)}
+            if signature:  # that of a single figure has its name, which may tell settings, as bleu_zh does
+                signatures[next(iter(scores[name])) if len(scores[name]) == 1 else name] = signature
+        return joined(scores), signatures
+
+    def _taken(self, metric: Metric, **given: Any) -> dict[str, Any]:
+        """The further arguments of a metric's function."""
+        return {name: given[name] if name in given else getattr(self, name) for name in metric.takes}
 
 
-def _check_letters(split: Split) -> None:
-    """Reject references if more than half of the rows have letters but none from a to z, which ROUGE would ignore.
-
-    Digits alone, which ROUGE still sees, are not enough to score such rows.
-    """
-    rows = [set("".join(example.references).lower()) for example in split.examples]
-    lost = sum(any(map(str.isalpha, row)) and row.isdisjoint(string.ascii_lowercase) for row in rows)
-    if lost > len(rows) / 2:
-        raise DataError(
-            f"quality: ROUGE only counts the letters a to z, but {lost} of {len(rows)} rows of {split.name} have "
-            "references without one; measure chrf or bleu"
-        )
+def _that_read(what: str, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    return {name: metric for name, metric in metrics.items() if metric.reads == what}

@@ -1,4 +1,4 @@
-"""The table of measured values for the terminal and notebooks."""
+"""Tables for the terminal and notebooks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
+
+from compress.measure.columns import Measured, columns, laid_out
+from compress.measure.record import Record
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -18,46 +22,14 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def records_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """The measured values, one line per artifact. Columns without a value are omitted."""
-    rows = [_cells(record) for record in records]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    shown = table(*columns, right=columns[1:])
-    for row in rows:
-        shown.add_row(*(row.get(column, "") for column in columns))
+    """The measured values, one line per artifact: the columns of the report, without its details."""
+    read = [Record.model_validate(record) for record in records]
+    rows = [Measured(record.name, record, faster=record.speed.faster.get("per_token")) for record in read]
+    found = laid_out(rows, (column for column in columns(rows) if not column.detail))
+    shown = table()
+    shown.add_column("name\n", no_wrap=True)  # titles stand in the first line, units in the second
+    for title, unit in found.titles[1:]:
+        shown.add_column(Text.assemble(title, "\n", (unit, "not bold dim")), justify="right", no_wrap=True)
+    for label, *cells in found.lines or [[row.label] for row in rows]:
+        shown.add_row(Text(label, style="bold"), *cells)
     return shown
-
-
-def _cells(record: Mapping[str, Any]) -> dict[str, str]:
-    cells = {"name": f"[bold]{record['name']}[/bold]"}
-    if "parameters" in record:
-        cells |= {
-            "parameters": f"{record['parameters']:,}",
-            "MB": f"{record['bytes'] / 2**20:,.2f}",
-            "smaller": f"{record['compression_ratio']:.1f}x",
-        }
-    for name, value in record.get("quality", {}).items():
-        if isinstance(value, float) and not name.startswith(("bits_", "reference_")):
-            cells[name.replace("_", " ")] = f"{value:,.2f}" if 0.1 <= abs(value) < 1e9 else f"{value:.2g}"
-    speed = record.get("speed")
-    if speed:
-        cells |= {
-            "prefill ms": f"{speed['prefill_ms']['p50']:.2f}",
-            "ms/token p50": f"{speed['per_token_ms']['p50']:.2f}",
-            "p95": f"{speed['per_token_ms']['p95']:.2f}",
-            "tokens/s": f"{speed['tokens_per_s']:,.1f}",
-        }
-        cells |= _comparison(speed)
-    return cells
-
-
-def _comparison(speed: Mapping[str, Any]) -> dict[str, str]:
-    """The columns that exist only if models were timed relative to the first one."""
-    if "faster" not in speed:
-        return {}
-    return {
-        "prefill": f"{speed['faster']['prefill']:.2f}x",
-        "per token": f"{speed['faster']['per_token']:.2f}x",
-        "MB/token": f"{speed['weight_bytes_per_token'] / 2**20:,.2f}",
-        "floor ms": f"{speed['floor_ms']:.2f}",
-        "above": f"{speed['above_floor']:.1f}x",
-    }

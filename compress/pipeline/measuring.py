@@ -97,6 +97,7 @@ def _measured(
         [identity(artifacts[name]) for name in measurement.compared_with],
         data.digest if data else "",
         dict(machine),
+        *([depends_on] if (depends_on := measurement.depends_on) else []),
     ]
     path = inputs.workdir / "measured" / f"{measurement.type}-{key(covered)}.json"
     kept: Records | None = read_json(path)

@@ -129,6 +129,8 @@ class Recipe(Strict):
     def written_in(self, document: Document, base: Path) -> None:
         """Record where the recipe was read from, so that later errors can name file and line."""
         self._document, self._base = document, base
+        for measurement in self.measure:
+            measurement.written_in(base)
 
     def error(self, location: Location, text: str) -> RecipeError:
         """An error about the value at ``location``, with file and line if the recipe came from a file."""

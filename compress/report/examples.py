@@ -8,7 +8,8 @@ from difflib import SequenceMatcher
 from statistics import fmean
 from typing import Any
 
-from compress.report.numbers import Row, name_and_way
+from compress.measure.figures import name_and_way
+from compress.report.numbers import Row
 
 FIRST = 3
 """Number of first rows, which are always shown."""

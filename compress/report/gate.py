@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.report.formats import megabytes, number, ratio
+from compress.measure.formats import megabytes, number, ratio
 from compress.report.numbers import Row, rows_of, unquantized
 from compress.report.read import read
 

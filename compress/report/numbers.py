@@ -7,43 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compress.report.read import Manifest, Record, Run
-
-MB = 2**20
-"""Bytes in a megabyte, everywhere in this project."""
-
-METRICS = (
-    "perplexity",
-    "word_perplexity",
-    "bits_per_byte",
-    "bits_per_character",
-    *("bleu", "bleu_intl", "bleu_zh", "bleu_char", "bleu_none"),
-    "chrf",
-    "rouge1",
-    "rouge2",
-    "rougeL",
-    "rougeLsum",
-    "exact_match",
-)
-"""The usual quality metrics, the most informative first. Others follow in the order they were measured."""
-
-LOWER_IS_BETTER = frozenset(
-    {"perplexity", "word_perplexity", "bits_per_byte", "bits_per_character", "nll", "kl", "wer", "empty", "full_length"}
-)
-
-NOT_METRICS = frozenset(
-    {
-        *("context", "stride", "tokens", "words", "rows", "samples", "seconds", "seed", "batch", "beams", "num_beams"),
-        *("reference_words_mean", "reference_words_median"),
-    }
-)
-"""Numbers in a quality record that describe how it was measured, not how good the model is."""
-
-
-def name_and_way(metric: str) -> tuple[str, str]:
-    """Split a name such as ``perplexity (split eval)`` into the metric and the settings that differ from the first."""
-    name, _, way = metric.partition(" (")
-    return name, way.removesuffix(")")
+from compress.measure.figures import name_and_way
+from compress.measure.formats import MB
+from compress.measure.metrics.metric import Figure
+from compress.measure.record import Record, scored
+from compress.report.read import Manifest, Run
 
 
 @dataclass(frozen=True)
@@ -83,16 +51,8 @@ class Row:
 
     @property
     def quality(self) -> dict[str, float]:
-        """The quality metrics whose values are numbers."""
-        found = {
-            name: float(value)
-            for name, value in self.record.quality.items()
-            if isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and name_and_way(name)[0] not in NOT_METRICS
-        }
-        order = {name: at for at, name in enumerate(METRICS)}
-        return dict(sorted(found.items(), key=lambda item: order.get(name_and_way(item[0])[0], len(METRICS))))
+        """The figures of quality, the most informative first."""
+        return self.record.scores
 
     @property
     def megabytes(self) -> float | None:
@@ -182,9 +142,9 @@ def _with_splits(record: Record, splits: dict[str, str]) -> Record:
     return record.model_copy(update={"quality": figures, "conditions": renamed_conditions}) if ways else record
 
 
-def metrics_of(rows: Iterable[Row]) -> list[str]:
-    """Every quality metric that some artifact has, the most informative first."""
-    return list(dict.fromkeys(name for row in rows for name in row.quality))
+def figures_of(rows: Iterable[Row]) -> dict[str, Figure]:
+    """Every figure of quality that some artifact has, and what is declared of it."""
+    return scored(row.record for row in rows)
 
 
 def reference(rows: Iterable[Row], row: Row, value: Value) -> Row | None:

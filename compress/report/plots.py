@@ -8,10 +8,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from compress.measure.figures import name_of
+from compress.measure.metrics.metric import Better
 from compress.report.canvas import ACCENT, COLOURS, INK, Mark, drawing, label, scale
-from compress.report.numbers import LOWER_IS_BETTER, Row, Value, front, metrics_of, name_and_way
+from compress.report.numbers import Row, Value, figures_of, front
 from compress.report.read import Stage
-from compress.report.words import name_of
 
 HISTOGRAMS = 12
 """Maximum number of weight matrices to draw, spread evenly over the model."""
@@ -28,31 +29,33 @@ def latency_against_quality(rows: Sequence[Row]) -> str | None:
 
 
 def _trade_off(rows: Sequence[Row], cost: Value, cost_label: str, name: str) -> str | None:
-    metric = next(iter(metrics_of(rows)), None)
+    figures = figures_of(rows)
+    metric = next(iter(figures), None)
     shown = [row for row in rows if metric in row.quality and cost(row)]
     if metric is None or len(shown) < 2:
         return None
     marks = [_mark(row, cost(row) or 0.0, row.quality[metric]) for row in shown]
-    lower = name_and_way(metric)[0] in LOWER_IS_BETTER
     with drawing(name, width=4.6, height=3.5) as canvas:
-        draw_trade_off(canvas.figure, marks, cost_label, name_of(metric), lower_is_better=lower)
+        draw_trade_off(canvas.figure, marks, cost_label, name_of(metric, figures), figures[metric].better)
     return canvas.svg
 
 
-def draw_trade_off(
-    figure: Figure, marks: Sequence[Mark], cost_label: str, metric: str, *, lower_is_better: bool
-) -> None:
-    """Draw labelled points of cost (x) and quality (y), and the line through those that no other point beats."""
+def draw_trade_off(figure: Figure, marks: Sequence[Mark], cost_label: str, metric: str, better: Better | None) -> None:
+    """Draw labelled points of cost (x) and quality (y), and the line through those that no other point beats.
+
+    There is no such line for a metric without a direction.
+    """
     axes = figure.add_subplot()
     scale(axes, "x", [mark.x for mark in marks])
     scale(axes, "y", [mark.y for mark in marks])
     axes.margins(x=0.2, y=0.18)
-    best = front([(mark.x, mark.y) for mark in marks], lower_is_better=lower_is_better)
-    axes.step(*zip(*best, strict=True), where="post", color=ACCENT, linewidth=1.2, alpha=0.5, zorder=1)
+    if better:
+        best = front([(mark.x, mark.y) for mark in marks], lower_is_better=better == "lower")
+        axes.step(*zip(*best, strict=True), where="post", color=ACCENT, linewidth=1.2, alpha=0.5, zorder=1)
     for mark in marks:
         axes.plot(mark.x, mark.y, mark.shape, color=mark.colour, markersize=8, zorder=2)
     axes.set_xlabel(cost_label)
-    axes.set_ylabel(metric + (" (less is better)" if lower_is_better else " (more is better)"))
+    axes.set_ylabel(metric + {"lower": " (less is better)", "higher": " (more is better)", None: ""}[better])
     label(figure, axes, marks)
 
 

@@ -10,57 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from compress.errors import UserError
-
-
-class View(BaseModel):
-    """The known part of a JSON object. Unknown keys are kept."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-
-class Percentiles(View):
-    """Percentiles of a time in milliseconds, over the repeats of one measurement."""
-
-    p50: float
-    p95: float | None = None
-
-
-class Speed(View):
-    """The results of the ``speed`` measurement for one artifact."""
-
-    prefill_ms: Percentiles | None = None
-    per_token_ms: Percentiles | None = None
-    tokens_per_s: float | None = None
-    load_s: float | None = None
-    peak_rss_bytes: int | None = None
-    weight_bytes_per_token: int | None = None
-    floor_ms: float | None = None
-    above_floor: float | None = None
-
-    @property
-    def timed(self) -> bool:
-        """Whether any time was taken."""
-        return self.prefill_ms is not None or self.per_token_ms is not None
-
-
-class Record(View):
-    """All measurements of one artifact. A measurement that did not run leaves its fields empty."""
-
-    name: str
-    path: str = ""
-    key: str = ""
-    """Key of the artifact and of the data as it was read, which the numbers belong to."""
-    parameters: int | None = None
-    bytes: int | None = None
-    bytes_total: int | None = None
-    compression_ratio: float | None = None
-    compression_ratio_fp16: float | None = None
-    quality: dict[str, Any] = Field(default_factory=dict)
-    speed: Speed = Speed()
-    conditions: Any = None
+from compress.measure.record import Record, View
 
 
 class Touched(View):

@@ -2,92 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from compress.report import formats, numbers
-from compress.report.numbers import Row, Value, change, metrics_of, name_and_way, smallest, speedup
+from compress.measure import formats
+from compress.measure.columns import Column, Measured, Table, columns, laid_out
+from compress.measure.figures import name_and_way, name_of
+from compress.report import numbers
+from compress.report.numbers import Row, Value, change, figures_of, smallest, speedup
 from compress.report.read import Run, Stage, Step, Touched
-from compress.report.words import name_of
 
 Cell = Callable[[Row], str]
 
 
-@dataclass(frozen=True)
-class Table:
-    """Column titles, each with a unit or remark, and rows of text. The first column names the row."""
-
-    titles: list[tuple[str, str]]
-    lines: list[list[str]]
-
-
 def measured(rows: Sequence[Row]) -> Table:
     """Every artifact with all of its measurements."""
-    return _table(rows, _columns(rows))
-
-
-def _table(rows: Sequence[Row], columns: Iterable[tuple[str, str, Cell]]) -> Table:
-    """One line per row. Empty columns are left out."""
-    written = [(title, unit, [cell(row) for row in rows]) for title, unit, cell in columns]
-    filled = [column for column in written if any(column[2])]
-    return Table(
-        titles=[("artifact", ""), *((title, unit) for title, unit, _ in filled)],
-        lines=[[row.label, *(cells[at] or "–" for _, _, cells in filled)] for at, row in enumerate(rows) if filled],
-    )
-
-
-def _columns(rows: Sequence[Row]) -> Iterator[tuple[str, str, Cell]]:
-    yield "parameters", "", lambda row: formats.count(row.record.parameters)
-    yield "size", "MB", lambda row: formats.megabytes(row.record.bytes)
-    yield "smaller", "than fp32 / fp16", _ratios
-    for at, metric in enumerate(metrics_of(rows)):
-        name, way = name_and_way(metric)
-        yield name_of(name), way, _quality_cell(metric)
-        if at == 0:
-            yield "change", f"of {name_of(metric)}", _change_cell(rows, metric)
-    yield (
-        "per token",
-        "ms, p50 / p95",
-        lambda row: formats.percentiles(row.record.speed.per_token_ms),
-    )
-    yield "faster", "per token", lambda row: formats.ratio(speedup(rows, row))
-    yield "prefill", "ms, p50 / p95", lambda row: formats.percentiles(row.record.speed.prefill_ms)
-    yield "throughput", "tokens/s", lambda row: formats.number(row.record.speed.tokens_per_s)
-    yield "above floor", "per token", lambda row: formats.ratio(row.record.speed.above_floor)
-    yield "load", "s", lambda row: formats.number(row.record.speed.load_s)
-    yield "peak memory", "MB", lambda row: formats.megabytes(row.record.speed.peak_rss_bytes)
-
-
-def _ratios(row: Row) -> str:
-    found = (row.record.compression_ratio, row.record.compression_ratio_fp16)
-    return " / ".join(formats.ratio(value) for value in found if value is not None)
-
-
-def _quality_cell(metric: str) -> Cell:
-    return lambda row: formats.number(row.quality.get(metric))
-
-
-def _change_cell(rows: Sequence[Row], metric: str) -> Cell:
-    return lambda row: formats.percent(change(rows, row, metric))
+    first = next(iter(figures_of(rows)), "")
+    compared = [Measured(row.label, row.record, change(rows, row, first), speedup(rows, row)) for row in rows]
+    return laid_out(compared, columns(compared))
 
 
 def exports(rows: Sequence[Row]) -> Table:
     """The effect of the export settings: each export compared with the first float export of its run."""
     found = numbers.exports(rows)
-    metric = next(iter(metrics_of(found)), "")
-    columns: list[tuple[str, str, Cell]] = [
-        ("form", "", lambda row: row.form),
-        ("size", "MB", lambda row: formats.megabytes(row.record.bytes)),
-        ("smaller", "", _times(found, lambda row: row.megabytes)),
-        ("per token", "ms", lambda row: formats.number(row.per_token)),
-        ("faster", "per token", _times(found, lambda row: row.per_token)),
-        ("prefill", "ms", lambda row: formats.number(row.prefill)),
-        ("faster", "prefill", _times(found, lambda row: row.prefill)),
-        (name_of(metric), "", _quality_cell(metric)),
-        ("change", f"of {name_of(metric)}", _change_of_first(found, numbers.quality(metric))),
-        ("peak memory", "MB", lambda row: formats.megabytes(row.record.speed.peak_rss_bytes)),
+    figures = figures_of(found)
+    first = next(iter(figures), "")
+    columns: list[Column[Row]] = [
+        Column("form", "", lambda row: row.form),
+        Column("size", "MB", lambda row: formats.megabytes(row.record.bytes)),
+        Column("smaller", "", _times(found, lambda row: row.megabytes)),
+        Column("per token", "ms", lambda row: formats.number(row.per_token)),
+        Column("faster", "per token", _times(found, lambda row: row.per_token)),
+        Column("prefill", "ms", lambda row: formats.number(row.prefill)),
+        Column("faster", "prefill", _times(found, lambda row: row.prefill)),
+        Column(name_of(first, figures), "", lambda row: formats.number(row.quality.get(first))),
+        Column("change", f"of {name_of(first, figures)}", _change_of_first(found, numbers.quality(first))),
+        Column("peak memory", "MB", lambda row: formats.megabytes(row.record.speed.peak_rss_bytes)),
     ]
-    return _table(found, columns)
+    return laid_out(found, columns)
 
 
 def _times(rows: Sequence[Row], value: Value) -> Cell:
@@ -123,7 +74,7 @@ def tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
             formats.ratio(1 / gain if gain and gain < 1 else gain),
             f"{'slower' if gain and gain < 1 else 'faster'} per token",
         ),
-        (formats.percent(change(rows, row, metric)), name_of(metric)),
+        (formats.percent(change(rows, row, metric)), name_of(metric, row.record.figures)),
         (f"{formats.megabytes(row.record.bytes)} MB", "on disk"),
     ]
     return [(figure, caption) for figure, caption in found if figure]

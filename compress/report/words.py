@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from compress.report.formats import flat, megabytes, number, percent, ratio
+from compress.measure.figures import name_of
+from compress.measure.formats import flat, megabytes, number, percent, ratio
 from compress.report.gate import slow
 from compress.report.numbers import (
     Row,
     change,
-    name_and_way,
     original,
     quality,
     reference,
@@ -17,18 +17,6 @@ from compress.report.numbers import (
     speedup,
 )
 from compress.report.read import Run
-
-_SPELLED = {
-    "bleu": "BLEU",
-    **{f"bleu_{name}": f"BLEU {name}" for name in ("intl", "zh", "char", "none")},
-    "chrf": "chrF",
-    "words_mean": "mean words",
-    "words_median": "median words",
-    **{f"rouge{kind}": f"ROUGE-{kind}" for kind in ("1", "2", "L", "Lsum")},
-    **{f"distinct{n}": f"distinct-{n}" for n in (1, 2, 3)},
-    "empty": "empty %",
-    "full_length": "full length %",
-}
 
 
 def headline(rows: Sequence[Row]) -> str:
@@ -67,21 +55,15 @@ def _runtime(row: Row) -> str:
 
 def _quality(rows: Sequence[Row], row: Row) -> str:
     for metric in row.quality:
+        name = name_of(metric, row.record.figures)
         base = original(rows, row, quality(metric))
         if base is not None:
             of_base = "" if base is original(rows, row, lambda other: other.megabytes) else f" of {base.label}"
-            words = f"{name_of(metric)}{of_base} {number(base.quality[metric])} → {number(row.quality[metric])}"
+            words = f"{name}{of_base} {number(base.quality[metric])} → {number(row.quality[metric])}"
             return f"{words} ({percent(change(rows, row, metric))})"
     for metric, value in row.quality.items():
-        return f"{name_of(metric)} {number(value)}, with no uncompressed model to compare with"
+        return f"{name_of(metric, row.record.figures)} {number(value)}, with no uncompressed model to compare with"
     return "its quality was not measured"
-
-
-def name_of(metric: str) -> str:
-    """A metric's name in running text."""
-    name, way = name_and_way(metric)
-    text = _SPELLED.get(name, name.replace("_", " "))
-    return f"{text} ({way})" if way else text
 
 
 def _device(row: Row) -> str:

@@ -489,7 +489,8 @@ def test_records_print_as_a_table(tmp_path: Path, tiny_gpt2: Any) -> None:
     compress.export_onnx(model, tmp_path / "graph")
     records = compress.benchmark({"torch": model, "onnx": tmp_path / "graph"}, prompt_tokens=4, new_tokens=2, rounds=1)
     lines = repr(records).splitlines()
-    assert lines[0].split()[:2] == ["name", "prefill"] and lines[2].startswith("torch") and lines[3].startswith("onnx")
+    assert lines[0].split()[:3] == ["name", "per", "token"] and lines[1].split()[:2] == ["ms,", "p50"]
+    assert lines[3].startswith("torch") and lines[4].startswith("onnx")
     assert "<pre" in records._repr_html_()
 
 

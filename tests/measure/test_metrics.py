@@ -154,15 +154,29 @@ def test_exact_match_takes_any_reference() -> None:
 @pytest.mark.slow
 def test_metrics_need_no_network_and_leave_nothing_behind(tmp_path: Path) -> None:
     code = (
+        "import sys\n"
+        "from pathlib import Path\n"
         "from compress.measure import metrics\n"
-        "for name in metrics.NAMES:\n"
+        "from compress.measure.metrics import imported\n"
+        "from compress.registry import METRICS\n"
+        "names = [name for name in METRICS.builtin if METRICS.get(name).reads == 'text']\n"
+        "assert len(names) == 6\n"
+        "for name in names:\n"
         "    assert metrics.score(name, ['a b c d'], [['a b c d']])['signature']\n"
-        "print(metrics._cache())"
+        "assert 'evaluate' not in sys.modules, 'built-in metrics need no library that loads scripts'\n"
+        "script = imported.Imported(path='vowels.py').opened(Path(sys.argv[1]))\n"
+        "assert script.function(['a b'], [['a']])['vowels'] == 50\n"
+        "print(imported._cache())"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env=environment, check=True, capture_output=True, text=True
+        [sys.executable, "-c", code, str(Path(__file__).with_name("scripts"))],
+        cwd=root,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert not Path(done.stdout.strip()).exists()
     assert not list(tmp_path.rglob("*.py"))

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compress.measure.record import Record
 from compress.report import build
 from compress.report.examples import DIFFERING, FIRST, examples
 from compress.report.numbers import Row
-from compress.report.read import Manifest, Measurements, Record, Run, RunFile
+from compress.report.read import Manifest, Measurements, Run, RunFile
 from tests.report.workdir import write_run
 
 

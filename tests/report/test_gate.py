@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from compress.measure.record import Percentiles, Record, Speed
 from compress.report import build, numbers, sections, slow_exports, words
-from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun, Step
+from compress.report.read import Manifest, Measurements, Run, RunFile, Stage, StageRun, Step
 from tests.report.workdir import MB, write_run
 
 VNNI = {"instructions": ["avx2", "avx512_vnni"], "cache_bytes": 32 * MB}

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.report import numbers, sections, words
+from compress.measure.record import Percentiles, Record, Speed
+from compress.report import numbers, plots, sections, words
 from compress.report.examples import examples
-from compress.report.read import Manifest, Measurements, Percentiles, Record, Run, RunFile, Speed, Stage, StageRun, Step
+from compress.report.read import Manifest, Measurements, Run, RunFile, Stage, StageRun, Step
 
 POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
 
@@ -222,3 +223,47 @@ def test_counts_that_a_stage_recorded_are_whole():
     stage = Stage(StageRun(name="kd", type="seq_kd", path="kd"), Manifest(lineage=(step,)), (), {})
     (line,) = sections.stages([Run("run", RunFile(), Measurements(), (stage,))]).lines
     assert line[-1] == "rows 120, on policy steps 4, tokens 12,345, eval nll 4.05, share 0.25"
+
+
+def two(quality, figures=None):
+    """Rows of a whole model and one of half its size, each with these figures; those of the second are ten higher."""
+    records = tuple(
+        Record(
+            name=name, bytes=size * numbers.MB, compression_ratio=4 / size, figures=figures or {},
+            quality={key: value + more for key, value in quality.items()},
+        )
+        for name, size, more in (("base", 4, 0.0), ("small", 2, 10.0))
+    )  # fmt: skip
+    stage = Stage(StageRun(name="small", type="x", path="small"), Manifest(traits=("pruned",)), (), {})
+    models = {record.name: "" for record in records}
+    return numbers.rows_of([Run("run", RunFile(models=models), Measurements(artifacts=records), (stage,))])
+
+
+@pytest.mark.parametrize(
+    ("quality", "figures", "axis"),
+    [
+        ({"perplexity": 50.0}, None, "perplexity (less is better)"),
+        ({"bleu": 50.0}, None, "BLEU (more is better)"),
+        ({"words_mean": 5.0}, None, "mean words"),
+        ({"mine": 5.0}, None, "mine"),
+        ({"mine": 5.0}, {"mine": {"label": "my own", "better": "lower"}}, "my own (less is better)"),
+        ({"mine": 5.0}, {"mine": {"label": "my own", "better": "higher"}}, "my own (more is better)"),
+    ],
+)
+def test_the_plot_says_the_declared_direction(quality, figures, axis):
+    svg = plots.size_against_quality(two(quality, figures))
+    assert f">{axis}<" in svg
+
+
+def test_a_recorded_label_is_in_every_sentence_and_table():
+    rows = two({"mine": 50.0}, {"mine": {"label": "my own", "order": 1}})
+    assert words.headline(rows).endswith("; my own 50.00 → 60.00 (+20.0 %).")
+    assert ("+20.0 %", "my own") in sections.tiles(rows)
+    assert sections.measured(rows).titles[3:] == [("my own", ""), ("change", "of my own")]
+
+
+def test_figures_that_are_told_apart_by_their_split_keep_what_is_declared():
+    figures = {"mine (split eval)": {"label": "my own", "better": "lower"}}
+    record = Record(name="base", quality={"mine (split eval)": 1.0}, figures=figures)
+    row = numbers.rows_of([Run("run", RunFile(models={"base": ""}), Measurements(artifacts=(record,)), ())])[0]
+    assert sections.measured([row]).titles[1:] == [("my own", "split eval")]

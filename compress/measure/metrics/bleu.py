@@ -1,28 +1,46 @@
-"""Corpus BLEU as an ``evaluate`` module. Each import has its own line, because the loader parses them."""
+"""Corpus BLEU (Post, 2018, A Call for Clarity in Reporting BLEU Scores)."""
 
-import datasets
-import evaluate
-from sacrebleu.metrics import BLEU
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from compress.measure.metrics.metric import Figure, Metric
+
+Tokenizer = Literal["13a", "intl", "zh", "char", "none"]
 
 
-class Bleu(evaluate.Metric):  # type: ignore[misc]
-    """sacreBLEU: cased, exponential smoothing, several references. ``tokenize`` is one of its tokenizers."""
+def bleu(
+    texts: Sequence[str], references: Sequence[Sequence[str]], *, bleu_tokenize: Tokenizer = "13a"
+) -> dict[str, float | str]:
+    """Corpus BLEU of sacreBLEU between 0 and 100: cased, exponential smoothing, several references.
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
-        return evaluate.MetricInfo(
-            description="Corpus BLEU between 0 and 100.",
-            citation="Post (2018), A Call for Clarity in Reporting BLEU Scores.",
-            inputs_description="predictions: texts; references: a list of texts for each; tokenize: how to find words.",
-            features=features,
-        )
+    The figure of a tokenizer other than 13a has the tokenizer in its name, as in ``bleu_zh``, because scores with
+    different tokenizers cannot be compared.
+    """
+    from sacrebleu.metrics import BLEU as Scorer
 
-    def _compute(
-        self, predictions: list[str], references: list[list[str]], tokenize: str = "13a"
-    ) -> dict[str, float | str]:
-        metric = BLEU(tokenize=tokenize)
-        most = max(map(len, references))
-        streams = [[texts[at] if at < len(texts) else None for texts in references] for at in range(most)]
-        result = metric.corpus_score(predictions, streams)
-        return {"bleu": result.score, "signature": str(metric.get_signature())}
+    metric = Scorer(tokenize=bleu_tokenize)
+    result = metric.corpus_score(list(texts), streams(references))
+    name = "bleu" if bleu_tokenize == "13a" else f"bleu_{bleu_tokenize}"
+    return {name: result.score, "signature": str(metric.get_signature())}
+
+
+def streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """References as sacreBLEU reads them: the first of each text, then the second, with None where there is none."""
+    most = max(map(len, references))
+    return [[row[at] if at < len(row) else None for row in references] for at in range(most)]
+
+
+BLEU = Metric(
+    bleu,
+    {
+        "bleu": Figure(label="BLEU", better="higher", order=20),
+        **{
+            f"bleu_{name}": Figure(label=f"BLEU {name}", better="higher", order=20 + at)
+            for at, name in enumerate(get_args(Tokenizer))
+            if at
+        },
+    },
+    takes=("bleu_tokenize",),
+)

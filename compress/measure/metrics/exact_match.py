@@ -1,23 +1,17 @@
-"""Exact match as an ``evaluate`` module. Each import has its own line, because the loader parses them."""
+"""Exact match."""
 
-import datasets
-import evaluate
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compress.measure.metrics.metric import Figure, Metric
 
 
-class ExactMatch(evaluate.Metric):  # type: ignore[misc]
-    """Percentage of predictions that equal one of their references, ignoring blanks at both ends."""
+def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | str]:
+    """Percentage of texts that equal one of their references, ignoring blanks at both ends."""
+    pairs = zip(texts, references, strict=True)
+    hits = [text.strip() in {reference.strip() for reference in row} for text, row in pairs]
+    return {"exact_match": 100 * sum(hits) / len(hits), "signature": "equal after stripping blanks at the ends"}
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
-        return evaluate.MetricInfo(
-            description="Share of predictions equal to a reference, between 0 and 100.",
-            citation="",
-            inputs_description="predictions: texts; references: a list of texts for each.",
-            features=features,
-        )
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float | str]:
-        pairs = zip(predictions, references, strict=True)
-        hits = [text.strip() in {reference.strip() for reference in texts} for text, texts in pairs]
-        return {"exact_match": 100 * sum(hits) / len(hits), "signature": "equal after stripping blanks at the ends"}
+EXACT_MATCH = Metric(exact_match, {"exact_match": Figure(better="higher", order=50)})

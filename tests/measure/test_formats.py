@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.report import formats
-from compress.report.read import Percentiles
+from compress.measure import formats
+from compress.measure.record import Percentiles
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from compress.report.numbers import MB
-from compress.report.read import Percentiles
+from compress.measure.record import Percentiles
 from compress.training import progress
+
+MB = 2**20
+"""Bytes in a megabyte, everywhere in this project."""
 
 
 def number(value: float | None) -> str:

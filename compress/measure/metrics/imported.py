@@ -1,0 +1,178 @@
+"""Metrics of the ``evaluate`` library: a script of the user, or one that ``evaluate`` holds in its cache.
+
+A script is code, and loading it runs it. Only what a recipe or a call names is loaded, and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import hashlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from compress.errors import DataError, RecipeError
+from compress.measure.metrics.metric import Figure, Metric
+from compress.measure.scores import is_number
+from compress.registry import suggest
+from compress.schema import Strict
+
+
+class Imported(Strict):
+    """A metric of ``evaluate``, from a script or from the cache of that library. Its numbers become figures."""
+
+    path: str | None = None
+    """A Python file, relative to the recipe, with a subclass of ``evaluate.Metric``. Measuring runs it."""
+    name: str | None = None
+    """The name of a metric that ``evaluate.load`` has put into its cache. Nothing is downloaded."""
+    figures: dict[str, Figure] = Field(default_factory=dict)
+    """The label, direction and order of its figures, by key."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.name is None):
+            raise ValueError("give either path (a Python file) or name (of a metric in the cache of evaluate)")
+        return self
+
+    @property
+    def called(self) -> str:
+        """The name of the metric: that of its script, without the directory."""
+        return Path(self.path).stem if self.path is not None else str(self.name).split("/")[-1]
+
+    def script(self, base: Path) -> Path:
+        """The script. A relative path starts from ``base``. Raises RecipeError if there is none."""
+        if self.path is not None:
+            found = base / Path(self.path).expanduser()
+            if not found.is_file():
+                raise RecipeError(f"quality: metric names {self.path!r}; there is no file {found}")
+            if found.suffix != ".py":
+                raise RecipeError(f"quality: metric names {self.path!r}; the name of a script ends in .py")
+            return found
+        if (cached := cached_script(str(self.name))) is None:
+            raise RecipeError(f"quality: metric names {self.name!r}. {NOT_CACHED}")
+        return cached
+
+    def content(self, base: Path) -> str:
+        """SHA-256 of the script and of the files beside it that it imports."""
+        sha = hashlib.sha256()
+        for file in _files(self.script(base)):
+            sha.update(file.read_bytes())
+        return sha.hexdigest()
+
+    def opened(self, base: Path) -> Metric:
+        """Load the script. Raises RecipeError if it holds no metric of texts."""
+        script, name = self.script(base), self.called
+        module = _load(script)
+        several = _takes_several(module, name)
+        signature = f"evaluate, {script.name} {self.content(base)[:12]}"
+
+        def scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+            rows = [list(row) for row in references] if several else _single(references, name)
+            found = module.compute(predictions=list(texts), references=rows)
+            values = found if isinstance(found, Mapping) else {name: found}
+            for key in self.figures:
+                if not is_number(values.get(key)):
+                    raise RecipeError(f"quality: {name} gives no number {key!r}. {suggest(key, values)}")
+            return {**values, "signature": signature}
+
+        return Metric(scores, self.figures)
+
+
+NOT_CACHED = "A metric of evaluate has a name once evaluate.load has cached it; a script is given as {path: FILE}"
+
+
+def cached_script(name: str) -> Path | None:
+    """The newest script of a metric in the cache of ``evaluate``. None if there is none."""
+    owner, _, stem = name.rpartition("/")
+    folder = _modules() / "evaluate_modules" / "metrics" / f"{owner or 'evaluate-metric'}--{stem}"
+    return max(folder.glob(f"*/{stem}.py"), key=lambda script: script.stat().st_mtime, default=None)
+
+
+@cache
+def _modules() -> Path:
+    """The directory in which ``evaluate`` keeps scripts. Read before :func:`_cache` sets another one."""
+    import evaluate
+
+    return Path(evaluate.config.HF_MODULES_CACHE)
+
+
+def _load(script: Path) -> Any:
+    import evaluate  # takes seconds
+
+    tree = _parsed(script)
+    if not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)):
+        raise RecipeError(f"quality: {script} holds no metric; it needs a subclass of evaluate.Metric")
+    try:
+        return evaluate.load(str(script), keep_in_memory=True, cache_dir=_cache())
+    except ImportError as error:
+        raise RecipeError(f"quality: {script} cannot be loaded: {error}") from error
+
+
+@cache
+def _cache() -> str:
+    """A directory for the modules that ``evaluate`` copies and imports. It is removed when the process ends.
+
+    The setting does not change if a module was loaded before, because Python then imports ``evaluate_modules`` from
+    another directory already.
+    """
+    import evaluate
+
+    _modules()
+    directory = tempfile.mkdtemp(prefix="compress-metrics-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    if "evaluate_modules" not in sys.modules:
+        evaluate.config.HF_MODULES_CACHE = directory
+    return directory
+
+
+def _files(script: Path) -> Iterator[Path]:
+    """The script, and the files beside it that ``evaluate`` copies with it: those of ``from .name import``."""
+    yield script
+    names = {
+        (node.module or alias.name).split(".")[0]
+        for node in ast.walk(_parsed(script))
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    yield from (file for name in sorted(names) if (file := script.with_name(f"{name}.py")).is_file())
+
+
+def _parsed(script: Path) -> ast.Module:
+    try:
+        return ast.parse(script.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise RecipeError(f"quality: {script} is not Python: {error}") from None
+
+
+def _takes_several(module: Any, name: str) -> bool:
+    """Whether a metric takes several references for each text. Raises RecipeError if it does not compare texts."""
+    kinds = module.features if isinstance(module.features, list) else [module.features]
+    of_texts = [
+        kind
+        for kind in kinds
+        if set(kind) == {"predictions", "references"}
+        and getattr(kind["predictions"], "dtype", "") == "string"
+        and getattr(_inner(kind["references"]), "dtype", "") == "string"
+    ]
+    if not of_texts:
+        given = " or ".join(str(dict(kind)) for kind in kinds)
+        raise RecipeError(f"quality: {name} does not compare texts with references; it takes {given}")
+    return any(kind["references"] is not _inner(kind["references"]) for kind in of_texts)
+
+
+def _inner(kind: Any) -> Any:
+    """What a list of ``datasets`` features holds, or the feature itself."""
+    return getattr(kind, "feature", kind)
+
+
+def _single(references: Sequence[Sequence[str]], name: str) -> list[str]:
+    if (most := max(map(len, references), default=0)) > 1:
+        raise DataError(f"quality: {name} compares a text with one reference, and some rows have {most}")
+    return [row[0] for row in references]

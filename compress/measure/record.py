@@ -1,0 +1,82 @@
+"""The record of one artifact: everything that was measured of it, as JSON holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.measure.figures import figure_of
+from compress.measure.metrics.metric import Figure
+
+
+class View(BaseModel):
+    """The known part of a JSON object. Unknown keys are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Percentiles(View):
+    """Percentiles of a time in milliseconds, over the repeats of one measurement."""
+
+    p50: float
+    p95: float | None = None
+
+
+class Speed(View):
+    """The results of the ``speed`` measurement for one artifact."""
+
+    prefill_ms: Percentiles | None = None
+    per_token_ms: Percentiles | None = None
+    tokens_per_s: float | None = None
+    load_s: float | None = None
+    peak_rss_bytes: int | None = None
+    weight_bytes_per_token: int | None = None
+    floor_ms: float | None = None
+    above_floor: float | None = None
+    faster: dict[str, float] = Field(default_factory=dict)
+    """How many times as fast as the first artifact that was timed beside it, for ``prefill`` and ``per_token``."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether any time was taken."""
+        return self.prefill_ms is not None or self.per_token_ms is not None
+
+
+class Record(View):
+    """All measurements of one artifact. A measurement that did not run leaves its fields empty."""
+
+    name: str
+    path: str = ""
+    key: str = ""
+    """Key of the artifact and of the data as it was read, which the numbers belong to."""
+    parameters: int | None = None
+    bytes: int | None = None
+    bytes_total: int | None = None
+    compression_ratio: float | None = None
+    compression_ratio_fp16: float | None = None
+    quality: dict[str, Any] = Field(default_factory=dict)
+    figures: dict[str, Figure] = Field(default_factory=dict)
+    """What metrics that are not built in declare of their figures."""
+    speed: Speed = Speed()
+    conditions: Any = None
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The figures of ``quality`` in the order that is declared; those of equal order as they were measured."""
+        found = {
+            key: (figure, float(value))
+            for key, value in self.quality.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            if not (figure := figure_of(key, self.figures)).condition
+        }
+        ordered = sorted(found.items(), key=lambda item: item[1][0].order)
+        return {key: value for key, (_, value) in ordered}
+
+
+def scored(records: Iterable[Record]) -> dict[str, Figure]:
+    """Every figure that some record has, and what is declared of it."""
+    records = list(records)
+    declared = {key: figure for record in records for key, figure in record.figures.items()}
+    return {key: figure_of(key, declared) for record in records for key in record.scores}

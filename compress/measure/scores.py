@@ -1,0 +1,58 @@
+"""The results of metrics: checked, joined, and described for a record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from compress.errors import CompressError, RecipeError
+from compress.measure.metrics.metric import Metric
+from compress.registry import METRICS
+
+Values = dict[str, Any]
+
+
+def checked(name: str, result: Mapping[str, Any]) -> tuple[Values, str]:
+    """The values that a metric returned, and its signature. Raises if none is a number, or one is not finite."""
+    values = {key: _plain(value) for key, value in result.items() if key != "signature"}
+    figures = {key: value for key, value in values.items() if is_number(value)}
+    if not figures:
+        raise RecipeError(f"quality: {name} gives no number; it gives {', '.join(values) or 'nothing'}")
+    if broken := next((key for key, value in figures.items() if not math.isfinite(value)), None):
+        raise CompressError(f"quality: {name} gives {figures[broken]} for {broken}, which is no finite number")
+    return values, str(result.get("signature", ""))
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a result is a figure."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it, if it is a number of another library."""
+    return (int if isinstance(value, Integral) else float)(value) if is_number(value) else value
+
+
+def joined(results: Mapping[str, Values]) -> Values:
+    """The values of several metrics. Raises RecipeError if two of them give one key with different values."""
+    found: Values = {}
+    origins: dict[str, str] = {}
+    for name, values in results.items():
+        for key, value in values.items():
+            if found.setdefault(key, value) != value:
+                raise RecipeError(f"quality: {origins[key]} and {name} both give {key!r}; measure them apart")
+            origins.setdefault(key, name)
+    return found
+
+
+def declared(metrics: Mapping[str, Metric], values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What metrics that are not built in declare of these values. A report may be written where they are missing."""
+    others = [metric for name, metric in metrics.items() if metric is not _built_in(name)]
+    figures = {key: figure for metric in others for key, figure in metric.figures.items()}
+    return {key: figures[key].model_dump(exclude_defaults=True) for key in values if key in figures}
+
+
+def _built_in(name: str) -> Metric | None:
+    return METRICS.get(name) if name in METRICS.builtin else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -58,10 +59,16 @@ def run(
     If a launcher started several processes, only the main one writes results, measures and prints. The others only
     take part in training.
     """
+    if not isinstance(recipe, Recipe | str | os.PathLike):
+        raise UserError(f"recipe: a {type(recipe).__name__} is neither a recipe nor the path of one")
+    if not isinstance(workdir, str | os.PathLike | None):
+        raise UserError(f"workdir: a {type(workdir).__name__} is not a path; give one such as 'runs/small'")
+    if not isinstance(console, Console | None):
+        raise UserError(f"console: a {type(console).__name__} is not a rich.console.Console; give one, or None")
+    chosen = choose_device(device)
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
     place = Path(workdir) if workdir is not None else default_workdir(recipe)
-    chosen = choose_device(device)
     collectives.join(chosen)
     inputs = Inputs(recipe, place)
     plan = make_plan(inputs)
@@ -75,7 +82,9 @@ def default_workdir(recipe: Recipe) -> Path:
 
 
 def choose_device(device: Device | None) -> Device:
-    """The requested device, or the best available one. Raises UserError for ``cuda`` on a machine without it."""
+    """The requested device, or the best available one. Raises UserError for any other, and for ``cuda`` without it."""
+    if device not in (None, "cpu", "cuda"):
+        raise UserError(f"device: {device!r} is not known; allowed: cpu, cuda")
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UserError("--device cuda: torch sees no CUDA device here; use cpu")

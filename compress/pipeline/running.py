@@ -51,13 +51,34 @@ def run(
     device: Device | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Run a recipe in ``workdir`` (default: ``runs/NAME``), reusing every finished result whose inputs are unchanged.
+    """Run a recipe and reuse every finished result whose inputs are unchanged.
 
-    Everything that can be checked without training is checked first. An interrupted run continues where it stopped.
-    ``device`` defaults to ``cuda`` if there is one, otherwise to ``cpu``. ``console`` shows progress; None is silent.
+    Everything that can be checked without training is checked first. An interrupted run continues where it stopped. If
+    a launcher started several processes, only the main one writes results, measures and prints. The others only take
+    part in training.
 
-    If a launcher started several processes, only the main one writes results, measures and prints. The others only
-    take part in training.
+    Args:
+        recipe: a recipe, or the path of one.
+        workdir: where results are written; by default ``runs/NAME``.
+        device: ``cpu`` or ``cuda``; by default ``cuda`` if there is one.
+        console: shows progress; without it nothing is printed.
+
+    Returns:
+        The artifacts by name, and one record of numbers per artifact.
+
+    Raises:
+        UserError: an argument or a recipe that cannot be used.
+        CompressError: a stage that failed; the kind says how.
+
+    Examples:
+        >>> path = compress.save(model, directory / "model")
+        >>> stages = "[{type: learn_masks, method: magnitude}, {type: prune, name: half, keep: 2/4}]"
+        >>> text = "{version: 1, name: small, models: {base: model}, stages: " + stages + "}"
+        >>> (directory / "recipe.yaml").write_text(text) > 0
+        True
+        >>> done = compress.run(directory / "recipe.yaml", directory / "runs")
+        >>> done.artifacts["half"].config().n_embd
+        16
     """
     if not isinstance(recipe, Recipe | str | os.PathLike):
         raise UserError(f"recipe: a {type(recipe).__name__} is neither a recipe nor the path of one")

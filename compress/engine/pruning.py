@@ -175,9 +175,9 @@ def _across_layers(
     for kind in sorted(set(kinds.values()), key=lambda kind: kind != "groups"):  # heads lie in the groups that are kept
         rows, width = {}, {}
         for axis in (axis for axis in kinds if kinds[axis] == kind):
-            units, group = scores[axis][None], groups.get(axis)
+            units, group = scores[axis].double()[None], groups.get(axis)
             if group is not None and (group in kinds or now[axis] > now[group]):
-                units = scores[axis].view(now[group], -1)
+                units = units.view(now[group], -1)
                 units = units[ranked(scores, {group: shared[group]})[group]] if group in kinds else units
             rows[axis], width[axis] = units.sort(descending=True).values.mean(0), len(units)
         shared |= _taken(sum(wanted[axis] for axis in rows), rows, width)

@@ -48,9 +48,10 @@ def test_half_a_row_is_rounded_down_and_each_group_keeps_one_head(keep: str, tot
     assert sum(sizes[axis] for axis in scores) == total
 
 
-def test_half_of_a_row(tiny_llama: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_half_of_a_row(dtype: torch.dtype, tiny_llama: Any) -> None:
     model = tiny_llama(heads=8, kv_heads=2, layers=3)
-    scores = {f"layer.{n}.heads": torch.arange(8.0) + n for n in range(3)}
+    scores = {f"layer.{n}.heads": (torch.arange(8) + n).to(dtype) for n in range(3)}
     sizes, _ = cut_heads(model, scores, "3/8")  # 9 heads are 4.5 rows of two
     assert [sizes[axis] for axis in scores] == [2, 2, 4]
 

@@ -150,7 +150,7 @@ def _require_lines(history: Sequence[Mapping[str, Any]]) -> None:
     for at, line in enumerate(history):
         terms = line.get("terms", {})
         if not isinstance(terms, Mapping):
-            raise UserError(f"trained: line {at} of the history has terms that are no mapping of names to numbers")
+            raise UserError(f"trained: line {at} of the history has terms that are not a mapping of names to numbers")
         known = {"step": line.get("step")} | {key: line[key] for key in ("loss", "eval_nll") if key in line} | {**terms}
         for name, value in known.items():
             if not _is_number(value):
@@ -161,23 +161,23 @@ def _require_weights(weights: Any, terms: Sequence[str]) -> None:
     if weights is None:
         return
     if not isinstance(weights, Mapping):
-        raise UserError(f"weights: a {type(weights).__name__} is no mapping of terms to numbers")
+        raise UserError(f"weights: a {type(weights).__name__} is not a mapping of terms to numbers")
     for name, weight in weights.items():
         if name not in terms:
             raise UserError(f"weights: no term is called {name!r}. {suggest(name, terms)}")
         if not _is_number(weight):
-            raise UserError(f"weights: {weight!r} of {name} is no number")
+            raise UserError(f"weights: {weight!r} of {name} is not a number")
 
 
 def _require_records(records: Any) -> None:
-    """Refuse what is no list of records, and records with a name or a size of another type."""
+    """Refuse what is not a list of records, and records with a name or a size of another type."""
     if not isinstance(records, Sequence) or isinstance(records, str | bytes):
-        raise UserError(f"records: a {type(records).__name__} is no list of records")
+        raise UserError(f"records: a {type(records).__name__} is not a list of records")
     for at, record in enumerate(records):
         if not isinstance(record, Mapping) or not isinstance(record.get("quality", {}), Mapping):
-            raise UserError(f"records: {at} is no record with quality, a mapping of metrics to figures")
+            raise UserError(f"records: {at} is not a record with quality, a mapping of metrics to figures")
         if not isinstance(record.get("name"), str):
-            raise UserError(f"records: {at} has the name {record.get('name')!r}, which is no text")
+            raise UserError(f"records: {at} has the name {record.get('name')!r}, which is not a text")
         if not _is_number(record.get("bytes", 0)):
             raise UserError(f"records: {at} has {record['bytes']!r} as bytes, which is not a number")
 

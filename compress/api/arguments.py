@@ -51,9 +51,9 @@ def require_flag(value: Any, name: str) -> None:
 
 
 def require_seed(seed: Any) -> None:
-    """Raise UserError for a seed that is no whole number from 0, or that is too large for a generator."""
+    """Raise UserError for a seed that is not a whole number from 0, or that is too large for a generator."""
     if type(seed) is not int or not 0 <= seed < SEEDS:
-        raise UserError(f"seed: {seed!r} is no seed; allowed: whole numbers from 0, below 2**32")
+        raise UserError(f"seed: {seed!r} is not a seed; allowed: whole numbers from 0, below 2**32")
 
 
 def require_path(path: Any, name: str) -> Path:

@@ -38,7 +38,8 @@ def prune(
         masks: from :func:`learn_masks` or :func:`score`.
         keep: an exact fraction such as ``"2/4"`` for every masked axis, or one per kind: ``{"heads": "2/4"}``.
         parameters: in place of ``keep``, a budget: a share of the parameters (up to 1) or a count.
-        uniform: keep equally many units in every layer; without it units are ranked across layers.
+        uniform: keep equally many units in every layer; without it units are ranked across layers, and query heads that
+            share keys and values in rows of one head per kept group, by the mean of their values.
         fold_masks: multiply the values of learned masks into the weights of the kept units.
 
     Returns:

@@ -88,6 +88,9 @@ def evaluate(
     named = _read_metrics(metrics)
     require_flag(progress, "progress")
     refuse_idle(settings, dict.fromkeys(("of", "split", "type"), "model and data say what is measured"))
+    comparing = any("reference" in METRICS.get(each).takes for each in named if isinstance(each, str))
+    if comparing != (reference is not None):
+        raise UserError("reference: belongs to a metric that compares with it, such as agreement; give both or neither")
     quality: Quality = configured(
         Quality, metric=named, batch=batch, reference=None if reference is None else "reference", **settings
     )
@@ -149,12 +152,14 @@ def benchmark(
     )
     named = _named(models)
     paths = {name: each for name, each in named.items() if isinstance(each, str | Path)}
-    artifacts = {name: opened(path, name, deployed=True) for name, path in paths.items()}
+    artifacts = {name: opened(path, f"models: {name}", deployed=True) for name, path in paths.items()}
     for name, each in named.items():
         if name not in artifacts:
-            checked(each, name, forbids=("masked",))
+            checked(each, f"models: {name}", forbids=("masked",))
             if device_of(each).type != "cpu":
-                raise ModelError(f"{name}: is on {device_of(each)}; models are timed on the CPU, so give model.cpu()")
+                raise ModelError(
+                    f"models: {name}: is on {device_of(each)}; models are timed on the CPU, so give model.cpu()"
+                )
     configs = {name: artifacts[name].config() if name in artifacts else each.config for name, each in named.items()}
     for problem in speed.problems(configs, None):
         raise UserError(problem)
@@ -209,10 +214,12 @@ def _opened(model: nn.Module | str | Path, tokenizer: Any, name: str) -> tuple[A
 def _named(models: Any) -> dict[str, Any]:
     if isinstance(models, Mapping):
         if odd := next((name for name in models if not isinstance(name, str)), None):
-            raise UserError(f"models: the name {odd!r} is no text; give names such as 'small'")
+            raise UserError(f"models: the name {odd!r} is not a text; give names such as 'small'")
         named = dict(models)
-    elif isinstance(models, str | Path | nn.Module) or not isinstance(models, Sequence):
+    elif isinstance(models, str | Path | nn.Module):
         named = {_label(models, 0): models}
+    elif not isinstance(models, Sequence) or isinstance(models, bytes):
+        raise UserError(f"models: a {type(models).__name__} is not a list of models and directories")
     else:
         labels = [_label(each, at) for at, each in enumerate(models)]
         named = {

@@ -174,7 +174,7 @@ def require_axes(model: nn.Module, family: ModelFamily, axes: AxisKind | Sequenc
     """The kinds of axes as a sequence; UserError for kinds that the model does not have, or that are named twice."""
     have = list(dict.fromkeys(axis.kind for axis in sized_axes(model, family)))
     if not isinstance(axes, Sequence):
-        raise UserError(f"axes: a {type(axes).__name__} is no list of kinds; allowed: some of {', '.join(have)}")
+        raise UserError(f"axes: a {type(axes).__name__} is not a list of kinds; allowed: some of {', '.join(have)}")
     names: list[str] = [axes] if isinstance(axes, str) else list(axes)
     if not names:
         raise UserError(f"axes: is empty; allowed: some of {', '.join(have)}")

@@ -195,7 +195,7 @@ def read_terms(terms: Terms) -> list[LossTerm]:
     if isinstance(terms, str | Mapping | LossTerm):
         terms = [terms]
     if not isinstance(terms, Sequence) or isinstance(terms, bytes):
-        raise UserError(f"terms: a {type(terms).__name__} is no list of terms; give names such as ['adaptive_kl']")
+        raise UserError(f"terms: a {type(terms).__name__} is not a list of terms; give names such as ['adaptive_kl']")
     found: list[LossTerm] = []
     for at, term in enumerate(terms):
         if isinstance(term, LossTerm):

@@ -23,7 +23,7 @@ class Masks:
     Axes are named ``hidden``, ``layer.N.heads``, ``layer.N.ffn`` and so on. ``scored`` is true for scores to rank units
     by, false for learned masks, which :func:`prune` can also multiply into the weights.
 
-    Raises UserError for values that are no tensors of one dimension, by axis.
+    Raises UserError for values that are not tensors of one dimension, by axis.
     """
 
     values: Mapping[str, Tensor]
@@ -32,10 +32,12 @@ class Masks:
     def __post_init__(self) -> None:
         require_flag(self.scored, "scored")
         if not isinstance(self.values, Mapping):
-            raise UserError(f"values: a {type(self.values).__name__} is no mapping of axes to tensors")
+            raise UserError(f"values: a {type(self.values).__name__} is not a mapping of axes to tensors")
         for axis, value in self.values.items():
             if not isinstance(axis, str) or not isinstance(value, Tensor) or value.ndim != 1 or not value.numel():
-                raise UserError(f"values[{axis!r}]: a {_described(value)} is no tensor of one value per unit, [units]")
+                raise UserError(
+                    f"values[{axis!r}]: a {_described(value)} is not a tensor of one value per unit, [units]"
+                )
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, as a recipe's ``learn_masks`` stage leaves it.
@@ -75,7 +77,7 @@ class Masks:
         try:
             require_whole(file)
         except ValueError as error:
-            raise UserError(f"path: {file} is no file of masks ({error})") from None
+            raise UserError(f"path: {file} is not a file of masks ({error})") from None
         return cls(read_masks(file), holds_scores(file))
 
 

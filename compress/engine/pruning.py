@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any
@@ -41,7 +40,8 @@ class Target(Strict):
     ``keep`` is one exact fraction for every masked axis, or one per kind of axis; ``parameters`` asks instead for the
     largest uniform fraction within a budget, a share of the model's parameters (up to 1) or a count. ``uniform`` keeps
     the same number of units in every layer; without it units are ranked across layers, sizes are rounded, and every
-    layer keeps at least one.
+    layer keeps at least one. Query heads that share keys and values are then ranked in rows of one head per kept group,
+    by the mean of their values; every kept group keeps at least one head, and half a row is rounded down.
     """
 
     keep: dict[AxisKind, Ratio] | Ratio | None = None
@@ -73,16 +73,25 @@ class Target(Strict):
                 f"keep: {ratios[kinds[uneven]]} of the {sizes[uneven]} units of {uneven} is not a whole number; "
                 f"allowed: {allowed}{'or ' if allowed else ''}uniform: false, which rounds"
             )
-        rounded = {axis: max(1, round(target)) for axis, target in exact.items()}
+        rounded = _rounded(exact)
+        rest = 0  # heads that earlier layers left over, so that all layers together keep what :func:`cut_to` keeps
         for heads, group in groups.items():
             if heads in rounded and group not in rounded and sizes[heads] == sizes[group]:
                 rounded[group] = rounded[heads]
             elif heads in rounded:
-                kept = rounded.get(group, sizes[group])
-                rounded[heads] = max(1, round(rounded[heads] / kept)) * kept
+                kept, held = rounded.get(group, sizes[group]), sizes[heads] // sizes[group]
+                rest += rounded[heads]
+                rows = max(1, math.ceil(Fraction(rest, kept) - Fraction(1, 2)))
+                rounded[heads] = (rows if self.uniform else min(rows, held)) * kept
+                rest -= rounded[heads]
             elif group in rounded:
                 rounded[heads] = sizes[heads] // sizes[group] * rounded[group]
         return rounded
+
+    def wanted(self, config: Any, sizes: Mapping[str, int], kinds: Mapping[str, AxisKind]) -> dict[str, int]:
+        """Units to keep on each masked axis, before query heads are shared out among groups."""
+        ratios = self._ratios(config, sizes, kinds)
+        return _rounded({axis: sizes[axis] * ratios[kind] for axis, kind in kinds.items()})
 
     def _ratios(self, config: Any, sizes: Mapping[str, int], kinds: Mapping[str, AxisKind]) -> dict[AxisKind, Fraction]:
         present = sorted(set(kinds.values()))
@@ -124,11 +133,12 @@ def cut_to(model: nn.Module, values: Mapping[str, Tensor], target: Target) -> tu
     scores = {axis: value.abs() for axis, value in values.items()}
     axes = sized_axes(model, family)
     kinds = {axis.name: axis.kind for axis in axes if axis.name in scores}
-    targets = target.sizes(config, {axis.name: axis.size for axis in axes}, kinds)
-    if not target.uniform:
-        targets = _across_layers(targets, kinds, scores, axes)
-    keep = ranked(scores, {axis: size for axis, size in targets.items() if axis in scores}, axes)
     now = {axis.name: axis.size for axis in axes}
+    if target.uniform:
+        targets = target.sizes(config, now, kinds)
+    else:
+        targets = _across_layers(target.wanted(config, now, kinds), kinds, scores, axes)
+    keep = ranked(scores, {axis: size for axis, size in targets.items() if axis in scores}, axes)
     keep |= {group: keep[heads] for heads, group in _groups(axes).items() if heads in keep and now[heads] == now[group]}
     keep |= losing(axes, keep)
     return cut(model, family, keep), keep
@@ -149,31 +159,43 @@ def _require_equal_groups(exact: Mapping[str, Fraction], sizes: Mapping[str, int
             )
 
 
+def _rounded(exact: Mapping[str, Fraction]) -> dict[str, int]:
+    return {axis: max(1, round(target)) for axis, target in exact.items()}
+
+
 def _across_layers(
-    targets: Mapping[str, int],
-    kinds: Mapping[str, AxisKind],
-    scores: Mapping[str, Tensor],
-    axes_now: Sequence[Axis],
+    wanted: Mapping[str, int], kinds: Mapping[str, AxisKind], scores: Mapping[str, Tensor], axes: Sequence[Axis]
 ) -> dict[str, int]:
-    """Share each kind's total among layers by ranking all its units together, one at least per layer."""
-    layers: dict[AxisKind, list[str]] = defaultdict(list)
-    for axis in kinds:
-        layers[kinds[axis]].append(axis)
-    shared = dict(targets)
-    now = {axis.name: axis.size for axis in axes_now}
-    for axes in layers.values():
-        rest = torch.cat([scores[axis].sort(descending=True).values[1:] for axis in axes])
-        owner = [axis for axis in axes for _ in range(len(scores[axis]) - 1)]
-        extra = sum(targets[axis] for axis in axes) - len(axes)
-        chosen = rest.sort(descending=True, stable=True).indices[:extra].tolist()
-        shared |= {axis: 1 + sum(owner[i] == axis for i in chosen) for axis in axes}
-    for heads, group in _groups(axes_now).items():
-        if heads in kinds and group not in kinds and now[heads] == now[group]:
-            shared[group] = shared[heads]
-        elif heads in kinds:  # every kept group has the same number
-            kept = shared.get(group, now[group])
-            shared[heads] = max(1, round(shared[heads] / kept)) * kept
+    """Share each kind's total among layers by ranking all its units together.
+
+    A row is one unit; of query heads that share keys and values it is one head of each kept group, with their mean.
+    """
+    groups, now = _groups(axes), {axis.name: axis.size for axis in axes}
+    shared: dict[str, int] = {}
+    for kind in sorted(set(kinds.values()), key=lambda kind: kind != "groups"):  # heads lie in the groups that are kept
+        rows, width = {}, {}
+        for axis in (axis for axis in kinds if kinds[axis] == kind):
+            units, group = scores[axis].double()[None], groups.get(axis)
+            if group is not None and (group in kinds or now[axis] > now[group]):
+                units = units.view(now[group], -1)
+                units = units[ranked(scores, {group: shared[group]})[group]] if group in kinds else units
+            rows[axis], width[axis] = units.sort(descending=True).values.mean(0), len(units)
+        shared |= _taken(sum(wanted[axis] for axis in rows), rows, width)
     return shared
+
+
+def _taken(total: int, rows: Mapping[str, Tensor], width: Mapping[str, int]) -> dict[str, int]:
+    """Units per axis: its first row, then the highest rows of all, each while more than half of it is wanted."""
+    taken = dict(width)
+    rest = total - sum(taken.values())
+    owner = [axis for axis in rows for _ in range(len(rows[axis]) - 1)]
+    order = torch.cat([values[1:] for values in rows.values()]).sort(descending=True, stable=True).indices
+    for axis in (owner[at] for at in order.tolist()):
+        if 2 * rest <= width[axis]:
+            break
+        taken[axis] += width[axis]
+        rest -= width[axis]
+    return taken
 
 
 def _groups(axes: Sequence[Axis]) -> dict[str, str]:

@@ -21,7 +21,7 @@ def checked(name: str, result: Mapping[str, Any]) -> tuple[Values, str]:
     if not figures:
         raise RecipeError(f"quality: {name} gives no number; it gives {', '.join(values) or 'nothing'}")
     if broken := next((key for key, value in figures.items() if not math.isfinite(value)), None):
-        raise CompressError(f"quality: {name} gives {figures[broken]} for {broken}, which is no finite number")
+        raise CompressError(f"quality: {name} gives {figures[broken]} for {broken}, which is not a finite number")
     return values, str(result.get("signature", ""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -50,18 +51,45 @@ def run(
     device: Device | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Run a recipe in ``workdir`` (default: ``runs/NAME``), reusing every finished result whose inputs are unchanged.
+    """Run a recipe and reuse every finished result whose inputs are unchanged.
 
-    Everything that can be checked without training is checked first. An interrupted run continues where it stopped.
-    ``device`` defaults to ``cuda`` if there is one, otherwise to ``cpu``. ``console`` shows progress; None is silent.
+    Everything that can be checked without training is checked first. An interrupted run continues where it stopped. If
+    a launcher started several processes, only the main one writes results, measures and prints. The others only take
+    part in training.
 
-    If a launcher started several processes, only the main one writes results, measures and prints. The others only
-    take part in training.
+    Args:
+        recipe: a recipe, or the path of one.
+        workdir: where results are written; by default ``runs/NAME``.
+        device: ``cpu`` or ``cuda``; by default ``cuda`` if there is one.
+        console: shows progress; without it nothing is printed.
+
+    Returns:
+        The artifacts by name, and one record of numbers per artifact.
+
+    Raises:
+        UserError: an argument or a recipe that cannot be used.
+        CompressError: a stage that failed; the kind says how.
+
+    Examples:
+        >>> path = compress.save(model, directory / "model")
+        >>> stages = "[{type: learn_masks, method: magnitude}, {type: prune, name: half, keep: 2/4}]"
+        >>> text = "{version: 1, name: small, models: {base: model}, stages: " + stages + "}"
+        >>> (directory / "recipe.yaml").write_text(text) > 0
+        True
+        >>> done = compress.run(directory / "recipe.yaml", directory / "runs")
+        >>> done.artifacts["half"].config().n_embd
+        16
     """
+    if not isinstance(recipe, Recipe | str | os.PathLike):
+        raise UserError(f"recipe: a {type(recipe).__name__} is neither a recipe nor the path of one")
+    if not isinstance(workdir, str | os.PathLike | None):
+        raise UserError(f"workdir: a {type(workdir).__name__} is not a path; give one such as 'runs/small'")
+    if not isinstance(console, Console | None):
+        raise UserError(f"console: a {type(console).__name__} is not a rich.console.Console; give one, or None")
+    chosen = choose_device(device)
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
     place = Path(workdir) if workdir is not None else default_workdir(recipe)
-    chosen = choose_device(device)
     collectives.join(chosen)
     inputs = Inputs(recipe, place)
     plan = make_plan(inputs)
@@ -75,7 +103,9 @@ def default_workdir(recipe: Recipe) -> Path:
 
 
 def choose_device(device: Device | None) -> Device:
-    """The requested device, or the best available one. Raises UserError for ``cuda`` on a machine without it."""
+    """The requested device, or the best available one. Raises UserError for any other, and for ``cuda`` without it."""
+    if device not in (None, "cpu", "cuda"):
+        raise UserError(f"device: {device!r} is not known; allowed: cpu, cuda")
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UserError("--device cuda: torch finds no CUDA device; use cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,9 +17,31 @@ from compress.recipe.recipe import Recipe
 def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe and check everything that needs no model and no data.
 
-    ``settings`` are overrides such as ``stages.small.train.steps=10``. Raises :class:`RecipeError` in one line with
-    file and line, the path to the field, its value and what would be allowed.
+    Args:
+        path: a YAML file.
+        settings: values in place of those in the file, such as ``stages.small.train.steps=10``.
+
+    Returns:
+        The recipe; it is frozen.
+
+    Raises:
+        RecipeError: a recipe that cannot run. One line names the file and its line, the field, its value and what is
+            allowed.
+        UserError: an argument of a wrong type, or a file that cannot be read.
+
+    Examples:
+        >>> stages = "[{type: learn_masks, method: magnitude}, {type: prune, name: half, keep: 2/4}]"
+        >>> text = "{version: 1, name: small, models: {base: gpt2}, stages: " + stages + "}"
+        >>> (directory / "recipe.yaml").write_text(text) > 0
+        True
+        >>> compress.read_recipe(directory / "recipe.yaml", ["seed=3"]).seed
+        3
     """
+    if not isinstance(path, str | os.PathLike):
+        raise RecipeError(f"path: a {type(path).__name__} is not the path of a recipe; give one such as 'recipe.yaml'")
+    listed = isinstance(settings, Sequence) and not isinstance(settings, str)
+    if not listed or not all(isinstance(setting, str) for setting in settings):
+        raise RecipeError(f"settings: {settings!r} is not a list of settings; give texts such as 'seed=1'")
     document = override(read_document(Path(path)), settings)
     if not isinstance(document.data, Mapping):
         raise RecipeError(f"{document.where(())}: a recipe is a mapping (key: value) that starts with 'version: 1'")

@@ -27,9 +27,10 @@ class Prune(Stage):
     within the budget is kept.
 
     Uniform cuts keep the same number of units in every layer, which stock classes can express. ``uniform: false`` ranks
-    heads and FFN neurons across layers, rounds their number, and keeps at least one of each per layer. Some sizes have
-    no stock class, for example where a config ties the ratio of heads to hidden size and the cut changes it. Such
-    models open with ``compress.load`` only; plan, run and report say so.
+    heads and FFN neurons across layers, rounds their number, and keeps at least one of each per layer. Query heads that
+    share keys and values are ranked in rows of one head per kept group. Some sizes have no stock class, for example
+    where a config ties the ratio of heads to hidden size and the cut changes it. Such models open with
+    ``compress.load`` only; plan, run and report say so.
 
     Kept units get mask 1. ``fold: true`` multiplies their mask values into the weights.
     """

@@ -13,7 +13,7 @@ import pytest
 import compress
 from compress import api
 
-FUNCTIONS = [name for name in api.__all__ if inspect.isfunction(getattr(api, name))]
+FUNCTIONS = [name for name in api.__all__ if inspect.isfunction(getattr(api, name))] + ["read_recipe", "run"]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

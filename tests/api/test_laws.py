@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from torch import nn
 from torch.utils.data import DataLoader
 
 import compress
@@ -24,6 +22,7 @@ from compress.errors import CompressError, DataError, ModelError, NothingDoneErr
 from compress.models import family_of
 from compress.surgery.masks import attach
 from compress.training.forward import nll
+from tests.api.unchanged import assert_same, state
 
 ROWS = [{"input_ids": [3 + (5 * i + j) % 60 for j in range(10)]} for i in range(32)]
 PAIRS = [row | {"labels": row["input_ids"]} for row in ROWS]
@@ -37,35 +36,6 @@ def anything(tiny_model: Any) -> Any:
 
 def rows_for(model: Any) -> list[dict[str, list[int]]]:
     return PAIRS if model.config.is_encoder_decoder else ROWS
-
-
-def state(model: nn.Module) -> dict[str, Any]:
-    """Everything that a function must leave as it was."""
-    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
-    dropout = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
-    return {
-        "tensors": tensors,
-        "modes": [module.training for module in model.modules()],
-        "requires": [parameter.requires_grad for parameter in model.parameters()],
-        "gradients": [parameter.grad is None for parameter in model.parameters()],
-        "config": model.config.to_dict(),
-        "generation": model.generation_config.to_dict(),
-        "hooks": hooks,
-        "dropout": dropout,
-        "own": set(model.__dict__),
-        "random": (torch.get_rng_state().tolist(), random.getstate()),
-    }
-
-
-def assert_same(before: dict[str, Any], after: dict[str, Any], *, weights: bool = True) -> None:
-    for name in before:
-        if name == "tensors":
-            assert before[name].keys() == after[name].keys()
-            same = all(torch.equal(before[name][key], after[name][key]) for key in before[name])
-            assert same or not weights
-        else:
-            assert before[name] == after[name], name
 
 
 READERS: dict[str, Callable[[Any, Path], Any]] = {

@@ -143,7 +143,7 @@ def test_a_metric_without_a_number_is_told(result: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_figure_that_is_not_finite_is_told(value: float) -> None:
-    with pytest.raises(CompressError, match=f"quality: mine gives {value} for b, which is no finite number"):
+    with pytest.raises(CompressError, match=f"quality: mine gives {value} for b, which is not a finite number"):
         checked("mine", {"a": 1.0, "b": value})
 
 

@@ -80,7 +80,7 @@ def test_a_plain_number_has_the_name_of_its_script(bart: Artifact, folder: Path)
         ),
         (
             (SCRIPTS / "same_length.py").read_text().replace("return sum", "return float('nan') #"),
-            "mine gives nan for mine, which is no finite number",
+            "mine gives nan for mine, which is not a finite number",
         ),
     ],
     ids=["missing", "syntax", "no class", "library", "integers", "no number", "not finite"],

@@ -1,4 +1,4 @@
-"""A metric as a user of ``evaluate`` writes it: the share of vowels, and what is no number."""
+"""A metric as a user of ``evaluate`` writes it: the share of vowels, and what is not a number."""
 
 import datasets
 import evaluate

@@ -31,11 +31,15 @@ def _listed(value: object) -> object:
 
 def read_metric(value: object) -> object:
     """A name that the registry knows, or else a metric of ``evaluate``. Raises ValueError for an unknown name."""
-    if isinstance(value, str) and value not in METRICS.names():
-        if cached_script(value) is None:
-            raise ValueError(f"unknown metric {value!r}. {suggest(value, METRICS.names())}. {NOT_CACHED}")
-        return Imported(name=value)
-    return Imported.model_validate(value) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return Imported.model_validate(value)
+    if isinstance(value, Imported) or value in METRICS.names():
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"unknown metric {value!r}; give a name or {{path: FILE}}. {suggest('', METRICS.names())}")
+    if cached_script(value) is None:
+        raise ValueError(f"unknown metric {value!r}. {suggest(value, METRICS.names())}. {NOT_CACHED}")
+    return Imported(name=value)
 
 
 Named = Annotated[str | Imported, BeforeValidator(read_metric)]

@@ -162,10 +162,10 @@ BAD: list[tuple[str, Mapping[str, Any], str]] = [
     ("load", {"dequantize": True}, "dequantize: would change nothing"),
     ("export_onnx", {"head": "split"}, "head: split needs packed codes"),
     ("evaluate", {"decoding": {"num_beams": 2}}, "decoding: would change nothing, perplexity generates no text"),
-    ("evaluate", {"sentences": "stops"}, "sentences: stops is of rouge"),
+    ("evaluate", {"sentences": "stops"}, "sentences: stops applies only to the rouge metric"),
     ("evaluate", {"of": "a"}, "of: would change nothing"),
-    ("evaluate", {"reference": ANOTHER}, "reference: belongs to metric agreement"),
-    ("evaluate", {"metrics": ["agreement"]}, "reference: belongs to metric agreement"),
+    ("evaluate", {"reference": ANOTHER}, "reference: belongs to a metric that compares with it, such as agreement"),
+    ("evaluate", {"metrics": ["agreement"]}, "reference: belongs to a metric that compares with it, such as agreement"),
     # models
     ("finetune", {"model": None}, "model: a NoneType is not a transformers model"),
     ("distill", {"teacher": None}, "teacher: "),
@@ -218,8 +218,8 @@ BAD: list[tuple[str, Mapping[str, Any], str]] = [
     ("plots.pareto", {"records": [RECORD | {"bytes": "x"}]}, "records: 0 has 'x' as bytes"),
     ("plots.pareto", {"records": [RECORD | {"name": 3}]}, "records: 0 has the name 3"),
     ("plots.pareto", {"metric": 3}, "metric: no record has 3"),
-    ("plots.masks", {"masks": 3}, "masks: int holds no mask values"),
-    ("plots.masks", {"masks": {}}, "masks: holds no axis"),
+    ("plots.masks", {"masks": 3}, "masks: int contains no mask values"),
+    ("plots.masks", {"masks": {}}, "masks: contains no axis"),
     ("plots.masks", {"masks": {"hidden": torch.ones(2, 2)}}, "masks: the values of 'hidden' have shape [2, 2]"),
     # recipes
     ("read_recipe", {"path": 3}, "path: a int is not the path of a recipe"),
@@ -249,7 +249,7 @@ BAD: list[tuple[str, Mapping[str, Any], str]] = [
     ("Masks.load", {"path": None}, "path: None is not a path"),
     ("plots.training", {"trained": None}, "trained: NoneType has no training history"),
     ("plots.pareto", {"records": None}, "records: a NoneType is not a list of records"),
-    ("plots.masks", {"masks": None}, "masks: NoneType holds no mask values"),
+    ("plots.masks", {"masks": None}, "masks: NoneType contains no mask values"),
     ("read_recipe", {"path": None}, "path: a NoneType is not the path of a recipe"),
     ("run", {"recipe": None}, "recipe: a NoneType is neither a recipe nor the path of one"),
 ]

@@ -45,14 +45,6 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, event
     assert (final / "deep" / "two").read_text() == "2" and not partial.exists()
 
 
-def test_a_directory_in_the_way_is_replaced(tmp_path: Path) -> None:
-    for name in ("made.partial", "made"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    publish(tmp_path / "made.partial", tmp_path / "made")
-    assert [path.name for path in (tmp_path / "made").iterdir()] == ["made.partial"]
-
-
 def test_text_that_cannot_be_written_leaves_the_old_text(
     tmp_path: Path, events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

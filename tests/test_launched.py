@@ -115,7 +115,7 @@ def test_a_batch_that_not_every_process_gets_a_part_of_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "5")
     make_plan(Inputs(read_recipe(recipe), tmp_path / "work"))
     monkeypatch.setenv("WORLD_SIZE", "6")
-    message = r"stages\[0\]\.train\.batch: 5 sequences cannot be shared by 6 processes; start 5 at most"
+    message = r"stages\[0\]\.train\.batch: 5 sequences cannot be shared by 6 processes; start at most 5"
     with pytest.raises(RecipeError, match=message):
         make_plan(Inputs(read_recipe(recipe), tmp_path / "work"))
 

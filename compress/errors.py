@@ -1,10 +1,35 @@
 """Exceptions that users see. The command line prints their text on one line, without a traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from compress.problem import Problem
+
 
 class CompressError(Exception):
     """A run failed for a known reason. Finished artifacts stay intact."""
 
     exit_code = 1
+
+    def __init__(self, problem: Problem | str) -> None:
+        super().__init__(problem)
+        self.problem = problem if isinstance(problem, Problem) else Problem((), problem)
+        """What is wrong and where. A handler reads it here and not in the text."""
+
+    def __str__(self) -> str:
+        return str(self.problem)
+
+
+@contextmanager
+def located(*path: str | int) -> Iterator[None]:
+    """Put ``path`` before the path of a problem that is raised inside."""
+    try:
+        yield
+    except CompressError as error:
+        error.problem = error.problem.inside(*path)
+        raise
 
 
 class UserError(CompressError):
@@ -14,7 +39,7 @@ class UserError(CompressError):
 
 
 class RecipeError(UserError):
-    """A recipe that cannot run. The text starts with the path to the field, such as ``stages[1].teacher``."""
+    """A recipe that cannot run. The text starts with file, line and path (``stages[1].teacher``)."""
 
 
 class DataError(UserError):

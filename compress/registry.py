@@ -67,7 +67,7 @@ class Registry:
         try:
             chosen = self.get(value["type"])
         except RecipeError as error:
-            raise PydanticCustomError("unknown_type", "{text}", {"text": str(error)}) from None
+            raise PydanticCustomError("unknown_type", "{text}", {"text": error.problem.text}) from None
         return chosen.model_validate(value)
 
 

@@ -23,6 +23,12 @@ def added(default: Any) -> Any:
     return Field(default, exclude_if=lambda value: value == default)
 
 
+def fault(detail: Mapping[str, Any]) -> str:
+    """What one of pydantic's error details says: the text of the exception that a validator raised, or its own."""
+    raised = detail.get("ctx", {}).get("error")
+    return str(raised) if isinstance(raised, Exception) else str(detail["msg"])
+
+
 class Strict(BaseModel):
     """A frozen pydantic model that rejects unknown keys, NaN and infinity. Field docstrings become descriptions."""
 

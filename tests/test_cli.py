@@ -109,15 +109,15 @@ def refused(outcome: Outcome, text: str) -> None:
         (["check", "tiny.yaml", "--workdir", "a-file"], "--workdir a-file: is a file, not a directory"),
         (["run", "tiny.yaml", "--workdir", "/proc/nothing"], "--workdir /proc/nothing: No such file or directory"),
         (["run", "tiny.yaml", "--set", "data.eval={text: a-file}"], "--set: data.eval: a-file is empty"),
-        (["run", "tiny.yaml", "--set", "data.block=33"], "data.block is 33, but the model accepts at most 32 tokens"),
-        (["run", "tiny.yaml", "--set", "stages=[prun]"], "stages.0: unknown stage 'prun'. Did you mean 'prune'?"),
+        (["run", "tiny.yaml", "--set", "data.block=33"], "data.block: 33, but the model accepts at most 32 tokens"),
+        (["run", "tiny.yaml", "--set", "stages=[prun]"], "stages[0]: unknown stage 'prun'. Did you mean 'prune'?"),
         (
             ["run", "tiny.yaml", "--set", "stages=[export_onnx, {type: finetune, train: {steps: 1}}]"],
-            "stages[1] (finetune) cannot work on a model that is onnx",
+            "stages[1]: finetune cannot work on a model that is onnx",
         ),
         (
             ["run", str(ROOT / "tests/bad_recipes/other_vocabulary.yaml")],
-            "teacher 'big' has a vocabulary of 96 tokens, but the student 'base' has 64; "
+            "teacher: 'big' has a vocabulary of 96 tokens, but the student 'base' has 64; "
             "they must use the same vocabulary",
         ),
         (["run", "tiny.yaml", "--workdir", "a-file/inside"], "a-file/inside: Not a directory"),
@@ -148,7 +148,7 @@ def test_the_process_ends_the_same_way() -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith(f"error: {bad}:7: stages.0: unknown stage 'prun'. Did you mean 'prune'? Known: ")
+    assert done.stderr.startswith(f"error: {bad}:7: stages[0]: unknown stage 'prun'. Did you mean 'prune'? Known: ")
     assert done.stderr.count("\n") == 1
 
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as SEQ2SEQ
 
+from compress import errors
 from compress.models.families import BUILT_IN
 from compress.models.family import ModelFamily
 
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "compress").rglob("*.py"))
 FLOORS = {
     "errors": 0,
+    "problem": 0,
     "files": 0,
     "schema": 0,
     "registry": 0,
@@ -222,6 +224,72 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'shrink'"):
         compress.shrink  # noqa: B018
+
+
+OWN_ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+
+
+def texts_read(tree: ast.AST) -> set[int]:
+    """Lines that take an error of this package, or the text of a problem, as prose.
+
+    A handler may read ``error.problem`` and raise from the error. Nothing may call a method of ``problem.text``,
+    compare it, or pass it to a regular expression.
+    """
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and node.name and OWN_ERRORS & names_in(node.type):
+            allowed = {
+                id(part.value) for part in ast.walk(node) if isinstance(part, ast.Attribute) and part.attr == "problem"
+            } | {id(part.cause) for part in ast.walk(node) if isinstance(part, ast.Raise)}
+            for part in ast.walk(node):
+                if isinstance(part, ast.Name) and part.id == node.name and id(part) not in allowed:
+                    found.add(part.lineno)
+        for part in worked_on(node):
+            if isinstance(part, ast.Attribute) and part.attr == "text" and "problem" in ast.unparse(part.value):
+                found.add(part.lineno)
+    return found
+
+
+def names_in(tree: ast.AST | None) -> set[str]:
+    parts = list(ast.walk(tree)) if tree else []
+    return {part.id for part in parts if isinstance(part, ast.Name)} | {
+        part.attr for part in parts if isinstance(part, ast.Attribute)
+    }
+
+
+def worked_on(node: ast.AST) -> list[ast.expr]:
+    """Expressions that a node calls a method of, compares, slices, or searches with a regular expression."""
+    if isinstance(node, ast.Attribute | ast.Subscript):
+        return [node.value]
+    if isinstance(node, ast.Compare):
+        return [node.left, *node.comparators]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and "re" in names_in(node.func):
+        return node.args
+    return []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_module_reads_the_text_of_a_problem(file: Path) -> None:
+    assert not texts_read(parsed(file))
+
+
+def test_the_readers_of_texts_that_are_looked_for_are_found() -> None:
+    handler = "try:\n    run()\nexcept {}"
+    for code in (
+        handler.format("DataError as error: yield str(error).removeprefix('quality: ')"),
+        handler.format("(OSError, ModelError) as error: text = error.args[0]"),
+        handler.format("errors.ModelError as error: found = re.match('data', f'{error}')"),
+        "field = problem.text.split(': ')[0]",
+        "field = re.match('[a-z]+', item.problem.text)",
+        "found = 'keep' in error.problem.text",
+    ):
+        assert texts_read(ast.parse(code)), code
+    for code in (
+        handler.format("ModelError as error: raise ModelError(error.problem.inside('keep')) from error"),
+        handler.format("OSError as error: text = str(error).splitlines()[0]"),
+        "text = f'{problem.text}; leave it out'",
+    ):
+        assert not texts_read(ast.parse(code)), code
 
 
 SAME_NAME = {

@@ -111,7 +111,7 @@ def test_recipes_are_also_made_in_python() -> None:
     assert recipe.plain()["stages"][0]["type"] == "export_onnx"
     with pytest.raises(
         ValidationError,
-        match="stages\\[0\\]\\.source names 'bse', which does not exist before this stage; allowed: base",
+        match="stages\\[0\\]\\.source: 'bse' does not exist before this stage; allowed: base",
     ):
         Recipe.model_validate(
             {"version": 1, "name": "x", "model": "gpt2", "stages": [{"type": "export_onnx", "source": "bse"}]}

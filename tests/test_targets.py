@@ -139,7 +139,9 @@ def test_a_result_of_targets_is_no_model_of_another_run(recipe: Path) -> None:
         (f"models: {{plain: {plain}, said: {kd}}}", "said", "[]"),
     ):
         other.write_text(f"version: 1\nname: other\n{models}\nstages: {stages}\nmeasure: [size]\n")
-        with pytest.raises(RecipeError, match=rf"other.yaml:3: models\.{name} contains generated targets, not a model"):
+        with pytest.raises(
+            RecipeError, match=rf"other.yaml:3: models\.{name}: contains generated targets, not a model"
+        ):
             make_plan(Inputs(read_recipe(other), recipe.parent / "elsewhere"))
     with pytest.raises(ModelError, match="contains generated targets, not a model"):
         compress.load(kd)

@@ -11,24 +11,24 @@ import pydantic
 import torch
 
 from compress.artifact import Artifact, adopt, adopt_deployed
-from compress.errors import ModelError, UserError
-from compress.schema import Strict
+from compress.errors import UserError, located
+from compress.problem import Problem
+from compress.schema import Strict, fault
 
 SEEDS = 2**32
 """Seeds are below this number, as in recipes."""
 
 
-def configured(kind: type[Strict], *, where: str = "", **values: Any) -> Any:
-    """Build a config; the first thing that is wrong with it becomes one line that names the argument."""
+def configured(kind: type[Strict], **values: Any) -> Any:
+    """Build a config. The first thing that is wrong with it becomes a UserError whose path starts at the argument."""
     try:
         return kind(**values)
     except pydantic.ValidationError as error:
         found = error.errors()
         first = next((each for each in found if not each["type"].endswith("_type")), found[0])
-        place = ".".join(part for part in map(str, first["loc"]) if part.isidentifier())
-        given = "" if isinstance(first["input"], Mapping) or not place else f" (given: {first['input']!r})"
-        text = first["msg"].removeprefix("Value error, ")
-        raise UserError(": ".join(filter(None, [where, place, text])) + given) from None
+        path = tuple(part for part in first["loc"] if str(part).isidentifier())
+        given = "" if isinstance(first["input"], Mapping) or not path else f" (given: {first['input']!r})"
+        raise UserError(Problem(path, fault(first) + given)) from None
 
 
 def refuse_idle(given: Iterable[str], idle: Mapping[str, str]) -> None:
@@ -84,10 +84,8 @@ def opened(path: Any, name: str, *, deployed: bool = False) -> Artifact:
     """
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise UserError(f"{name}: {path!r} is not a directory of a model; give a path")
-    try:
+    with located(name):
         return adopt_deployed(Path(path)) if deployed else adopt(_plain(path))
-    except ModelError as error:
-        raise ModelError(f"{name}: {error}") from None
 
 
 def _plain(path: str | os.PathLike[str]) -> str | Path:

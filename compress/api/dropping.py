@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from compress.engine.models import ancestry_of, checked, remember_layers
-from compress.errors import ModelError, NothingDoneError, UserError
+from compress.errors import ModelError, NothingDoneError, UserError, located
 from compress.surgery.layers import chosen, drop
 
 
@@ -57,7 +57,5 @@ def drop_layers(model: nn.Module, keep: int | Sequence[int] | Mapping[str, int |
 def _layers(asked: int | Sequence[int], depth: int) -> list[int]:
     if not isinstance(asked, int):
         return list(asked)
-    try:
+    with located("keep"):
         return chosen(asked, depth)
-    except ModelError as error:
-        raise ModelError(f"keep: {error}") from None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from compress.api.teaching import require_alike
 from compress.artifact import Artifact
 from compress.engine.models import checked, device_of, side_of, undisturbed
 from compress.engine.rows import as_split, require_block_read, require_tokenizer
-from compress.errors import ModelError, UserError
+from compress.errors import CompressError, ModelError, UserError
 from compress.generation.subject import TorchSubject, subject_of
 from compress.measure.floor import model_step_bytes
 from compress.measure.metrics.imported import Imported
@@ -27,6 +27,7 @@ from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import OnnxStepper, Stepper
 from compress.onnx.runtime.sampling import as_tokens
 from compress.onnx.step_bytes import directory_step_bytes
+from compress.problem import Problem
 from compress.registry import METRICS
 from compress.surgery.quantization import prepared
 
@@ -91,10 +92,11 @@ def evaluate(
     comparing = any("reference" in METRICS.get(each).takes for each in named if isinstance(each, str))
     if comparing != (reference is not None):
         raise UserError("reference: belongs to a metric that compares with it, such as agreement; give both or neither")
-    quality: Quality = configured(
-        Quality, metric=named, batch=batch, reference=None if reference is None else "reference", **settings
-    )
-    if all(metric.reads == "logits" for metric in quality.metrics().values()):
+    compared_with = None if reference is None else "reference"
+    with _arguments():
+        quality: Quality = configured(Quality, metric=named, batch=batch, reference=compared_with, **settings)
+        reads = {metric.reads for metric in quality.metrics().values()}
+    if reads == {"logits"}:
         refuse_idle(settings, {"decoding": f"{', '.join(quality.called)} generates no text"})
     opened, tokenizer, config, working = _opened(model, tokenizer, "model")
     other, _, _, compared = (
@@ -107,7 +109,7 @@ def evaluate(
         require_alike(compared, working, "reference", rows)
     console = Console(stderr=True) if progress else None
     in_memory = [each for each in (working, compared) if each is not None]
-    with undisturbed(*in_memory), ExitStack() as held:
+    with _arguments(), undisturbed(*in_memory), ExitStack() as held:
         for each in in_memory:
             held.enter_context(prepared(each.eval()))
         record = quality.measured("evaluate", opened, tokenizer, rows, other, console)
@@ -188,6 +190,17 @@ def _read_metrics(metrics: Any) -> list[Any]:
             raise UserError(f"metrics: {each!r} is named twice")
         named.append(metric)
     return named
+
+
+@contextmanager
+def _arguments() -> Iterator[None]:
+    """Name the argument ``metrics`` in errors about the field ``metric``."""
+    try:
+        yield
+    except CompressError as error:
+        if error.problem.path[:1] == ("metric",):
+            error.problem = Problem(("metrics", *error.problem.path[1:]), error.problem.text)
+        raise
 
 
 def _known(name: Any) -> Any:

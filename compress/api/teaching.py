@@ -15,7 +15,8 @@ from compress.engine.fitting import fit
 from compress.engine.models import ancestry_of, checked, side_of, traits_of, undisturbed
 from compress.engine.rows import as_split
 from compress.engine.term_checks import term_problems
-from compress.errors import ModelError, RecipeError, UserError
+from compress.errors import ModelError, UserError
+from compress.problem import Problem
 from compress.registry import TERMS
 from compress.surgery.layers import renumbered
 from compress.surgery.quantization import stored, weights_and_scales
@@ -202,16 +203,18 @@ def read_terms(terms: Terms) -> list[LossTerm]:
             found.append(term)
             continue
         if not isinstance(term, str | Mapping):
-            raise UserError(f"terms[{at}]: a {type(term).__name__} is not a term; give a name such as 'adaptive_kl'")
+            text = f"a {type(term).__name__} is not a term; give a name such as 'adaptive_kl'"
+            raise UserError(Problem(("terms", at), text))
         given = {"type": term} if isinstance(term, str) else dict(term)
         if odd := next((key for key in given if not isinstance(key, str)), None):
-            raise UserError(f"terms[{at}]: has the key {odd!r}; give names such as 'type' and 'weight'")
+            text = f"has the key {odd!r}; give names such as 'type' and 'weight'"
+            raise UserError(Problem(("terms", at), text))
         try:
-            found.append(configured(TERMS.get(given.get("type")), where=f"terms[{at}]", **given))
-        except RecipeError as error:
-            raise UserError(f"terms[{at}]: {error}") from None
+            found.append(configured(TERMS.get(given.get("type")), **given))
+        except UserError as error:
+            raise UserError(error.problem.inside("terms", at)) from None
     if not found:
-        raise UserError("terms: is empty; name one term at least")
+        raise UserError(Problem(("terms",), "is empty; name one term at least"))
     return found
 
 

@@ -18,6 +18,8 @@ from compress.files import changed, require_whole
 from compress.models import family_of
 from compress.models.family import ModelFamily
 from compress.models.loading import build, load_config, load_stock, load_tokenizer, resolve
+from compress.problem import Problem
+from compress.schema import fault
 from compress.surgery.cut import cut_to_sizes
 from compress.surgery.mask_files import holds_scores, read_masks
 from compress.surgery.masks import attach
@@ -158,8 +160,7 @@ def _opened(path: Path) -> Artifact:
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ": ".join(filter(None, [str(path / MANIFEST), ".".join(map(str, first["loc"]))]))
-        raise ModelError(f"{where}: {first['msg']}") from None
+        raise ModelError(f"{path / MANIFEST}: {Problem(first['loc'], fault(first))}") from None
     if problem := changed(path, manifest.files):
         raise ModelError(f"{path}: {problem}")
     return Artifact(path, manifest)

@@ -67,7 +67,7 @@ def _report_once(text: str, code: int) -> int:
 
 
 def _report(text: str, code: int) -> int:
-    line = " ".join(text.split()).replace("Value error, ", "")
+    line = " ".join(text.split())
     typer.echo(line if code == _STOPPED else f"error: {line}", err=True)
     return code
 

@@ -9,10 +9,10 @@ from compress.data.sources import Source
 from compress.errors import DataError
 
 
-def read_corpus(source: Source, base: Path, where: str) -> list[str]:
+def read_corpus(source: Source, base: Path) -> list[str]:
     """Return every text of ``source``, including prompts and responses. Raises DataError for rows of token ids."""
     if source.layout == "tokens":
-        raise DataError(f"{where}: contains token ids, but a tokenizer is trained on text")
+        raise DataError("contains token ids, but a tokenizer is trained on text")
     if source.layout == "text":
-        return read_text(source, base, where)
-    return [text for pair in read_pairs(source, base, where) for text in (pair.text, *pair.references)]
+        return read_text(source, base)
+    return [text for pair in read_pairs(source, base) for text in (pair.text, *pair.references)]

@@ -11,7 +11,8 @@ from typing import Any
 from compress.data.interface import ModelInterface
 from compress.data.sources import DataSpec
 from compress.data.split import Split
-from compress.errors import DataError
+from compress.errors import DataError, located
+from compress.problem import Problem
 
 _PLACES = {"text", "json", "csv", "parquet", "hub", "config", "split"}
 
@@ -37,23 +38,22 @@ def open_data(spec: DataSpec, *, tokenizer: Any | None, model: ModelInterface, b
         base: the directory of the recipe, where relative paths start.
 
     Raises:
-        DataError: a file, column or row that is missing, empty or does not fit.
+        DataError: a file, column or row that is missing, empty or does not fit. Its path starts at ``data``.
     """
     # imports `datasets`, which takes a second; reading a recipe does not need it
     from compress.data.encoding import Encoder
 
-    if spec.block is not None and spec.block > model.context:
-        raise DataError(f"data.block is {spec.block}, but the model accepts at most {model.context} tokens")
-    for name in ("max_source", "max_target"):
+    for name in ("block", *(("max_source", "max_target") if model.task == "seq2seq" else ())):
         longest = getattr(spec, name)
-        if model.task == "seq2seq" and longest is not None and longest > model.context:
-            raise DataError(f"data.{name} is {longest}, but the model accepts at most {model.context} tokens")
+        if longest is not None and longest > model.context:
+            raise DataError(Problem(("data", name), f"{longest}, but the model accepts at most {model.context} tokens"))
     splits: dict[str, Split | None] = {}
     content: list[object] = [_settings(spec), tokenizer_digest(tokenizer), vars(model)]
     for name in ("train", "eval", "test"):
         source, splits[name] = getattr(spec, name), None
         if source is not None:
-            splits[name], rows = Encoder(spec, model, tokenizer, f"data.{name}").split(source, spec.start(base))
+            with located("data", name):
+                splits[name], rows = Encoder(spec, model, tokenizer, f"data.{name}").split(source, spec.start(base))
             content.append({name: rows})
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return Data(**splits, spec=spec, digest=digest)
@@ -74,7 +74,9 @@ def with_targets(data: Data, file: Path, name: str) -> Data:
 
     assert data.train is not None
     rows = [json.loads(line) for line in file.read_bytes().splitlines()]
-    train = Encoder(data.spec, data.train.model, None, f"targets {name}").with_responses(rows)
+    label = f"targets {name}"
+    with located(label):
+        train = Encoder(data.spec, data.train.model, None, label).with_responses(rows)
     return replace(data, train=train)
 
 

@@ -29,12 +29,12 @@ _SPELLED = {"text": "running text", "prompt": "prompt and response", "pair": "so
 
 @dataclass(frozen=True)
 class Encoder:
-    """Makes splits for one model. ``where`` names the source in messages."""
+    """Makes splits for one model. ``name`` is the name of the splits; errors do not repeat it."""
 
     spec: DataSpec
     model: ModelInterface
     tokenizer: Any
-    where: str
+    name: str
 
     @property
     def block(self) -> int:
@@ -45,21 +45,17 @@ class Encoder:
         """Return the split, and a digest of the plain rows it was made of."""
         if source.layout not in _FITS[self.model.task]:
             able = " or ".join(_SPELLED[layout] for layout in _FITS[self.model.task])
-            raise DataError(
-                f"{self.where}: {_SPELLED[source.layout]} does not fit a {self.model.task} model; give {able}"
-            )
+            raise DataError(f"{_SPELLED[source.layout]} does not fit a {self.model.task} model; give {able}")
         if source.layout != "tokens" and self.tokenizer is None:
-            raise DataError(
-                f"{self.where}: the model has no tokenizer; give rows of input_ids, or a model with a tokenizer"
-            )
+            raise DataError("the model has no tokenizer; give rows of input_ids, or a model with a tokenizer")
         if source.layout == "text":
-            text = "\n".join(read_text(source, base, self.where))
+            text = "\n".join(read_text(source, base))
             return self.text(text), _digest([text])
         if source.layout == "tokens":
-            rows: Any = self._without_padding(read_tokens(source, base, self.where))
+            rows: Any = self._without_padding(read_tokens(source, base))
             split = self.tokens(rows)
         else:
-            rows = read_pairs(source, base, self.where)
+            rows = read_pairs(source, base)
             split = self.prompts(rows) if source.layout == "prompt" else self.pairs(rows)
         return split, _digest(rows)
 
@@ -67,7 +63,7 @@ class Encoder:
         """One stream of tokens in blocks. Every token except the first is scored once."""
         ids = encode_stream(self.tokenizer, text)
         if len(ids) < 2:
-            raise DataError(f"{self.where}: the text has {len(ids)} tokens; nothing is left to predict")
+            raise DataError(f"the text has {len(ids)} tokens; nothing is left to predict")
         inputs, labels = ids[:-1], ids[1:]
         starts = range(0, len(inputs), self.block)
         split = self._split(*([row[at : at + self.block] for at in starts] for row in (inputs, labels)))
@@ -94,12 +90,12 @@ class Encoder:
         length = len(prompt) + len(response)
         if len(prompt) >= self.block:
             raise DataError(
-                f"{self.where}: row {at}: the prompt's {len(prompt)} tokens leave no room for a "
+                f"row {at}: the prompt's {len(prompt)} tokens leave no room for a "
                 f"response in {self.block} tokens; cut prompts with max_source"
             )
         if length > self.block + 1 and self.spec.block is None:
             raise DataError(
-                f"{self.where}: row {at}: prompt and response have {length} tokens; the model accepts at most "
+                f"row {at}: prompt and response have {length} tokens; the model accepts at most "
                 f"{self.block + 1} (cut responses with block or max_target)"
             )
         return TokenRow(prompt + response, [IGNORE] * len(prompt) + response)
@@ -122,11 +118,10 @@ class Encoder:
             for at, row in enumerate(rows):
                 if not row:
                     raise DataError(
-                        f"{self.where}: row {at}: the {name} is empty, and the tokenizer adds no special token; "
-                        "remove the row"
+                        f"row {at}: the {name} is empty, and the tokenizer adds no special token; remove the row"
                     )
         if not any(pair.references[0].strip() for pair in pairs):
-            raise DataError(f"{self.where}: every target is empty; name the column or the file that contains them")
+            raise DataError("every target is empty; name the column or the file that contains them")
 
     def _without_padding(self, rows: list[TokenRow]) -> list[TokenRow]:
         """Cut the targets of a seq2seq model after their last scored token. Causal rows stay as they are."""
@@ -142,18 +137,18 @@ class Encoder:
             for name, ids in row._asdict().items():
                 if ids is not None and len(ids) > longest:
                     raise DataError(
-                        f"{self.where}: row {at} has {len(ids)} {name}; the model accepts at most {longest} "
+                        f"row {at} has {len(ids)} {name}; the model accepts at most {longest} "
                         "(rows of token ids are never cut; give shorter ones)"
                     )
         if causal:
             for at, (ids, labels) in enumerate(rows):
                 if labels is not None and len(labels) != len(ids):
-                    raise DataError(f"{self.where}: row {at} has {len(ids)} input_ids and {len(labels)} labels")
+                    raise DataError(f"row {at} has {len(ids)} input_ids and {len(labels)} labels")
                 if len(ids) < 2:
-                    raise DataError(f"{self.where}: row {at} has one token; nothing is left to predict")
+                    raise DataError(f"row {at} has one token; nothing is left to predict")
             return self._causal(rows)
         if any(labels is None for _, labels in rows):
-            raise DataError(f"{self.where}: rows of input_ids for a seq2seq model need labels")
+            raise DataError("rows of input_ids for a seq2seq model need labels")
         self._refuse_padding(rows)
         return self._split([row.input_ids for row in rows], [row.labels or [] for row in rows])
 
@@ -169,7 +164,7 @@ class Encoder:
             for name, ids in row._asdict().items():
                 if ids[-1:] == [pad] != [self.model.eos]:
                     raise DataError(
-                        f"{self.where}: row {at}: {name} ends with the padding token {pad}; batches are padded "
+                        f"row {at}: {name} ends with the padding token {pad}; batches are padded "
                         "automatically, so give rows without padding"
                     )
 
@@ -183,13 +178,13 @@ class Encoder:
     def _split(self, inputs: Sequence[Sequence[int] | Ids], labels: Sequence[Sequence[int] | Ids]) -> Split:
         scored = [int(np.count_nonzero(np.asarray(row) != IGNORE)) for row in labels]
         if not any(scored):
-            raise DataError(f"{self.where}: no token is scored, because all labels are -100")
+            raise DataError("no token is scored, because all labels are -100")
         named = {"input_ids": inputs, "labels": labels}
         columns = {name: self._column(found, name) for name, found in named.items()}
         lengths = [len(one) + len(other) for one, other in zip(inputs, labels, strict=True)]
         table = InMemoryTable(pa.table({**columns, "length": pa.array(lengths, pa.int64())}))
-        rows = Dataset(table, fingerprint=self.where)  # without a fingerprint, datasets copies all rows to compute one
-        return Split(self.where, rows, self.model, tokens=sum(scored), blank=scored.count(0))
+        rows = Dataset(table, fingerprint=self.name)  # without a fingerprint, datasets copies all rows to compute one
+        return Split(self.name, rows, self.model, tokens=sum(scored), blank=scored.count(0))
 
     def _column(self, rows: Sequence[Sequence[int] | Ids], column: str) -> pa.LargeListArray:
         """The rows with four bytes per token. Raises DataError for a row that does not fit the model."""
@@ -198,7 +193,7 @@ class Encoder:
             if len(row) > self.model.context:
                 option = {"input_ids": "max_source", "labels": "max_target"}[column]
                 raise DataError(
-                    f"{self.where}: row {at}: {column} has {len(row)} tokens; the model accepts at most "
+                    f"row {at}: {column} has {len(row)} tokens; the model accepts at most "
                     f"{self.model.context} (cut longer rows with {option})"
                 )
             ids = np.asarray(row, np.int64)
@@ -207,8 +202,7 @@ class Encoder:
                 wrong &= ids != IGNORE
             if wrong.any():
                 raise DataError(
-                    f"{self.where}: row {at}: token {ids[wrong].max()} is not in the model's vocabulary of "
-                    f"{self.model.vocabulary}"
+                    f"row {at}: token {ids[wrong].max()} is not in the model's vocabulary of {self.model.vocabulary}"
                 )
             fitting.append(ids.astype(np.int32))
         offsets = np.cumsum([0, *map(len, rows)])

@@ -115,7 +115,7 @@ class Split:
         try:
             batch = collate([self[number] for number in numbers], self.model)
         except DataError as error:
-            raise DataError(f"{self.name}: {error}") from None
+            raise DataError(f"{self.name}: {error.problem.text}") from None
         return batch | ({"rows": torch.tensor(numbers)} if numbered else {})
 
 

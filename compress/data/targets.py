@@ -30,7 +30,7 @@ def prompts_of(split: Split) -> list[list[int]]:
         try:
             prompts.append(prompt_of(ids, labels, split.model.task))
         except DataError as error:
-            raise DataError(f"{split.name}: row {row}: {error}") from None
+            raise DataError(f"row {row} of {split.name}: {error.problem.text}") from None
     return prompts
 
 

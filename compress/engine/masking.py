@@ -19,7 +19,7 @@ from compress.functional import importance
 from compress.models.family import ModelFamily
 from compress.models.structure import MASKS, AxisKind, sized_axes, stock_tensors
 from compress.surgery.coverage import Coverage
-from compress.surgery.masks import attach, detach, masks_of, missing_kinds
+from compress.surgery.masks import attach, detach, kind_problems, masks_of
 from compress.surgery.units import unit_weights
 from compress.terms.mask_l1 import MaskL1
 from compress.training.config import Group
@@ -72,8 +72,8 @@ def unit_values(
         ModelError: the model has no axis of one of these kinds.
     """
     model.requires_grad_(weights_lr is not None)
-    if missing := missing_kinds(axes, sized_axes(model, family)):
-        raise ModelError(missing)
+    for problem in kind_problems(axes, sized_axes(model, family)):
+        raise ModelError(problem)
     attach(model, family, axes)
     try:
         metrics: dict[str, float] = {}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.errors import ModelError
+from compress.errors import ModelError, located
 from compress.models import family_of
 from compress.models.bnb import bitsandbytes_products
 from compress.models.family import ModelFamily
@@ -81,10 +81,8 @@ def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> 
         raise ModelError(
             f"{name}: a {type(model).__name__} is not a transformers model; give one such as GPT2LMHeadModel"
         )
-    try:
+    with located(name):
         family = family_of(config)
-    except ModelError as error:
-        raise ModelError(f"{name}: {error}") from None
     if any(not _has(model, path) for path in (family.body, family.head, *family.embeddings)):
         raise ModelError(
             f"{name}: a {type(model).__name__} has no language-model head at {family.head!r}; give the class with one"

@@ -15,6 +15,7 @@ from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import Axis, AxisKind, count_parameters, sized_axes
+from compress.problem import Problem
 from compress.schema import Strict
 from compress.surgery.coverage import Coverage
 from compress.surgery.cut import cut, losing, ranked
@@ -69,10 +70,11 @@ class Target(Strict):
             size = sizes[uneven] if isinstance(self.keep, dict) else math.gcd(*(sizes[axis] for axis in kinds))
             allowed = "".join(f"{units}/{size}, " for units in range(1, min(size, 17)))  # all of them would be no cut
             allowed += "..., " if size > 17 else ""
-            raise ModelError(
-                f"keep: {ratios[kinds[uneven]]} of the {sizes[uneven]} units of {uneven} is not a whole number; "
+            text = (
+                f"{ratios[kinds[uneven]]} of the {sizes[uneven]} units of {uneven} is not a whole number; "
                 f"allowed: {allowed}{'or ' if allowed else ''}uniform: false, which rounds"
             )
+            raise ModelError(Problem(("keep",), text))
         rounded = _rounded(exact)
         rest = 0  # heads that earlier layers left over, so that all layers together keep what :func:`cut_to` keeps
         for heads, group in groups.items():
@@ -97,7 +99,8 @@ class Target(Strict):
         present = sorted(set(kinds.values()))
         if isinstance(self.keep, dict):
             if unmasked := sorted(set(self.keep) - set(present)):
-                raise ModelError(f"keep.{unmasked[0]}: the source has no such masks; it has {', '.join(present)}")
+                text = f"the source has no such masks; it has {', '.join(present)}"
+                raise ModelError(Problem(("keep", unmasked[0]), text))
             return {kind: self.keep.get(kind, Fraction(1)) for kind in present}
         ratio = self.keep if self.keep is not None else self._within_budget(config, sizes, list(kinds))
         return dict.fromkeys(present, ratio)
@@ -116,10 +119,11 @@ class Target(Strict):
             small = {axis: size * left // steps if axis in masked else size for axis, size in sizes.items()}
             if float(count_parameters(model, axes, small)) <= budget:
                 return Fraction(left, steps)
-        raise ModelError(
-            f"parameters: {self.parameters:g} is below the smallest uniform cut, 1/{steps} of every axis; "
+        text = (
+            f"{self.parameters:g} is below the smallest uniform cut, 1/{steps} of every axis; "
             f"allowed: at least {float(count_parameters(model, axes, small)):,.0f}"
         )
+        raise ModelError(Problem(("parameters",), text))
 
 
 def cut_to(model: nn.Module, values: Mapping[str, Tensor], target: Target) -> tuple[Coverage, dict[str, Tensor]]:
@@ -153,10 +157,11 @@ def _require_equal_groups(exact: Mapping[str, Fraction], sizes: Mapping[str, int
         if (exact[heads] / kept).denominator != 1:
             held = sizes[heads] // sizes[group]
             allowed = ", ".join(f"{count}/{held}" for count in range(1, held)) or "1"
-            raise ModelError(
-                f"keep: {exact[heads] / sizes[heads]} of the {sizes[heads]} units of {heads} does not leave the "
+            text = (
+                f"{exact[heads] / sizes[heads]} of the {sizes[heads]} units of {heads} does not leave the "
                 f"same number in each of {kept} groups; allowed: {allowed}, or masks on groups"
             )
+            raise ModelError(Problem(("keep",), text))
 
 
 def _rounded(exact: Mapping[str, Fraction]) -> dict[str, int]:

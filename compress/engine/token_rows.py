@@ -16,24 +16,24 @@ from compress.models.structure import IGNORE, Task
 _COLUMNS = ("input_ids", "attention_mask", "labels")
 
 
-def cell(row: Mapping[str, Any], column: str, at: int, name: str) -> Any:
-    """A value of row ``at``. Raises DataError, with the row and the argument ``name``, if it is not there."""
+def cell(row: Mapping[str, Any], column: str, at: int) -> Any:
+    """A value of row ``at``. Raises DataError, with the row, if it is not there."""
     if column not in row:
-        raise DataError(f"{name}: row {at} has no {column}, and row 0 has")
+        raise DataError(f"row {at} has no {column}, and row 0 has")
     return row[column]
 
 
-def token_row(row: Mapping[str, Any], task: Task, at: int, name: str) -> TokenRow:
+def token_row(row: Mapping[str, Any], task: Task, at: int) -> TokenRow:
     """A row without padding; the labels of a decoder have a length of their own. Raises DataError for other values."""
-    ids = _ints(cell(row, "input_ids", at, name), "input_ids", at, name)
-    labels = _ints(row["labels"], "labels", at, name) if row.get("labels") is not None else None
+    ids = _ints(cell(row, "input_ids", at), "input_ids", at)
+    labels = _ints(row["labels"], "labels", at) if row.get("labels") is not None else None
     mask = [1] * len(ids)
     if row.get("attention_mask") is not None:
-        mask = _ints(row["attention_mask"], "attention_mask", at, name)
+        mask = _ints(row["attention_mask"], "attention_mask", at)
     if len(mask) != len(ids):
-        raise DataError(f"{name}: row {at} has {len(ids)} input_ids and {len(mask)} values in attention_mask")
+        raise DataError(f"row {at} has {len(ids)} input_ids and {len(mask)} values in attention_mask")
     if not any(mask):
-        raise DataError(f"{name}: row {at} has no token; leave it out")
+        raise DataError(f"row {at} has no token; leave it out")
     if labels is not None and task == "seq2seq":
         labels = labels[: max((at + 1 for at, label in enumerate(labels) if label != IGNORE), default=0)]
     elif labels is not None and len(labels) == len(ids):
@@ -41,22 +41,22 @@ def token_row(row: Mapping[str, Any], task: Task, at: int, name: str) -> TokenRo
     return TokenRow([token for token, real in zip(ids, mask, strict=True) if real], labels)
 
 
-def unbatched(loader: DataLoader[Any], name: str, task: Task) -> Iterator[TokenRow]:
+def unbatched(loader: DataLoader[Any], task: Task) -> Iterator[TokenRow]:
     """The rows of the batches. Raises DataError for batches of another form."""
     count = 0
     for batch in loader:
         if not isinstance(batch, Mapping) or "input_ids" not in batch:
-            raise DataError(f"{name}: the batches of a DataLoader must be mappings with input_ids (and labels)")
+            raise DataError("the batches of a DataLoader must be mappings with input_ids (and labels)")
         columns = {key: batch[key] for key in _COLUMNS if key in batch}
         if len({len(column) for column in columns.values()}) > 1:
-            raise DataError(f"{name}: a batch of the DataLoader has columns of different lengths")
+            raise DataError("a batch of the DataLoader has columns of different lengths")
         for at in range(len(batch["input_ids"])):
-            yield token_row({key: column[at] for key, column in columns.items()}, task, count, name)
+            yield token_row({key: column[at] for key, column in columns.items()}, task, count)
             count += 1
 
 
-def _ints(values: Any, column: str, at: int, name: str) -> list[int]:
+def _ints(values: Any, column: str, at: int) -> list[int]:
     try:
         return [index(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
     except TypeError:
-        raise DataError(f"{name}: row {at}: {column} is not a list of whole numbers") from None
+        raise DataError(f"row {at}: {column} is not a list of whole numbers") from None

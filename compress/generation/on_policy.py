@@ -18,6 +18,7 @@ from compress.generation.seeds import seed_of
 from compress.generation.settings import Generation
 from compress.generation.subject import TorchSubject
 from compress.onnx.runtime.sampling import LEAST_TEMPERATURE
+from compress.problem import Problem
 from compress.schema import Strict
 from compress.training.objective import LossTerm, StateTerm
 
@@ -44,13 +45,15 @@ class OnPolicy(Strict):
             raise ValueError("no step would use the student's own responses; leave on_policy out")
         return fraction
 
-    def problems(self, terms: Sequence[LossTerm]) -> Iterator[str]:
-        """Problems of these terms with responses that are not from the data, each as ``field: problem``."""
+    def problems(self, terms: Sequence[LossTerm]) -> Iterator[Problem]:
+        """Problems of these terms with responses that are not from the data. Paths start at ``terms`` of the stage."""
         for i, term in enumerate(terms):
             if term.needs_labels:
-                yield f"terms[{i}] ({term.type}) scores the tokens of the data, but on_policy replaces them"
+                text = f"{term.type} scores the tokens of the data, but on_policy replaces them"
+                yield Problem(("terms", i), text)
             elif isinstance(term, StateTerm) and term.numbered:
-                yield f"terms[{i}] ({term.type}) stores values for each row of the data, but on_policy replaces rows"
+                text = f"{term.type} stores values for each row of the data, but on_policy replaces rows"
+                yield Problem(("terms", i), text)
 
     def responses(self, source: Artifact, model: nn.Module, data: Split, seed: int, precision: str) -> StudentResponses:
         """The sampler of responses of ``model``, which was made from ``source`` and trains on ``data``."""

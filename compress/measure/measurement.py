@@ -12,6 +12,7 @@ from rich.console import Console
 from compress.artifact import Artifact
 from compress.data import Data
 from compress.errors import RecipeError
+from compress.problem import Problem
 from compress.registry import suggest
 from compress.schema import Strict
 
@@ -74,8 +75,8 @@ class Measurement(Strict):
         """
         raise NotImplementedError
 
-    def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
-        """Problems that can be found before any work.
+    def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[Problem]:
+        """Problems that can be found before any work. Paths start at a field of this measurement.
 
         Args:
             configs: the stock config of each measured model.
@@ -89,5 +90,6 @@ class Measurement(Strict):
             return dict(artifacts)
         for name in self.of:
             if name not in artifacts:
-                raise RecipeError(f"{self.type}: of names {name!r}, which is unknown. {suggest(name, artifacts)}")
+                text = f"{name!r} is unknown. {suggest(name, artifacts)}"
+                raise RecipeError(Problem((self.type, "of"), text))
         return {name: artifacts[name] for name in self.of}

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from compress.artifact import Artifact
 from compress.data import Data, Split
-from compress.errors import DataError, RecipeError, UserError
+from compress.errors import DataError, RecipeError, UserError, located
 from compress.generation.responses import Response, response_texts, samples
 from compress.generation.settings import Decoding
 from compress.generation.subject import Subject, subject_of
@@ -20,6 +20,7 @@ from compress.measure.metrics.bleu import Tokenizer
 from compress.measure.metrics.imported import NOT_CACHED, Imported, cached_script
 from compress.measure.metrics.metric import Metric
 from compress.measure.scores import Values, checked, declared, is_number, joined
+from compress.problem import Problem
 from compress.registry import METRICS, suggest
 from compress.schema import added
 from compress.training.progress import Advance, counting
@@ -106,7 +107,8 @@ class Quality(Measurement):
     @property
     def depends_on(self) -> dict[str, str]:
         here = self.recipe_directory
-        scripts = {each.called: each.content(here) for each in self.metric if isinstance(each, Imported)}
+        with located(self.type):
+            scripts = {each.called: each.content(here) for each in self.metric if isinstance(each, Imported)}
         versions = {each: METRICS.get(each).version for each in self.metric if isinstance(each, str)}
         return scripts | {name: f"version {version}" for name, version in versions.items() if version != 1}
 
@@ -124,14 +126,15 @@ class Quality(Measurement):
     def run(
         self, artifacts: Mapping[str, Artifact], *, data: Data | None, device: str, console: Console | None
     ) -> dict[str, dict[str, Any]]:
-        split = self._split(data)
-        reference = self._reference(artifacts, device)
+        with located(self.type):
+            split, reference = self._split(data), self._reference(artifacts, device)
         records = {}
         for name, artifact in self.chosen(artifacts).items():
             if console is not None:
                 console.print(f"quality of {name}: {', '.join(self.called)} on {split.name}", highlight=False)
             subject, tokenizer = subject_of(artifact, device), artifact.tokenizer()
-            records[name] = self.measured(name, subject, tokenizer, split, reference, console)
+            with located(self.type):
+                records[name] = self.measured(name, subject, tokenizer, split, reference, console)
         return records
 
     def measured(
@@ -143,7 +146,10 @@ class Quality(Measurement):
         reference: Subject | None = None,
         console: Console | None = None,
     ) -> dict[str, Any]:
-        """Measure one model on one split. ``console`` shows a progress bar with the title ``name``."""
+        """Measure one model on one split. ``console`` shows a progress bar with the title ``name``.
+
+        The path of an error starts at a field of this measurement.
+        """
         metrics = self.metrics()
         self._check(split, metrics)
         texts = _that_read("text", metrics)
@@ -158,19 +164,17 @@ class Quality(Measurement):
         figures = declared(metrics, values)
         return {"quality": values, **({"figures": figures} if figures else {}), "conditions": {"quality": conditions}}
 
-    def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
+    def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[Problem]:
         try:
             self._split(data)
         except UserError as error:
-            yield str(error).removeprefix("quality: ")
+            yield error.problem
 
     def _split(self, data: Data | None) -> Split:
         wanted = dict.fromkeys((self.split, "test", "eval"))
         found = [split for split in (getattr(data, name, None) for name in wanted) if isinstance(split, Split)]
         if not found:
-            raise DataError(
-                f"quality: measures on data.{self.split}, but the recipe has neither data.test nor data.eval"
-            )
+            raise DataError(Problem(("split",), "the recipe has neither data.test nor data.eval"))
         self._check(found[0], self.metrics())
         return found[0]
 
@@ -180,35 +184,28 @@ class Quality(Measurement):
         if not texts:
             return
         if not split.examples:
-            raise DataError(
-                f"quality: {next(iter(texts))} compares generated text with references, but {split.name} has none; "
-                "give prompt and response, or source and target"
-            )
+            text = f"{next(iter(texts))} compares generated text with references, but {split.name} has none"
+            raise DataError(Problem(("metric",), f"{text}; give prompt and response, or source and target"))
         references = [example.references for example in split.examples]
         for metric in texts.values():
-            if text := metric.problem(references, split.name):
-                raise DataError(f"quality: {text}")
-        new, context = self.decoding.max_new_tokens, split.model.context
+            if reason := metric.problem(references, split.name):
+                raise DataError(Problem(("metric",), reason))
+        new, context, field = self.decoding.max_new_tokens, split.model.context, ("decoding", "max_new_tokens")
         if split.model.task == "seq2seq":
             if new > context:
-                raise DataError(
-                    f"quality: max_new_tokens: {new}, but the model's responses have at most {context} tokens"
-                )
+                raise DataError(Problem(field, f"{new}, but the model's responses have at most {context} tokens"))
             return
         prompt = max(len(example.input_ids) for example in split.examples)
         if prompt + new > context:
-            raise DataError(
-                f"quality: max_new_tokens: {new} after {prompt} tokens of {split.name} exceed the model's {context}; "
-                "lower it, or cut prompts with data.max_source"
-            )
+            text = f"{new} after {prompt} tokens of {split.name} exceed the model's {context}"
+            raise DataError(Problem(field, f"{text}; lower it, or cut prompts with data.max_source"))
 
     def _reference(self, artifacts: Mapping[str, Artifact], device: str) -> Subject | None:
         if self.reference is None:
             return None
         if self.reference not in artifacts:
-            raise RecipeError(
-                f"quality.reference names {self.reference!r}, which is unknown. {suggest(self.reference, artifacts)}"
-            )
+            text = f"{self.reference!r} is unknown. {suggest(self.reference, artifacts)}"
+            raise RecipeError(Problem(("reference",), text))
         return subject_of(artifacts[self.reference], device)
 
     def _conditions(self, subject: Subject, split: Split, reference: Subject | None) -> Values:
@@ -239,7 +236,9 @@ class Quality(Measurement):
         self, metrics: Mapping[str, Metric], subject: Subject, tokenizer: Any, split: Split, advance: Advance
     ) -> tuple[Values, Values]:
         if tokenizer is None:
-            raise DataError(f"quality: {next(iter(metrics))} compares text, but the model has no tokenizer")
+            raise DataError(
+                Problem(("metric",), f"{next(iter(metrics))} compares text, but the model has no tokenizer")
+            )
         runs: list[Values] = []
         texts: list[str] = []
         signatures: dict[str, str] = {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from compress.errors import CompressError, RecipeError
 from compress.measure.metrics.metric import Metric
+from compress.problem import Problem
 from compress.registry import METRICS
 
 Values = dict[str, Any]
@@ -19,9 +20,11 @@ def checked(name: str, result: Mapping[str, Any]) -> tuple[Values, str]:
     values = {key: _plain(value) for key, value in result.items() if key != "signature"}
     figures = {key: value for key, value in values.items() if is_number(value)}
     if not figures:
-        raise RecipeError(f"quality: {name} gives no number; it gives {', '.join(values) or 'nothing'}")
+        text = f"{name} gives no number; it gives {', '.join(values) or 'nothing'}"
+        raise RecipeError(Problem(("metric",), text))
     if broken := next((key for key, value in figures.items() if not math.isfinite(value)), None):
-        raise CompressError(f"quality: {name} gives {figures[broken]} for {broken}, which is not a finite number")
+        text = f"{name} gives {figures[broken]} for {broken}, which is not a finite number"
+        raise CompressError(Problem(("metric",), text))
     return values, str(result.get("signature", ""))
 
 
@@ -42,7 +45,8 @@ def joined(results: Mapping[str, Values]) -> Values:
     for name, values in results.items():
         for key, value in values.items():
             if found.setdefault(key, value) != value:
-                raise RecipeError(f"quality: {origins[key]} and {name} both give {key!r}; measure them apart")
+                text = f"{origins[key]} and {name} both give {key!r}; measure them apart"
+                raise RecipeError(Problem(("metric",), text))
             origins.setdefault(key, name)
     return found
 

@@ -24,6 +24,7 @@ from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import REST, OnnxStepper, Stepper, Times, Workload, timed_pass
 from compress.models import context_of
 from compress.onnx.step_bytes import directory_step_bytes
+from compress.problem import Problem
 
 NOT_MEASURED = "not measured: no CUDA device"
 CPU_ONLY = "not measured: the exported graph is for the CPU"
@@ -65,7 +66,7 @@ class Speed(Measurement):
     ) -> dict[str, dict[str, Any]]:
         chosen = self.chosen(artifacts)
         for problem in self.problems({name: artifact.config() for name, artifact in chosen.items()}, data):
-            raise UserError(f"speed: {problem}")
+            raise UserError(problem.inside(self.type))
         work = self.workload(min(artifact.config().vocab_size for artifact in chosen.values()))
         steppers = {name: _stepper(artifact, work) for name, artifact in chosen.items()}
         times, bandwidth = self.timed(steppers, work)
@@ -81,14 +82,14 @@ class Speed(Measurement):
             records[name] = {"speed": speed, "conditions": {"speed": self._conditions(artifact, work, bandwidth)}}
         return records
 
-    def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[str]:
+    def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[Problem]:
         # the prompt and the new tokens share a decoder's positions; a source has the encoder to itself
         for name, config in configs.items():
             context, apart = context_of(config), config.is_encoder_decoder
             asked = max(self.prompt_tokens, self.new_tokens + 1) if apart else self.prompt_tokens + self.new_tokens
             if asked > context:
                 given = f"prompt_tokens {self.prompt_tokens} and new_tokens {self.new_tokens}"
-                yield f"{given} exceed the {context} positions of {name}"
+                yield Problem((), f"{given} exceed the {context} positions of {name}")
 
     def timed(self, steppers: Mapping[str, Stepper], work: Workload) -> tuple[dict[str, list[Times]], float]:
         """Decode with every stepper in each round. Return their times, and the memory bandwidth in bytes per second."""

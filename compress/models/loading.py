@@ -23,6 +23,7 @@ from transformers import (
 from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.stock_files import forget_paths
+from compress.problem import Problem
 
 _CLASSES = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 
@@ -36,7 +37,8 @@ def build(config: Any) -> nn.Module:
     try:
         model: nn.Module = stock.from_config(config, dtype=torch.float32, **_attention(config))
     except (ValueError, TypeError, RuntimeError, KeyError, ArithmeticError) as error:
-        raise ModelError(f"config: cannot build a {config.model_type} model from it ({_first_line(error)})") from error
+        text = f"cannot build a {config.model_type} model from it ({_first_line(error)})"
+        raise ModelError(Problem(("config",), text)) from error
     _separate_tables(model, set())
     return model.eval()
 

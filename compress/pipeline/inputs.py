@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,15 +16,15 @@ from compress.artifact import Artifact, adopt, stock_state
 from compress.data import Data, ModelInterface, open_data
 from compress.data.corpus import read_corpus
 from compress.data.dataset import tokenizer_digest
-from compress.errors import DataError, ModelError
+from compress.errors import DataError, ModelError, located
 from compress.files import publish
 from compress.models import family_of
 from compress.models.loading import build, load_tokenizer
 from compress.models.scratch import new_config, train_bpe
 from compress.pipeline.keys import digest, identity, installed, key, stage_key
 from compress.pipeline.workdir import Slot
+from compress.problem import Problem
 from compress.recipe import Recipe, TrainBpe
-from compress.recipe.document import Location
 from compress.recipe.references import Link
 from compress.stages.stage import Shape
 
@@ -45,7 +44,7 @@ class Inputs:
         """The model, or None if it has not been built yet."""
         if name not in self._models:
             spec = self.recipe.models[name]
-            with self._located(name):
+            with self._reported("models", name):
                 given = None if spec.path is None else adopt(self._existing("path", spec.path))
                 if found := given or self.finished(self.slot(name)):
                     self._models[name] = found
@@ -55,7 +54,7 @@ class Inputs:
         """The model. It is built now if it does not exist yet."""
         artifact = self.model(name)
         if artifact is None:
-            with self._located(name):
+            with self._reported("models", name):
                 artifact = self._models[name] = self._build(name)
         return artifact
 
@@ -63,7 +62,7 @@ class Inputs:
         """The stock configuration of a model, built or not. A configuration that no stock model can have is refused."""
         if name not in self._configs:
             artifact = self.model(name)
-            with self._located(name):
+            with self._reported("models", name):
                 config = artifact.config() if artifact else new_config(self._settings(name), self._tokenizer(name))
                 with torch.device("meta"):
                     build(config)
@@ -102,7 +101,7 @@ class Inputs:
         interface = ModelInterface.of(self.config(name), tokenizer)
         at = digest([str(interface), tokenizer_digest(tokenizer)])
         if at not in self._data:
-            with self._located(name):
+            with self._reported():
                 self._data[at] = open_data(spec, tokenizer=tokenizer, model=interface, base=self.recipe.base)
         return self._data[at]
 
@@ -133,7 +132,7 @@ class Inputs:
         try:
             return adopt(slot.found)
         except ModelError as error:
-            raise ModelError(f"{error}; delete {slot.found.name} and run again") from None
+            raise ModelError(f"{error.problem}; delete {slot.found.name} and run again") from None
 
     def _build(self, name: str) -> Artifact:
         slot, tokenizer, config = self.slot(name), self._tokenizer(name), self.config(name)
@@ -157,11 +156,11 @@ class Inputs:
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ModelError(f"config: there is no file {path}") from None
+            raise ModelError(Problem(("config",), f"there is no file {path}")) from None
         except ValueError as error:
-            raise ModelError(f"config: {path} is not JSON: {error}") from None
+            raise ModelError(Problem(("config",), f"{path} is not JSON: {error}")) from None
         if not isinstance(settings, dict):
-            raise ModelError(f"config: {path} does not contain a JSON object")
+            raise ModelError(Problem(("config",), f"{path} does not contain a JSON object"))
         return settings
 
     def _tokenizer(self, name: str) -> Any:
@@ -175,10 +174,12 @@ class Inputs:
         if given is None:
             return None
         if isinstance(given, TrainBpe):
-            return train_bpe(self._corpus(), given.train_bpe, family_of(new_config(self._settings(name))))
+            corpus, family = self._corpus(), family_of(new_config(self._settings(name)))
+            with located("tokenizer"):
+                return train_bpe(corpus, given.train_bpe, family)
         tokenizer = load_tokenizer(self._existing("tokenizer", given))
         if tokenizer is None:
-            raise ModelError(f"tokenizer: {given} has no tokenizer.json")
+            raise ModelError(Problem(("tokenizer",), f"{given} has no tokenizer.json"))
         return tokenizer
 
     def _tokenizer_content(self, name: str) -> list[Any]:
@@ -190,8 +191,9 @@ class Inputs:
     def _corpus(self) -> list[str]:
         spec = self.recipe.data
         if spec is None or spec.train is None:
-            raise DataError("tokenizer: train_bpe needs data.train")
-        return read_corpus(spec.train, spec.start(self.recipe.base), "data.train")
+            raise DataError(Problem(("tokenizer",), "train_bpe needs data.train"))
+        with self._reported("data", "train"):
+            return read_corpus(spec.train, spec.start(self.recipe.base))
 
     def _existing(self, field: str, path: str) -> str | Path:
         """A directory relative to the recipe. If there is none, the text itself, provided it can be a hub id."""
@@ -199,18 +201,13 @@ class Inputs:
         if here.exists():
             return here
         if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-            raise ModelError(f"{field}: there is no directory {here}")
+            raise ModelError(Problem((field,), f"there is no directory {here}"))
         return path
 
     @contextmanager
-    def _located(self, name: str) -> Iterator[None]:
-        """Prefix errors about a model or the data with file, line and field."""
+    def _reported(self, *path: str | int) -> Iterator[None]:
+        """Turn errors about the value at ``path`` of the recipe, or inside that value, into errors of the recipe."""
         try:
             yield
         except (DataError, ModelError) as error:
-            text = str(error)
-            field = re.match(r"data(\.(train|eval|test|block|max_\w+))?\b|(path|config|tokenizer)(?=[:.])", text)
-            if field and field.group().startswith("data"):
-                raise self.recipe.error(tuple(field.group().split(".")), text) from error
-            location: Location = ("models", name, *([field.group()] if field else []))
-            raise self.recipe.error(location, f"models.{name}{'.' if field else ': '}{text}") from error
+            raise self.recipe.error(error.problem.inside(*path)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -10,7 +9,6 @@ from itertools import chain
 import torch
 
 from compress.distributed import processes
-from compress.errors import RecipeError
 from compress.models import family_of
 from compress.models.loading import build
 from compress.models.structure import count_parameters
@@ -18,7 +16,7 @@ from compress.pipeline.inputs import Inputs
 from compress.pipeline.target_checks import answer_problems, longest_answer
 from compress.pipeline.teacher_checks import teacher_problems
 from compress.pipeline.workdir import require_no_file
-from compress.recipe import Recipe
+from compress.problem import Problem
 from compress.recipe.references import GENERATED, Link, link, static_problems
 from compress.stages.stage import Shape, Stage
 from compress.training.objective import StateTerm
@@ -57,7 +55,7 @@ def make_plan(inputs: Inputs) -> Plan:
     shapes = {name: inputs.shape(name) for name in recipe.models}
     traits = {name: shape.traits for name, shape in shapes.items()}
     if problem := next(static_problems(traits, recipe.stages, recipe.measure), None):
-        raise recipe.error(*problem)
+        raise recipe.error(problem)
     links = tuple(link(traits, recipe.stages))
     _check_data(inputs, links)
     for item in links:
@@ -67,30 +65,23 @@ def make_plan(inputs: Inputs) -> Plan:
             found.append(teacher_problems(inputs, item, shapes))
         if trains(item.stage):
             found.append(_room_problems(inputs, item, links))
-        if text := next(chain.from_iterable(found), None):
-            raise _error(recipe, item, text)
+        if problem := next(chain.from_iterable(found), None):
+            raise recipe.error(problem.inside("stages", item.index))
         shapes[item.name] = item.stage.shape(shapes[item.source])
     _check_measurements(inputs, shapes)
     return Plan(inputs, links, (*_model_rows(inputs, shapes), *_stage_rows(inputs, links, shapes)))
-
-
-def _error(recipe: Recipe, item: Link, text: str) -> RecipeError:
-    """Put the path to the field that ``text`` starts with, or else to the stage, before it."""
-    field = re.match(r"\w+", text)
-    if field and field.group() in type(item.stage).model_fields:
-        return recipe.error(("stages", item.index, field.group()), f"stages[{item.index}].{text}")
-    return recipe.error(("stages", item.index), f"{item.label}: {text}")
 
 
 def _check_data(inputs: Inputs, links: tuple[Link, ...]) -> None:
     recipe = inputs.recipe
     for item in links:
         if trains(item.stage) and (recipe.data is None or recipe.data.train is None):
-            raise recipe.error(("stages", item.index), f"{item.label} trains, but the recipe has no data.train")
+            text = f"{item.stage.type} trains, but the recipe has no data.train"
+            raise recipe.error(Problem(("stages", item.index), text))
     for index, measurement in enumerate(recipe.measure):
         if measurement.needs_data and (recipe.data is None or not (recipe.data.test or recipe.data.eval)):
-            text = f"measure[{index}] ({measurement.type}) needs data.test or data.eval, but the recipe has neither"
-            raise recipe.error(("measure", index), text)
+            text = f"{measurement.type} needs data.test or data.eval, but the recipe has neither"
+            raise recipe.error(Problem(("measure", index), text))
     for name in recipe.models:
         inputs.data(name)
     for item in links:
@@ -106,18 +97,17 @@ def _check_share(inputs: Inputs, item: Link) -> None:
     batch = min(train.batch, len(data.train))
     if batch < processes.count():
         text = f"{batch} sequences cannot be shared by {processes.count()} processes; start at most {batch}"
-        where = ("stages", item.index, "train", "batch")
-        raise inputs.recipe.error(where, f"stages[{item.index}].train.batch: {text}")
+        raise inputs.recipe.error(Problem(("stages", item.index, "train", "batch"), text))
 
 
-def _room_problems(inputs: Inputs, item: Link, links: Sequence[Link]) -> Iterator[str]:
+def _room_problems(inputs: Inputs, item: Link, links: Sequence[Link]) -> Iterator[Problem]:
     """Problems of terms that store values for each row of the data, given the number of rows."""
     data = inputs.data(item.root)
     for i, term in enumerate(getattr(item.stage, "terms", ())):
         if data and data.train and isinstance(term, StateTerm) and term.numbered:
             longest = longest_answer(inputs, item, links) or data.train.longest_target
             found = term.room_problems(len(data.train), longest)
-            yield from (f"terms[{i}] ({term.type}): {text}" for text in found)
+            yield from (problem.inside("terms", i) for problem in found)
 
 
 def _check_measurements(inputs: Inputs, shapes: Mapping[str, Shape]) -> None:
@@ -126,8 +116,8 @@ def _check_measurements(inputs: Inputs, shapes: Mapping[str, Shape]) -> None:
         every = [name for name, shape in shapes.items() if GENERATED not in shape.traits]
         for name in every if measurement.of == "all" else measurement.of:
             data = inputs.data(shapes[name].root)
-            if text := next(measurement.problems({name: shapes[name].config}, data), None):
-                raise recipe.error(("measure", index), f"measure[{index}] ({measurement.type}): {text}")
+            if problem := next(measurement.problems({name: shapes[name].config}, data), None):
+                raise recipe.error(problem.inside("measure", index))
 
 
 def trains(stage: Stage) -> bool:

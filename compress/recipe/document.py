@@ -18,9 +18,8 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from compress.errors import RecipeError, UserError
+from compress.problem import Location, show
 from compress.registry import suggest
-
-Location = tuple[str | int, ...]
 
 _CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
 _INTEGER = re.compile(r"[-+]?[0-9]{1,400}")
@@ -134,11 +133,6 @@ def write_document(data: Any, base: Path) -> str:
     stream = StringIO()
     YAML().dump(data, stream)
     return f"# As run. Relative paths start from {base.resolve()}\n{stream.getvalue()}"
-
-
-def show(location: Sequence[str | int]) -> str:
-    """A location in the notation of users: ``("stages", 1, "train")`` -> ``stages[1].train``."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 
 
 def override(document: Document, settings: Sequence[str]) -> Document:

@@ -9,9 +9,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compress.recipe.document import Document, Location, show
+from compress.problem import Location, Problem, show
+from compress.recipe.document import Document
+from compress.schema import fault
 
 _LONGEST_VALUE = 60
+_KINDS = dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "it should be a mapping (key: value)") | (
+    dict.fromkeys(("list_type", "tuple_type"), "it should be a list")
+)
+"""What a value of the wrong kind should be, by the name of pydantic's error."""
 
 
 def explain(error: ValidationError, document: Document) -> str:
@@ -46,27 +52,21 @@ def written(location: Location, data: Any, missing: bool = False) -> Location:
 
 
 def _text(location: Location, detail: Mapping[str, Any]) -> str:
-    kind, context, at = detail["type"], detail.get("ctx", {}), show(location)
+    kind, at = detail["type"], show(location)
     if kind == "recipe":
         return str(detail["msg"])
-    if kind == "unknown_type":
-        return f"{'.'.join(map(str, location))}: {detail['msg']}"
-    if kind in ("unknown_key", "no_type"):
-        return f"{at}: {detail['msg']}" if at else str(detail["msg"])
     if kind == "missing":
         return f"{at} is missing"
-    reason = _reason(detail["msg"], detail["input"], context)
-    if isinstance(detail["input"], Mapping) or not at:
-        return f"{at}: {reason}".removeprefix(": ")
-    return f"{at} is {_short(detail['input'])}: {reason}"
+    if kind in ("unknown_type", "unknown_key", "no_type") or isinstance(detail["input"], Mapping) or not at:
+        return str(Problem(location, _reason(detail)))
+    return f"{at} is {_short(detail['input'])}: {_reason(detail)}"
 
 
-def _reason(message: str, value: object, context: Mapping[str, Any]) -> str:
-    message = message.removeprefix("Value error, ").replace("Input should be", "it should be")
-    message = re.sub(r"a valid dictionary( or .*)?", "a mapping (key: value)", message)
-    message = re.sub(r"a valid (tuple|list)", "a list", message)
-    near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", str(context.get("expected", ""))), n=1)
-    return f"{message}. Did you mean {near[0]!r}?" if near else message
+def _reason(detail: Mapping[str, Any]) -> str:
+    reason = _KINDS.get(detail["type"]) or fault(detail).replace("Input should be", "it should be")
+    allowed = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
+    near = difflib.get_close_matches(str(detail["input"]), allowed, n=1)
+    return f"{reason}. Did you mean {near[0]!r}?" if near else reason
 
 
 def _short(value: object) -> str:

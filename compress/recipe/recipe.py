@@ -20,7 +20,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from compress.data import DataSpec
 from compress.errors import RecipeError
 from compress.measure.measurement import Measurement
-from compress.recipe.document import Document, Location
+from compress.problem import Problem
+from compress.recipe.document import Document
 from compress.recipe.explain import written
 from compress.recipe.references import NAME, NAME_RULE, stage_names, static_problems
 from compress.registry import MEASUREMENTS, STAGES
@@ -105,8 +106,10 @@ class Recipe(Strict):
         traits: dict[str, frozenset[str]] = dict.fromkeys(self.models, frozenset())
         unopened = [name for name, spec in self.models.items() if spec.path is not None]
         problems = [
-            InitErrorDetails(type=PydanticCustomError("recipe", "{text}", {"text": text}), loc=at, input=None)
-            for at, text in static_problems(traits, self.stages, self.measure, unopened)
+            InitErrorDetails(
+                type=PydanticCustomError("recipe", "{text}", {"text": str(problem)}), loc=problem.path, input=None
+            )
+            for problem in static_problems(traits, self.stages, self.measure, unopened)
         ]
         if problems:
             raise ValidationError.from_exception_data("Recipe", problems)
@@ -132,8 +135,8 @@ class Recipe(Strict):
         for measurement in self.measure:
             measurement.written_in(base)
 
-    def error(self, location: Location, text: str) -> RecipeError:
-        """An error about the value at ``location``, with file and line if the recipe came from a file."""
+    def error(self, problem: Problem) -> RecipeError:
+        """The error for a problem with this recipe. It starts with file and line if the recipe came from a file."""
         if self._document is None:
-            return RecipeError(text)
-        return RecipeError(f"{self._document.where(written(location, self._document.data))}: {text}")
+            return RecipeError(problem)
+        return RecipeError(f"{self._document.where(written(problem.path, self._document.data))}: {problem}")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from compress.measure.measurement import Measurement
-from compress.recipe.document import Location
+from compress.problem import Location, Problem, show
 from compress.registry import STAGES, suggest
 from compress.stages.stage import Stage
 
-Problem = tuple[Location, str]
-
 GENERATED = "targets"
 """Trait of a result that holds generated targets instead of a model."""
-_NO_MODEL = "which contains generated targets, not a model; stages that train can use it as targets"
+_NO_MODEL = "contains generated targets, not a model; stages that train can use it as targets"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 NAME_RULE = "use up to 80 letters, digits, - and _, a letter or digit first"
@@ -46,11 +45,6 @@ class Link:
         """The names of the artifacts that the result is made from, by their role in the stage."""
         named = {"source": self.source, "teacher": self.teacher, "targets": self.targets}
         return {role: name for role, name in named.items() if name}
-
-    @property
-    def label(self) -> str:
-        """The name of the stage in errors."""
-        return f"stages[{self.index}] ({self.stage.type})"
 
 
 def stage_names(stages: Sequence[Stage]) -> list[str]:
@@ -101,24 +95,12 @@ def static_problems(
     """
     for name, traits in models.items():
         if GENERATED in traits:
-            yield (
-                ("models", name),
-                f"models.{name} contains generated targets, not a model; name another stage's result",
-            )
-    taken = {name: f"models.{name}" for name in models}
+            yield Problem(("models", name), "contains generated targets, not a model; name another stage's result")
+    taken: dict[str, Location] = {name: ("models", name) for name in models}
     for item in link(models, stages):
-        if item.name in taken:
-            field = "name" if item.stage.name else "type"
-            hint = "names must differ" if item.stage.name else "give it a name of its own"
-            text = (
-                f"stages[{item.index}].{field} is {item.name!r}, which is also the name of {taken[item.name]}; {hint}"
-            )
-            yield ("stages", item.index, field), text
-        if not NAME.fullmatch(item.name):
-            text = f"stages[{item.index}].name is {item.name!r}; {NAME_RULE}"
-            yield ("stages", item.index, "name"), text
-        taken.setdefault(item.name, f"stages[{item.index}]")
-        yield from _reference_problems(item, opened=item.root not in unopened)
+        found = chain(_name_problems(item, taken), _reference_problems(item, opened=item.root not in unopened))
+        yield from (problem.inside("stages", item.index) for problem in found)
+        taken.setdefault(item.name, ("stages", item.index))
     names = [*models, *stage_names(stages)]
     no_models = [item.name for item in link(models, stages) if GENERATED in item.traits]
     for index, measurement in enumerate(measure):
@@ -126,47 +108,46 @@ def static_problems(
         reference = getattr(measurement, "reference", None)
         for field, name in [*(("of", name) for name in of), *([("reference", reference)] if reference else [])]:
             if name not in names:
-                yield (
-                    ("measure", index, field),
-                    f"measure[{index}].{field} names {name!r}, which is unknown. {suggest(name, names)}",
-                )
+                yield Problem(("measure", index, field), f"{name!r} is unknown. {suggest(name, names)}")
             elif name in no_models:
-                yield ("measure", index, field), f"measure[{index}].{field} names {name!r}, {_NO_MODEL}"
+                yield Problem(("measure", index, field), f"{name!r} {_NO_MODEL}")
+
+
+def _name_problems(item: Link, taken: Mapping[str, Location]) -> Iterator[Problem]:
+    if item.name in taken:
+        field = "name" if item.stage.name else "type"
+        hint = "names must differ" if item.stage.name else "give it a name of its own"
+        yield Problem((field,), f"{item.name!r} is also the name of {show(taken[item.name])}; {hint}")
+    if not NAME.fullmatch(item.name):
+        yield Problem(("name",), f"{item.name!r} is not a valid name; {NAME_RULE}")
 
 
 def _reference_problems(item: Link, *, opened: bool) -> Iterator[Problem]:
-    here: Location = ("stages", item.index)
     for field, name in item.inputs.items():
         if name not in item.before:
-            text = f"stages[{item.index}].{field} names {name!r}, which does not exist before this stage"
-            yield (*here, field), f"{text}; allowed: {', '.join(item.before)}"
+            yield Problem((field,), f"{name!r} does not exist before this stage; allowed: {', '.join(item.before)}")
     if GENERATED in item.had:
-        yield (*here, "source"), f"stages[{item.index}].source names {item.source!r}, {_NO_MODEL}"
+        yield Problem(("source",), f"{item.source!r} {_NO_MODEL}")
     elif item.source in item.before:
         yield from _trait_problems(item, opened=opened)
     if GENERATED in item.teacher_traits:
-        yield (*here, "teacher"), f"stages[{item.index}].teacher names {item.teacher!r}, {_NO_MODEL}"
+        yield Problem(("teacher",), f"{item.teacher!r} {_NO_MODEL}")
     if item.targets in item.before and GENERATED not in item.targets_traits:
-        text = f"stages[{item.index}].targets names {item.targets!r}, which is not the result of a seq_kd stage"
-        yield (*here, "targets"), text
+        yield Problem(("targets",), f"{item.targets!r} is not the result of a seq_kd stage")
     if "onnx" in item.teacher_traits:
-        text = f"stages[{item.index}].teacher names {item.teacher!r}, an ONNX artifact; a teacher must be a torch model"
-        yield (*here, "teacher"), text
+        yield Problem(("teacher",), f"{item.teacher!r} is an ONNX artifact; a teacher must be a torch model")
 
 
 def _trait_problems(item: Link, *, opened: bool) -> Iterator[Problem]:
-    here: Location = ("stages", item.index)
     stage = item.stage
     if "onnx" in stage.gives and "bitsandbytes" in item.had:
-        yield here, "recipe cannot export a bitsandbytes artifact to ONNX; use quantize"
+        yield Problem((), "a bitsandbytes artifact cannot be exported to ONNX; use quantize")
     elif barred := sorted(stage.forbids & item.had):
-        yield here, f"{item.label} cannot work on a model that is {' and '.join(barred)}"
+        yield Problem((), f"{stage.type} cannot work on a model that is {' and '.join(barred)}")
     elif opened and (lacking := sorted(stage.needs - item.had)):
         givers = [name for name in STAGES.names() if STAGES.get(name).gives & set(lacking)]
-        yield (
-            here,
-            (
-                f"{item.label} needs a model that is {' and '.join(lacking)}, but {item.source!r} is not; "
-                f"put {' or '.join(givers)} before it or name such a source"
-            ),
+        yield Problem(
+            (),
+            f"{stage.type} needs a model that is {' and '.join(lacking)}, but {item.source!r} is not; "
+            f"put {' or '.join(givers)} before it or name such a source",
         )

@@ -14,6 +14,8 @@ from pydantic import Field, ValidationError
 
 from compress.errors import UserError
 from compress.measure.record import Record, View
+from compress.problem import Problem
+from compress.schema import fault
 
 
 class Touched(View):
@@ -192,8 +194,8 @@ def _view(kind: type[Known], path: Path) -> Known:
         return kind.model_validate(_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {field}: {first['msg']}, got {first['input']!r}") from error
+        text = f"{fault(first)}, got {first['input']!r}"
+        raise UserError(f"{path}: {Problem(first['loc'], text)}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from compress.models.bnb import QuantType, bitsandbytes_products, load_bitsandby
 from compress.models.loading import build
 from compress.models.stock_files import copy_settings
 from compress.models.structure import stock_tensors
+from compress.problem import Problem
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage, owners
 
@@ -45,17 +46,16 @@ class BitsAndBytes(Stage):
         model.save_pretrained(out, safe_serialization=True)
         return Result(traits=self.traits_after(source.traits), coverage=coverage, kept=source.manifest.kept)
 
-    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
         if family_of(source.config).uniform_config(source.config, source.sizes) is None:
-            yield "bitsandbytes loads through the stock classes, which cannot express these sizes; prune uniformly"
+            text = "bitsandbytes loads through the stock classes, which cannot express these sizes; prune uniformly"
+            yield Problem((), text)
         if self.quant_type == "int8":
             return
         for axis in family_of(source.config).axes(source.config):
             if (width := source.sizes[axis.name] * axis.slots[0].width) % BLOCK:
-                yield (
-                    f"quant_type: {self.quant_type} needs widths that are multiples of {BLOCK}, and {axis.name} is "
-                    f"{width} wide; use int8"
-                )
+                text = f"{self.quant_type} needs widths that are multiples of {BLOCK}, and {axis.name} is {width} wide"
+                yield Problem(("quant_type",), f"{text}; use int8")
 
 
 def _coverage(model: Any, source: Artifact) -> Coverage:

@@ -9,6 +9,7 @@ from typing import Literal
 from compress.artifact import Artifact
 from compress.engine.term_checks import term_problems
 from compress.generation.on_policy import OnPolicy
+from compress.problem import Problem
 from compress.schema import added
 from compress.stages.fitting import TaughtStage, Terms, Training, finished, fit, require_ancestor, side
 from compress.stages.stage import Context, Result, Shape
@@ -38,9 +39,9 @@ class Distill(TaughtStage):
         trained = fit(side(source, model), self.terms, self.train, out, context, name=name, teacher=teacher, own=own)
         return finished(source, model, out, trained.metrics)
 
-    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
         yield from term_problems(self.terms, source, teacher)
         if self.on_policy:
             yield from self.on_policy.problems(self.terms)
             if self.targets and self.on_policy.fraction == 1:
-                yield f"targets: {self.targets!r} would not be read, because on_policy.fraction is 1"
+                yield Problem(("targets",), f"{self.targets!r} would not be read, because on_policy.fraction is 1")

@@ -14,6 +14,7 @@ from compress.artifact import Artifact, save_masks, save_model
 from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.structure import LayerStack, sized_axes
+from compress.problem import Problem
 from compress.stages.stage import LOAD_ONLY, Context, Result, Shape, Stage
 from compress.surgery.cut import compose
 from compress.surgery.layers import Layers, chosen, drop, renumbered, shallower
@@ -84,15 +85,15 @@ class DropLayers(Stage):
             layers=keep,
         )
 
-    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
         try:
             if not self._layers(source.config):
                 depths = (
                     f"the {stack.name}'s {stack.depth(source.config)}" for stack in family_of(source.config).stacks
                 )
-                yield f"keep: every layer would stay; allowed: fewer than {' or '.join(depths)}"
+                yield Problem(("keep",), f"every layer would stay; allowed: fewer than {' or '.join(depths)}")
         except ModelError as error:
-            yield str(error)
+            yield error.problem
 
     def shape(self, source: Shape) -> Shape:
         family, keep = family_of(source.config), self._layers(source.config)
@@ -108,18 +109,21 @@ class DropLayers(Stage):
         stacks = {stack.name: stack for stack in family_of(config).stacks}
         named = self.keep if isinstance(self.keep, dict) else dict.fromkeys(stacks, self.keep)
         if unknown := sorted(set(named) - set(stacks)):
-            raise ModelError(f"keep.{unknown[0]}: this model has no such layers; allowed: {', '.join(stacks)}")
+            text = f"this model has no such layers; allowed: {', '.join(stacks)}"
+            raise ModelError(Problem(("keep", unknown[0]), text))
         found = {name: self._of(stacks[name], stacks[name].depth(config), kept) for name, kept in named.items()}
         return {name: layers for name, layers in found.items() if len(layers) < stacks[name].depth(config)}
 
     def _of(self, stack: LayerStack, depth: int, kept: int | Sequence[int]) -> Sequence[int]:
-        field = f"keep.{stack.name}" if isinstance(self.keep, dict) else "keep"
+        at = ("keep", stack.name) if isinstance(self.keep, dict) else ("keep",)
         if isinstance(kept, int):
             if kept > depth:
-                raise ModelError(f"{field}: {kept} layers, but the {stack.name} has {depth}; allowed: 1 to {depth}")
+                text = f"{kept} layers, but the {stack.name} has {depth}; allowed: 1 to {depth}"
+                raise ModelError(Problem(at, text))
             return chosen(kept, depth)
         if kept[-1] >= depth:
-            raise ModelError(f"{field}: layer {kept[-1]}, but the {stack.name} has {depth}; allowed: 0 to {depth - 1}")
+            text = f"layer {kept[-1]}, but the {stack.name} has {depth}; allowed: 0 to {depth - 1}"
+            raise ModelError(Problem(at, text))
         return list(kept)
 
 

@@ -18,6 +18,7 @@ from compress.models.stock_files import copy_settings
 from compress.models.structure import stock_tensors
 from compress.onnx.export.exporter import Packed, export
 from compress.onnx.export.operators import require_activation
+from compress.problem import Problem
 from compress.schema import added
 from compress.stages.stage import Context, Result, Shape, Stage
 from compress.surgery.coverage import Coverage, owners
@@ -78,30 +79,37 @@ class ExportOnnx(Stage):
             metrics=metrics,
         )
 
-    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
         try:
             require_described(source.config)
             require_activation(activation_name(source.config))
         except ModelError as error:
-            yield str(error)
+            yield error.problem
         quantized = "quantized" in source.traits
         if self.graph == "plain" and source.config.is_encoder_decoder:
-            yield "graph: plain supports only decoders; use decoding for an encoder and its decoder"
+            yield Problem(("graph",), "plain supports only decoders; use decoding for an encoder and its decoder")
         if self.graph == "plain" and quantized:
-            yield "graph: plain supports only float weights; use decoding for a quantized model"
+            yield Problem(("graph",), "plain supports only float weights; use decoding for a quantized model")
+        yield from self._input_problems(source, quantized)
+        if self.head == "split" and not quantized:
+            yield Problem(("head",), "split needs packed codes, but this model has none; allowed: tied")
+        elif self.head == "split" and not source.config.tie_word_embeddings:
+            text = "split has nothing to split, because the model's head and embedding are not tied; allowed: tied"
+            yield Problem(("head",), text)
+
+    def _input_problems(self, source: Shape, quantized: bool) -> Iterator[Problem]:
         if source.activations == "tensor" and self.activations == "exact":
-            yield (
-                "activations: exact is impossible, because the kernel quantizes per block and this model per tensor; "
-                "allowed: replace, float, or granularity: block in the activations of quantize"
+            yield Problem(
+                ("activations",),
+                "exact is impossible, because the kernel quantizes per block and this model per tensor; "
+                "allowed: replace, float, or granularity: block in the activations of quantize",
             )
         if self.activations == "replace" and source.activations in (None, "block"):
-            yield f"activations: replace has nothing to replace; allowed: exact{', float' if quantized else ''}"
+            text = f"replace has nothing to replace; allowed: exact{', float' if quantized else ''}"
+            yield Problem(("activations",), text)
         if self.activations == "float" and source.activations in (None, "none"):
-            yield "activations: float changes nothing, because inputs of products are float32 already; allowed: exact"
-        if self.head == "split" and not quantized:
-            yield "head: split needs packed codes, but this model has none; allowed: tied"
-        elif self.head == "split" and not source.config.tie_word_embeddings:
-            yield "head: split has nothing to split, because the model's head and embedding are not tied; allowed: tied"
+            text = "float changes nothing, because inputs of products are float32 already; allowed: exact"
+            yield Problem(("activations",), text)
 
 
 def _write_tokenizer_file(source: Artifact, out: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from compress.artifact import Artifact
 from compress.engine.term_checks import term_problems
+from compress.problem import Problem
 from compress.stages.fitting import Terms, Training, TrainingStage, finished, fit, side
 from compress.stages.stage import Context, Result, Shape
 from compress.terms.logits import CrossEntropy
@@ -35,5 +36,5 @@ class Finetune(TrainingStage):
         trained = fit(side(source, model), self.terms, self.train, out, context.trained_on(self.targets), name=name)
         return finished(source, model, out, trained.metrics)
 
-    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
         yield from term_problems(self.terms, source, teacher)

@@ -17,9 +17,10 @@ from compress.engine.term_checks import term_problems
 from compress.models import family_of
 from compress.models.stock_files import copy_settings
 from compress.models.structure import AxisKind
+from compress.problem import Problem
 from compress.stages.fitting import TaughtStage, Terms, fit, require_ancestor, side
 from compress.stages.stage import Context, Result, Shape, Stage
-from compress.surgery.masks import missing_kinds
+from compress.surgery.masks import kind_problems
 from compress.terms.logits import CrossEntropy, ForwardKL
 from compress.terms.mask_l1 import MaskL1
 from compress.training.config import Group, TrainConfig
@@ -125,13 +126,13 @@ class LearnMasks(TaughtStage, UnitFields):
     def shape(self, source: Shape) -> Shape:
         return replace(super().shape(source), masked=self.axes, scored=self.method != "learned")
 
-    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
-        if missing := missing_kinds(self.axes, family_of(source.config).axes(source.config)):
-            yield missing
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
+        yield from kind_problems(self.axes, family_of(source.config).axes(source.config))
         if self.method != "magnitude":
             yield from term_problems(used_terms(self.terms, self.method), source, teacher, masked=True)
             if self._scores_nothing(source, teacher):
-                yield f"terms: {source.name!r} has distance 0 from itself, so no unit gets a score; use cross_entropy"
+                text = f"{source.name!r} has distance 0 from itself, so no unit gets a score; use cross_entropy"
+                yield Problem(("terms",), text)
 
     def _scores_nothing(self, source: Shape, teacher: Shape | None) -> bool:
         itself = teacher is not None and teacher.name == source.name

@@ -14,6 +14,7 @@ from compress.engine.pruning import Ratio, Target, cut_to
 from compress.errors import ModelError
 from compress.models import family_of
 from compress.models.structure import AxisKind, sized_axes
+from compress.problem import Problem
 from compress.stages.stage import LOAD_ONLY, Context, Result, Shape, Stage
 from compress.surgery.cut import compose
 from compress.surgery.masks import detach, fold
@@ -72,16 +73,17 @@ class Prune(Stage):
             kept={axis: units.tolist() for axis, units in compose(source.manifest.kept, keep).items()},
         )
 
-    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
         try:
             after = self.shape(source)
         except ModelError as error:
-            yield str(error)
+            yield error.problem
         else:
             if after.sizes == source.sizes:
-                yield f"{'keep' if self.parameters is None else 'parameters'}: every unit would stay"
+                yield Problem(("keep" if self.parameters is None else "parameters",), "every unit would stay")
         if self.fold and source.scored:
-            yield f"fold: {source.name!r} has scores, and masks that are 1 change nothing; allowed: false"
+            text = f"{source.name!r} has scores, and masks that are 1 change nothing; allowed: false"
+            yield Problem(("fold",), text)
 
     def shape(self, source: Shape) -> Shape:
         axes = family_of(source.config).axes(source.config)

@@ -18,6 +18,7 @@ from compress.engine.term_checks import term_problems
 from compress.models.family import ModelFamily
 from compress.models.stock_files import copy_settings
 from compress.models.structure import stock_tensors
+from compress.problem import Problem
 from compress.schema import added
 from compress.stages.fitting import TaughtStage, Terms, fit, require_ancestor, side
 from compress.stages.stage import Context, Result, Shape
@@ -127,7 +128,7 @@ class Quantize(TaughtStage):
         activations = self.activations.granularity if self.activations else "none"
         return replace(super().shape(source), activations=activations)
 
-    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
         if self.train.steps != 0:
             yield from term_problems(self.terms, source, teacher)
 

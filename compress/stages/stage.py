@@ -13,6 +13,7 @@ from compress.data.dataset import with_targets
 from compress.errors import DataError
 from compress.models import family_of
 from compress.models.structure import AxisKind
+from compress.problem import Problem
 from compress.schema import Strict
 from compress.surgery.coverage import Coverage
 from compress.surgery.quantization import Activations, QuantizationSpec
@@ -117,8 +118,8 @@ class Stage(Strict):
         """The traits of the result: those of the source, without ``takes``, plus ``gives``."""
         return source - cls.takes | cls.gives
 
-    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[str]:
-        """Problems that can be found without training, each as ``field: problem``."""
+    def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
+        """Problems that can be found without training. Paths start at a field of this stage."""
         return iter(())
 
     def shape(self, source: Shape) -> Shape:

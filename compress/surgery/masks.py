@@ -22,6 +22,7 @@ from compress.errors import ModelError, NothingDoneError
 from compress.models.family import ModelFamily
 from compress.models.layout import NormKind, norm_epsilon, norm_kind, slot_dims
 from compress.models.structure import MASKS, Axis, AxisKind, Slot, sized_axes
+from compress.problem import Problem
 
 
 class Masks(nn.Module):
@@ -84,11 +85,12 @@ def attach(
     return masks
 
 
-def missing_kinds(kinds: Iterable[AxisKind], axes: Iterable[Axis]) -> str:
-    """The message about kinds that no axis has. It is empty if every kind has an axis."""
+def kind_problems(kinds: Iterable[AxisKind], axes: Iterable[Axis]) -> Iterator[Problem]:
+    """A problem of the field ``axes`` for each kind that no axis has."""
     have = list(dict.fromkeys(axis.kind for axis in axes))
-    missing = [kind for kind in kinds if kind not in have]
-    return f"axes: {missing[0]!r} is not an axis of this model; allowed: {', '.join(have)}" if missing else ""
+    for kind in kinds:
+        if kind not in have:
+            yield Problem(("axes",), f"{kind!r} is not an axis of this model; allowed: {', '.join(have)}")
 
 
 def detach(model: nn.Module) -> dict[str, Tensor]:

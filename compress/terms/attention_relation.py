@@ -15,6 +15,7 @@ from compress.functional.relation import attention_relation
 from compress.models import family_of
 from compress.models.family import ModelFamily
 from compress.models.structure import Attention
+from compress.problem import Problem
 from compress.training.forward import View
 from compress.training.objective import Outline, StateTerm
 
@@ -33,7 +34,7 @@ class AttentionRelation(StateTerm):
     def attentions(self, family: ModelFamily, config: Any) -> Sequence[Attention]:
         return [attention for attention in family.attentions(config) if attention.causal]
 
-    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[str]:
+    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[Problem]:
         assert teacher is not None
         layers = self.attentions(family_of(teacher.config), teacher.config)
         if not -len(layers) <= self.layer < len(layers):
@@ -45,29 +46,26 @@ class AttentionRelation(StateTerm):
             common = math.gcd(*widths)
             allowed = ", ".join(str(count) for count in range(1, common + 1) if common % count == 0)
             named = " and ".join(map(str, widths if len(widths) > 1 else widths * 2))
-            yield (
-                f"heads: {self.heads} does not divide {named}, the widths of all heads of student "
-                f"and teacher; allowed: {allowed}"
-            )
+            text = f"{self.heads} does not divide {named}, the widths of all heads of student and teacher"
+            yield Problem(("heads",), f"{text}; allowed: {allowed}")
 
-    def _no_layer(self, layers: int) -> str:
-        return f"layer: the teacher has no layer {self.layer}; allowed: {-layers} to {layers - 1}"
+    def _no_layer(self, layers: int) -> Problem:
+        return Problem(("layer",), f"the teacher has no layer {self.layer}; allowed: {-layers} to {layers - 1}")
 
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         assert teacher is not None
         ours = self.attentions(student.side.family, student.side.config)[-1]
         layers = self.attentions(teacher.side.family, teacher.side.config)
         if not -len(layers) <= self.layer < len(layers):
-            raise ModelError(f"attention_relation.{self._no_layer(len(layers))}")
+            raise ModelError(self._no_layer(len(layers)).inside(self.type))
         theirs = layers[self.layer]
         mask = student.mask_BT
         pairs = ((ours.query, theirs.query), (ours.key, theirs.key), (ours.value, theirs.value))
         for view, attention in ((student, ours), (teacher, theirs)):
             for projection in (attention.query, attention.key):
                 if (width := view.projected(projection).shape[-1]) % self.heads:
-                    raise ModelError(
-                        f"attention_relation.heads: {self.heads} does not divide {width}, the width of all heads"
-                    )
+                    text = f"{self.heads} does not divide {width}, the width of all heads"
+                    raise ModelError(Problem((self.type, "heads"), text))
         losses = [
             attention_relation(
                 student.projected(s).float(), teacher.projected(t).float(), heads=self.heads, causal=True, mask=mask

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.errors import ModelError
 from compress.models.family import ModelFamily
 from compress.models.structure import Attention, Projection
+from compress.problem import Problem
 from compress.terms.counterparts import counterparts, layer_problems
 from compress.training.forward import View
 from compress.training.objective import Outline, StateTerm
@@ -34,17 +34,14 @@ class CausalKV(StateTerm):
     def attentions(self, family: ModelFamily, config: Any) -> Sequence[Attention]:
         return [attention for attention in family.attentions(config) if attention.causal]
 
-    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[str]:
-        yield from layer_problems(student, teacher)
+    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[Problem]:
+        yield from layer_problems(student, teacher, self.type)
 
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         assert teacher is not None
         ours = self.attentions(student.side.family, student.side.config)
         theirs = self.attentions(teacher.side.family, teacher.side.config)
-        try:
-            others = [theirs[layer] for layer in counterparts(student.side, teacher.side)]
-        except ModelError as error:
-            raise ModelError(f"causal_kv {error}") from None
+        others = [theirs[layer] for layer in counterparts(student.side, teacher.side, self.type)]
         heads = {axis.name: axis.size for axis in teacher.side.family.axes(teacher.side.config)}
         losses = [
             _mse(student, teacher, pair, attention.kv_axis, heads[other.kv_axis])

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from compress.errors import ModelError
 from compress.models import family_of
+from compress.problem import Problem
 
 
 class Deep(Protocol):
@@ -18,33 +19,34 @@ class Deep(Protocol):
     def layers(self) -> Mapping[str, Sequence[int]]: ...
 
 
-def counterparts(student: Deep, teacher: Deep) -> list[int]:
+def counterparts(student: Deep, teacher: Deep, term: str) -> list[int]:
     """For each student layer of the stack with the final states: the teacher layer from the same layer of the root.
 
-    Both models come from one root model and may have dropped layers. Raises ModelError if the teacher dropped a layer
-    that the student kept.
+    Both models come from one root model and may have dropped layers. Raises ModelError, with the name of the ``term``,
+    if the teacher dropped a layer that the student kept.
     """
     ours, theirs = _of_root(student), _of_root(teacher)
     if not (student.layers or teacher.layers) and len(ours) != len(theirs):
         raise ModelError(
-            f"needs as many layers in the teacher as in the student: it has {len(theirs)}, the student {len(ours)}"
+            f"{term} needs as many layers in the teacher as in the student: it has {len(theirs)}, "
+            f"the student {len(ours)}"
         )
     if missing := [str(layer) for layer in ours if layer not in theirs]:
         few = "layer" if len(missing) == 1 else "layers"
         raise ModelError(
-            f"compares layer by layer, and the teacher lacks {few} {', '.join(missing)} of the model that both descend "
-            "from; allowed: a teacher that has every layer of the student"
+            f"{term} compares layer by layer, and the teacher lacks {few} {', '.join(missing)} of the model that both "
+            "descend from; allowed: a teacher that has every layer of the student"
         )
     return [theirs.index(layer) for layer in ours]
 
 
-def layer_problems(student: Deep, teacher: Deep | None) -> Iterator[str]:
+def layer_problems(student: Deep, teacher: Deep | None, term: str) -> Iterator[Problem]:
     """The problem that :func:`counterparts` would raise, if any."""
     try:
         if teacher is not None:
-            counterparts(student, teacher)
+            counterparts(student, teacher, term)
     except ModelError as error:
-        yield str(error)
+        yield error.problem
 
 
 def _of_root(model: Deep) -> list[int]:

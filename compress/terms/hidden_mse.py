@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.errors import ModelError
+from compress.problem import Problem
 from compress.terms.counterparts import counterparts, layer_problems
 from compress.training.forward import View
 from compress.training.objective import Outline, StateTerm
@@ -30,16 +30,16 @@ class HiddenMSE(StateTerm):
     hidden: ClassVar[bool] = True
     needs_ancestor: ClassVar[bool] = True
 
-    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[str]:
+    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[Problem]:
         if self.layers == "all":
-            yield from layer_problems(student, teacher)
+            yield from layer_problems(student, teacher, self.type)
 
     def loss(self, student: View, teacher: View | None, module: nn.Module | None) -> Tensor:
         assert teacher is not None
         if self.layers == "last":
             pairs = [(student.hidden[-1], teacher.hidden[-1])]
         else:
-            pairs = list(zip(student.hidden, _states_below(student, teacher), strict=True))
+            pairs = list(zip(student.hidden, _states_below(student, teacher, self.type), strict=True))
         kept = student.side.kept.get("hidden")
         index = torch.as_tensor(kept, device=student.hidden[0].device) if kept is not None else None
         mask = student.mask_BT
@@ -47,12 +47,9 @@ class HiddenMSE(StateTerm):
         return torch.stack(losses).mean()
 
 
-def _states_below(student: View, teacher: View) -> list[Tensor]:
+def _states_below(student: View, teacher: View, term: str) -> list[Tensor]:
     """The teacher's states that match the student's: the embedded tokens, then the output of each layer."""
-    try:
-        layers = counterparts(student.side, teacher.side)
-    except ModelError as error:
-        raise ModelError(f"hidden_mse {error}") from None
+    layers = counterparts(student.side, teacher.side, term)
     states = [teacher.hidden[0], *(teacher.hidden[layer + 1] for layer in layers)]
     norm = teacher.side.family.closing_norm(teacher.side.config)
     if norm is not None and layers[-1] + 2 != len(teacher.hidden):  # the stock library normalizes only the last one

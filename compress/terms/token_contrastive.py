@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compress.distributed import collectives
 from compress.functional.contrastive import smoothed, token_contrastive, update_bank, vocabulary_contrastive
+from compress.problem import Problem
 from compress.schema import added
 from compress.training.forward import Side, View
 from compress.training.objective import StateTerm
@@ -74,13 +75,14 @@ class TokenContrastive(StateTerm):
         """Two projections and the bank. The teacher's projection starts as a copy of the student's if widths agree."""
         return Projections(student.hidden_size, teacher.hidden_size, self.size, student.config.vocab_size)
 
-    def room_problems(self, rows: int, longest: int) -> Iterator[str]:
+    def room_problems(self, rows: int, longest: int) -> Iterator[Problem]:
         """A bank of positions needs 4 bytes x ``rows`` x ``longest`` x ``size``."""
         most = MOST * GB // (4 * rows * longest)
         if self.size > most:
-            yield (
-                f"size: {self.size}; bank: position allows at most {most} for {rows} rows of up to {longest} tokens "
-                f"in {MOST} GB (or use bank: vocabulary)"
+            yield Problem(
+                ("size",),
+                f"{self.size}; bank: position allows at most {most} for {rows} rows of up to {longest} tokens "
+                f"in {MOST} GB (or use bank: vocabulary)",
             )
 
     def make_room(self, module: nn.Module | None, rows: int, longest: int) -> None:

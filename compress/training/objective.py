@@ -20,6 +20,7 @@ from compress.functional.chunked import chunked_means
 from compress.models.family import ModelFamily
 from compress.models.layout import is_product
 from compress.models.structure import IGNORE, Attention
+from compress.problem import Problem
 from compress.schema import Strict
 from compress.surgery.quantization import operands
 from compress.training.forward import Batch, Side, View, chunk_size, logits_of, run_body, watch
@@ -51,8 +52,8 @@ class LossTerm(Strict):
     needs_ancestor: ClassVar[bool] = False
     """Whether the term compares unit by unit. The teacher must then have all units of the student's root."""
 
-    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[str]:
-        """Problems with these models that can be found before any work, each as ``field: problem``."""
+    def problems(self, student: Outline, teacher: Outline | None) -> Iterator[Problem]:
+        """Problems with these models that can be found before any work. Paths start at a field of this term."""
         return iter(())
 
 
@@ -83,7 +84,7 @@ class StateTerm(LossTerm):
         """Whether the term stores data per training row, so that each batch must contain its row numbers."""
         return False
 
-    def room_problems(self, rows: int, longest: int) -> Iterator[str]:
+    def room_problems(self, rows: int, longest: int) -> Iterator[Problem]:
         """Problems of a numbered term with ``rows`` rows of at most ``longest`` predicted positions each."""
         return iter(())
 

@@ -115,7 +115,7 @@ BAD: list[tuple[str, Mapping[str, Any], str]] = [
     ("finetune", {"terms": ["cross_entropy", 3]}, "terms[1]: a int is not a term"),
     ("distill", {"terms": [{1: 1}]}, "terms[0]: has the key 1"),
     ("distill", {"terms": [{"weight": 1}]}, "terms[0]: unknown term None"),
-    ("distill", {"terms": [{"type": "adaptive_kl", "weight": "x"}]}, "terms[0]: weight: "),
+    ("distill", {"terms": [{"type": "adaptive_kl", "weight": "x"}]}, "terms[0].weight: "),
     ("evaluate", {"metrics": 3}, "metrics: 3 is not a list of metrics"),
     ("evaluate", {"metrics": []}, "metrics: [] is not a list of metrics"),
     ("evaluate", {"metrics": [None]}, "metrics: unknown metric None"),

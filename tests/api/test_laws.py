@@ -177,7 +177,7 @@ def test_terms_that_compare_units_follow_two_cuts(anything: Any) -> None:
         twice, teacher=anything, data=rows_for(twice), terms=["causal_kv", "hidden_mse"], steps=1, **QUIET
     )
     assert set(done.history[0]["terms"]) == {"causal_kv", "hidden_mse"}
-    with pytest.raises(UserError, match=r"terms\[0\] \(causal_kv\) compares unit by unit"):
+    with pytest.raises(UserError, match=r"terms\[0\]: causal_kv compares unit by unit"):
         compress.distill(twice, teacher=once, data=rows_for(twice), terms=["causal_kv"], steps=1, **QUIET)
 
 
@@ -347,7 +347,7 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "a term without teacher": (
         lambda m, t: compress.finetune(m, ROWS, terms=["forward_kl"], steps=1),
         UserError,
-        r"terms\[0\] \(forward_kl\) needs a teacher",
+        r"terms\[0\]: forward_kl needs a teacher",
     ),
     "its own teacher": (
         lambda m, t: compress.distill(m, teacher=m, data=ROWS, steps=1),

@@ -18,7 +18,7 @@ def write_rows(directory: Path) -> None:
 
 def read(directory: Path, **source: str) -> list[str]:
     write_rows(directory)
-    return read_corpus(Source.model_validate(source), directory, "data.train")
+    return read_corpus(Source.model_validate(source), directory)
 
 
 def test_lines_are_texts(tmp_path: Path) -> None:
@@ -29,8 +29,7 @@ def test_a_tokenizer_learns_from_the_text_that_is_scored(tmp_path: Path) -> None
     write_rows(tmp_path)
     (tmp_path / "lines.txt").write_text("  one \n\ttwo\n")
     found = [
-        read_corpus(Source.model_validate({"text": "lines.txt", "strip": strip}), tmp_path, "data.train")
-        for strip in (False, True)
+        read_corpus(Source.model_validate({"text": "lines.txt", "strip": strip}), tmp_path) for strip in (False, True)
     ]
     assert found == [["  one ", "\ttwo"], ["one", "two"]]
 
@@ -42,5 +41,5 @@ def test_pairs_give_both_sides(tmp_path: Path) -> None:
 
 
 def test_token_ids_hold_no_text(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data.train: contains token ids"):
+    with pytest.raises(DataError, match="^contains token ids"):
         read(tmp_path, json="rows.jsonl", input_ids="ids")

@@ -147,7 +147,7 @@ def test_what_is_cut_is_cut_as_asked_and_counted(
 @pytest.mark.parametrize(
     ("written", "changed", "message"),
     [
-        ({"train": {"text": "lines.txt"}, "block": 128}, {}, "data.block is 128, but the model accepts at most 64"),
+        ({"train": {"text": "lines.txt"}, "block": 128}, {}, "data.block: 128, but the model accepts at most 64"),
         (
             {"train": PAIR},
             {},
@@ -202,7 +202,7 @@ def test_a_limit_beyond_the_positions_is_refused(
     folder: Path, seq2seq_tokenizer: Any, seq2seq: ModelInterface, name: str
 ) -> None:
     opened({"train": PAIR, name: 64}, seq2seq_tokenizer, seq2seq, folder)
-    with pytest.raises(DataError, match=rf"^data\.{name} is 65, but the model accepts at most 64 tokens"):
+    with pytest.raises(DataError, match=rf"^data\.{name}: 65, but the model accepts at most 64 tokens"):
         opened({"train": PAIR, name: 65}, seq2seq_tokenizer, seq2seq, folder)
 
 

@@ -137,19 +137,19 @@ def test_artifacts_of_which_nothing_was_measured_are_still_listed() -> None:
 @pytest.mark.parametrize("result", [{}, {"text": "a"}, {"flag": True, "list": [1.0]}, {"signature": "s"}])
 def test_a_metric_without_a_number_is_told(result: dict[str, Any]) -> None:
     told = ", ".join(key for key in result if key != "signature") or "nothing"
-    with pytest.raises(RecipeError, match=f"^quality: mine gives no number; it gives {told}$"):
+    with pytest.raises(RecipeError, match=f"^metric: mine gives no number; it gives {told}$"):
         checked("mine", result)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_figure_that_is_not_finite_is_told(value: float) -> None:
-    with pytest.raises(CompressError, match=f"quality: mine gives {value} for b, which is not a finite number"):
+    with pytest.raises(CompressError, match=f"metric: mine gives {value} for b, which is not a finite number"):
         checked("mine", {"a": 1.0, "b": value})
 
 
 def test_two_metrics_do_not_share_a_key() -> None:
     assert joined({"one": {"tokens": 3, "a": 1.0}, "two": {"tokens": 3, "b": 2.0}}) == {"tokens": 3, "a": 1.0, "b": 2.0}
-    with pytest.raises(RecipeError, match="quality: one and two both give 'a'; measure them apart"):
+    with pytest.raises(RecipeError, match="metric: one and two both give 'a'; measure them apart"):
         joined({"one": {"a": 1.0}, "two": {"a": 2.0}})
 
 

@@ -66,7 +66,7 @@ def test_a_plain_number_has_the_name_of_its_script(bart: Artifact, folder: Path)
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        (None, "metric names 'mine.py'; there is no file .*mine.py"),
+        (None, "there is no file .*mine.py"),
         ("class Nothing:\n", "mine.py is not Python: "),
         ("x = 1\n", "mine.py holds no metric; it needs a subclass of evaluate.Metric"),
         ("import no_such_library\n" + EMPTY, r"mine.py cannot be loaded: .*no_such_library"),
@@ -94,7 +94,7 @@ def test_a_script_that_cannot_be_used_is_told(
     quality = Quality.model_validate({"metric": {"path": "mine.py"}, "decoding": {"max_new_tokens": 6}})
     quality.written_in(tmp_path)
     data = data_of(bart, folder, test=rows)
-    with pytest.raises(Exception, match=f"^quality: .*{message}"):
+    with pytest.raises(Exception, match=rf"^quality\.metric: .*{message}"):
         quality.run({"base": bart}, data=data, device="cpu", console=None)
     found = list(quality.problems({}, data))
     assert ("gives" in message) == (not found), "what needs no text is found before any work"

@@ -13,6 +13,7 @@ from compress.errors import DataError
 from compress.measure import metrics
 from compress.measure.quality import Quality
 from compress.pipeline.records import Plain, join
+from compress.problem import Problem
 
 from .conftest import data_of
 
@@ -51,10 +52,10 @@ def test_rouge_is_refused_where_most_references_lose_their_words(
         f"ROUGE only counts the letters a to z, but {lost} of {len(targets)} rows of data.test have references without "
         "one; measure chrf or bleu"
     )
-    assert list(quality_of("rouge").problems({}, data)) == ([message] if lost else [])
+    assert list(quality_of("rouge").problems({}, data)) == ([Problem(("metric",), message)] if lost else [])
     assert not list(quality_of("chrf").problems({}, data))
     if lost:
-        with pytest.raises(DataError, match=f"^quality: {message}$"):
+        with pytest.raises(DataError, match=rf"^quality\.metric: {message}$"):
             quality_of("rouge").run({"base": artifact}, data=data, device="cpu", console=None)
 
 

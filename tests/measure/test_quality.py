@@ -235,7 +235,7 @@ def test_a_decoding_that_does_nothing_is_refused(decoding: dict[str, Any], messa
 def test_references_must_exist_and_share_the_vocabulary(gpt2: Artifact, bart: Artifact, folder: Path) -> None:
     data = data_of(gpt2, folder, test=TEXT)
     quality = Quality.model_validate({"metric": "agreement", "reference": "bse"})
-    with pytest.raises(RecipeError, match=r"quality\.reference names 'bse', which is unknown\. Did you mean 'base'"):
+    with pytest.raises(RecipeError, match=r"quality\.reference: 'bse' is unknown\. Did you mean 'base'"):
         measured(quality, {"base": gpt2}, data)
     with pytest.raises(ValidationError, match="metric agreement needs reference, the model to compare with"):
         Quality.model_validate({"metric": "agreement"})

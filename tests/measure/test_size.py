@@ -56,5 +56,5 @@ def test_a_cut_model_has_the_parameters_it_kept(gpt2: Artifact, tmp_path: Path, 
 
 
 def test_an_unknown_name_is_refused(gpt2: Artifact) -> None:
-    with pytest.raises(RecipeError, match=r"of names 'bass', which is unknown\. Did you mean 'base'"):
+    with pytest.raises(RecipeError, match=r"size\.of: 'bass' is unknown\. Did you mean 'base'"):
         Size(of=("bass",)).run({"base": gpt2}, data=None, device="cpu", console=None)

@@ -114,7 +114,9 @@ def test_a_model_from_nothing_reads_its_tokenizers_text(name: str) -> None:
 
 
 def test_too_little_text_is_reported() -> None:
-    with pytest.raises(DataError, match=r"train_bpe is 5000, but the text of data.train yields only \d+ tokens"):
+    with pytest.raises(
+        DataError, match=r"train_bpe: 5000 is more than the \d+ tokens that the text of data.train yields"
+    ):
         train_bpe(TEXTS, 5000, GPT2)
 
 
@@ -152,17 +154,26 @@ def test_what_may_be_0_in_a_config_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"n_layer": 1}, "config has no model_type"),
+        ({"n_layer": 1}, "config: has no model_type"),
         ({"model_type": "nothing"}, "model_type 'nothing' is not supported; supported: gpt2, bart, mbart, llama"),
         ({"model_type": "opt"}, "model_type 'opt' is not supported"),
-        ({"model_type": "gpt2", "layers": 1}, "config.layers is not a setting of gpt2"),
-        ({"model_type": "gpt2", "n_layer": 0}, "config.n_layer is 0; allowed: whole numbers from 1"),
-        ({"model_type": "gpt2", "n_embd": -4}, "config.n_embd is -4; allowed: whole numbers from 1"),
-        ({"model_type": "gpt2", "n_inner": -3}, "config.n_inner is -3; allowed: whole numbers from 1"),
-        ({"model_type": "gpt2", "n_layer": True}, "config.n_layer is True; allowed: whole numbers from 1"),
-        ({"model_type": "gpt2", "num_hidden_layers": -1}, "config.num_hidden_layers is -1; allowed"),
-        ({"model_type": "bart", "decoder_layers": 0}, "config.decoder_layers is 0; allowed"),
-        ({"model_type": "gpt2", "vocab_size": 10}, "config.vocab_size is 10, but the tokenizer has 280 tokens"),
+        ({"model_type": "gpt2", "layers": 1}, "config.layers: gpt2 has no such setting"),
+        ({"model_type": "gpt2", "n_layer": 0}, "config.n_layer: 0 is not a valid size; allowed: whole numbers from 1"),
+        ({"model_type": "gpt2", "n_embd": -4}, "config.n_embd: -4 is not a valid size; allowed: whole numbers from 1"),
+        (
+            {"model_type": "gpt2", "n_inner": -3},
+            "config.n_inner: -3 is not a valid size; allowed: whole numbers from 1",
+        ),
+        (
+            {"model_type": "gpt2", "n_layer": True},
+            "config.n_layer: True is not a valid size; allowed: whole numbers from 1",
+        ),
+        ({"model_type": "gpt2", "num_hidden_layers": -1}, "config.num_hidden_layers: -1 is not a valid size; allowed"),
+        ({"model_type": "bart", "decoder_layers": 0}, "config.decoder_layers: 0 is not a valid size; allowed"),
+        (
+            {"model_type": "gpt2", "vocab_size": 10},
+            "config.vocab_size: 10 is less than the 280 tokens of the tokenizer",
+        ),
     ],
 )
 def test_a_wrong_config_is_reported(settings: dict[str, object], text: str) -> None:

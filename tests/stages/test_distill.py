@@ -9,6 +9,7 @@ import pytest
 
 from compress.artifact import adopt
 from compress.errors import ModelError
+from compress.problem import Problem
 from compress.registry import STAGES
 
 TRAIN = {"steps": 20, "batch": 8, "lr": 1e-2, "precision": "fp32", "eval_every": 10, "keep": "last", "dropout": 0}
@@ -92,7 +93,7 @@ def test_unit_by_unit_terms_need_an_ancestor_with_every_unit(
     refused = [shape_of(stranger, "stranger"), shape_of(cut, "cut", root="base")]
     for shape in refused:
         (problem,) = read.problems(student, shape)
-        assert problem.startswith(f"terms[0] ({term}) compares unit by unit, so the teacher must be 'base'")
+        assert str(problem).startswith(f"terms[0]: {term} compares unit by unit, so the teacher must be 'base'")
     taught = run_stage(
         {"type": "finetune", "train": {k: v for k, v in TRAIN.items() if k != "steps"} | {"steps": 1}},
         base,
@@ -107,8 +108,9 @@ def test_vocabularies_must_agree(request: Any, stock: Any, shape_of: Any) -> Non
     student = shape_of(stock(tiny(request, "tiny_gpt2"), "student"), "student")
     teacher = shape_of(stock(tiny(request, "tiny_gpt2", vocab=29), "teacher"), "teacher")
     (problem,) = STAGES.read(stage()).problems(student, teacher)
-    assert problem == (
-        "teacher 'teacher' has a vocabulary of 29 tokens, but the student 'student' has 23; "
-        "they must use the same vocabulary"
+    assert problem == Problem(
+        ("teacher",),
+        "'teacher' has a vocabulary of 29 tokens, but the student 'student' has 23; they must use the same vocabulary",
     )
-    assert next(STAGES.read(stage()).problems(student, None)).endswith("needs a teacher; name one with teacher: NAME")
+    problem = next(STAGES.read(stage()).problems(student, None))
+    assert str(problem) == "terms[0]: adaptive_kl needs a teacher; name one with teacher: NAME"

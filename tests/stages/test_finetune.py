@@ -100,10 +100,10 @@ def test_terms_that_need_more_than_data_are_refused(request: Any, stock: Any, sh
         STAGES.read(stage() | {"terms": ["forward_kl"]})
     shape = shape_of(stock(tiny(request, "tiny_gpt2")))
     assert list(STAGES.read(stage()).problems(shape, None)) == []
-    masks = "terms[0] (mask_l1) needs trainable masks, which only learn_masks has"
+    masks = "terms[0]: mask_l1 needs trainable masks, which only learn_masks has"
     for terms, message in (([], "terms: is empty"), (["mask_l1"], masks)):
         found = list(STAGES.read(stage() | {"terms": terms}).problems(shape, None))
-        assert len(found) == 1 and found[0].startswith(message)
+        assert len(found) == 1 and str(found[0]).startswith(message)
 
 
 def test_without_data_nothing_starts(request: Any, stock: Any, tmp_path: Any) -> None:

@@ -209,12 +209,12 @@ def test_what_needs_the_data_s_own_rows_is_refused(pair: Any, shape_of: Any) -> 
     shapes = shape_of(student, "student", root="base"), shape_of(teacher, "base")
 
     def problem(*terms: Any, **more: Any) -> str:
-        return next(STAGES.read(stage(terms) | more).problems(*shapes), "")
+        return "".join(map(str, STAGES.read(stage(terms) | more).problems(*shapes)))
 
-    message = "terms[1] (cross_entropy) scores the tokens of the data, but on_policy replaces them"
+    message = "terms[1]: cross_entropy scores the tokens of the data, but on_policy replaces them"
     assert problem("forward_kl", "cross_entropy") == message
     bank = {"type": "token_contrastive", "bank": "position"}
-    message = "terms[0] (token_contrastive) stores values for each row of the data, but on_policy replaces rows"
+    message = "terms[0]: token_contrastive stores values for each row of the data, but on_policy replaces rows"
     assert problem(bank) == message
     assert not problem({"type": "token_contrastive"}) and not problem("forward_kl", targets="kd")
     unread = problem("forward_kl", targets="kd", on_policy={"fraction": 1})

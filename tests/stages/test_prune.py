@@ -361,7 +361,7 @@ def test_sizes_that_cannot_be_are_reported_twice(
     (problem,) = STAGES.read(config).problems(shape_of(source, masked=KINDS), None)
     with pytest.raises(ModelError, match=message) as error:
         run_stage(config, source)
-    assert str(error.value) == problem
+    assert error.value.problem == problem
 
 
 def test_a_kind_without_masks_is_not_passed_over(base: Any, masked: Any, run_stage: Any, shape_of: Any) -> None:
@@ -373,16 +373,10 @@ def test_a_kind_without_masks_is_not_passed_over(base: Any, masked: Any, run_sta
 
 
 def test_scores_have_nothing_to_fold(base: Any, masked: Any, shape_of: Any) -> None:
-    reported = {
-        scored: list(
-            STAGES.read(prune(keep="1/2", fold=True)).problems(shape_of(base(), masked=KINDS, scored=scored), None)
-        )
-        for scored in (True, False)
-    }
-    assert reported == {
-        True: ["fold: 'base' has scores, and masks that are 1 change nothing; allowed: false"],
-        False: [],
-    }
+    stage = STAGES.read(prune(keep="1/2", fold=True))
+    (problem,) = stage.problems(shape_of(base(), masked=KINDS, scored=True), None)
+    assert str(problem) == "fold: 'base' has scores, and masks that are 1 change nothing; allowed: false"
+    assert not list(stage.problems(shape_of(base(), masked=KINDS, scored=False), None))
 
 
 @pytest.mark.parametrize("config", [prune(keep=1), prune(keep={}), prune(parameters=1), prune(parameters=10**9)])
@@ -391,7 +385,7 @@ def test_a_cut_that_removes_nothing_is_refused(
 ) -> None:
     source = masked(base())
     field = "keep" if "keep" in config else "parameters"
-    assert list(STAGES.read(config).problems(shape_of(source, masked=KINDS), None)) == [
+    assert list(map(str, STAGES.read(config).problems(shape_of(source, masked=KINDS), None))) == [
         f"{field}: every unit would stay"
     ]
     with pytest.raises(NothingDoneError, match="none of .* modules was touched"):

@@ -213,7 +213,7 @@ def test_training_without_data_is_refused(tmp_path: Path, base: Artifact) -> Non
 
 def test_problems_name_the_missing_teacher(base: Artifact) -> None:
     shape = Shape(name="base", config=base.config(), sizes=base.sizes(), traits=frozenset(), root="base")
-    assert "needs a teacher" in next(stage_of(steps=2).problems(shape, None))
+    assert "needs a teacher" in next(stage_of(steps=2).problems(shape, None)).text
     assert not list(stage_of().problems(shape, None))
 
 

@@ -124,6 +124,8 @@ def test_a_bank_of_positions_remembers_each_row_by_itself(family: str, request: 
 
 def test_a_bank_of_too_many_positions_is_refused() -> None:
     (problem,) = term_of(bank="position", size=128).room_problems(230_000, 512)
-    assert problem.startswith("size: 128; bank: position allows at most 9 for 230000 rows of up to 512 tokens in 4 GB")
+    assert str(problem).startswith(
+        "size: 128; bank: position allows at most 9 for 230000 rows of up to 512 tokens in 4 GB"
+    )
     for size, refused in ((64, 0), (65, 1)):  # 4 x 2^14 x 2^10 x 64 bytes are 4 GB
         assert len(list(term_of(bank="position", size=size).room_problems(2**14, 2**10))) == refused

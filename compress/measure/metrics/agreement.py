@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from compress.errors import RecipeError
 from compress.measure.metrics.metric import Figure, Metric
+from compress.problem import Problem
 
 if TYPE_CHECKING:
     from compress.data import Batch, Split
@@ -33,10 +34,8 @@ def agreement(
             scored = row["labels"] != IGNORE
             mine_NV, theirs_NV = subject.logits(row)[scored], reference.logits(row)[scored]
             if mine_NV.shape != theirs_NV.shape:
-                raise RecipeError(
-                    f"quality.reference has a vocabulary of {theirs_NV.shape[-1]}, but the model has one of "
-                    f"{mine_NV.shape[-1]}"
-                )
+                text = f"has a vocabulary of {theirs_NV.shape[-1]}, but the model has one of {mine_NV.shape[-1]}"
+                raise RecipeError(Problem(("reference",), text))
             same += int((mine_NV.argmax(-1) == theirs_NV.argmax(-1)).sum())
             divergence += float(forward_kl(mine_NV, theirs_NV).double().sum())
             tokens += int(scored.sum())

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from compress.errors import DataError, RecipeError
 from compress.measure.metrics.metric import Figure, Metric
 from compress.measure.scores import is_number
+from compress.problem import Problem
 from compress.registry import suggest
 from compress.schema import Strict
 
@@ -51,12 +52,12 @@ class Imported(Strict):
         if self.path is not None:
             found = base / Path(self.path).expanduser()
             if not found.is_file():
-                raise RecipeError(f"quality: metric names {self.path!r}; there is no file {found}")
+                raise RecipeError(_problem(f"there is no file {found}"))
             if found.suffix != ".py":
-                raise RecipeError(f"quality: metric names {self.path!r}; the name of a script ends in .py")
+                raise RecipeError(_problem(f"{self.path!r} is not a script; the name of a script ends in .py"))
             return found
         if (cached := cached_script(str(self.name))) is None:
-            raise RecipeError(f"quality: metric names {self.name!r}. {NOT_CACHED}")
+            raise RecipeError(_problem(f"{self.name!r} is unknown. {NOT_CACHED}"))
         return cached
 
     def content(self, base: Path) -> str:
@@ -79,10 +80,14 @@ class Imported(Strict):
             values = found if isinstance(found, Mapping) else {name: found}
             for key in self.figures:
                 if not is_number(values.get(key)):
-                    raise RecipeError(f"quality: {name} gives no number {key!r}. {suggest(key, values)}")
+                    raise RecipeError(_problem(f"{name} gives no number {key!r}. {suggest(key, values)}"))
             return {**values, "signature": signature}
 
         return Metric(scores, self.figures)
+
+
+def _problem(text: str) -> Problem:
+    return Problem(("metric",), text)
 
 
 NOT_CACHED = "A metric of evaluate has a name once evaluate.load has cached it; a script is given as {path: FILE}"
@@ -108,11 +113,11 @@ def _load(script: Path) -> Any:
 
     tree = _parsed(script)
     if not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)):
-        raise RecipeError(f"quality: {script} holds no metric; it needs a subclass of evaluate.Metric")
+        raise RecipeError(_problem(f"{script} holds no metric; it needs a subclass of evaluate.Metric"))
     try:
         return evaluate.load(str(script), keep_in_memory=True, cache_dir=_cache())
     except ImportError as error:
-        raise RecipeError(f"quality: {script} cannot be loaded: {error}") from error
+        raise RecipeError(_problem(f"{script} cannot be loaded: {error}")) from error
 
 
 @cache
@@ -148,7 +153,7 @@ def _parsed(script: Path) -> ast.Module:
     try:
         return ast.parse(script.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
-        raise RecipeError(f"quality: {script} is not Python: {error}") from None
+        raise RecipeError(_problem(f"{script} is not Python: {error}")) from None
 
 
 def _takes_several(module: Any, name: str) -> bool:
@@ -163,7 +168,7 @@ def _takes_several(module: Any, name: str) -> bool:
     ]
     if not of_texts:
         given = " or ".join(str(dict(kind)) for kind in kinds)
-        raise RecipeError(f"quality: {name} does not compare texts with references; it takes {given}")
+        raise RecipeError(_problem(f"{name} does not compare texts with references; it takes {given}"))
     return any(kind["references"] is not _inner(kind["references"]) for kind in of_texts)
 
 
@@ -174,5 +179,5 @@ def _inner(kind: Any) -> Any:
 
 def _single(references: Sequence[Sequence[str]], name: str) -> list[str]:
     if (most := max(map(len, references), default=0)) > 1:
-        raise DataError(f"quality: {name} compares a text with one reference, and some rows have {most}")
+        raise DataError(_problem(f"{name} compares a text with one reference, and some rows have {most}"))
     return [row[0] for row in references]

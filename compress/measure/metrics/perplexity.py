@@ -29,7 +29,7 @@ def perplexity(subject: Subject, split: Split, batch_size: int, advance: Advance
         total, tokens = total + nll, tokens + count
         advance(len(batch["input_ids"]))
     if not math.isfinite(total) or total / tokens > LARGEST:
-        raise CompressError(f"quality: the model's likelihood of {split.name} is not finite ({total} nats)")
+        raise CompressError(f"the model's likelihood of {split.name} is not finite ({total} nats)")
     record: dict[str, Any] = {"perplexity": math.exp(total / tokens), "tokens": tokens}
     if not split.examples and split.model.task == "causal":
         record |= {"context": split.longest, "stride": split.longest}  # blocks do not overlap

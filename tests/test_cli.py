@@ -165,6 +165,7 @@ def test_the_version_is_reported(cli: Command) -> None:
     assert outcome.out == f"compress-lm {compress.__version__}\n"
 
 
+@pytest.mark.slow
 def test_rows_that_were_cut_are_reported(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "were cut" not in cli("check", write_recipe(tmp_path)).out
@@ -181,6 +182,7 @@ def test_a_wide_table_in_a_file_is_whole(capsys: pytest.CaptureFixture[str]) -> 
     assert all(name in titles for name in quality)
 
 
+@pytest.mark.slow
 def test_check_shows_the_plan_and_writes_nothing(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = cli("check", write_recipe(tmp_path))
@@ -191,6 +193,7 @@ def test_check_shows_the_plan_and_writes_nothing(cli: Command, tmp_path: Path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lines.txt", "tiny.yaml"]
 
 
+@pytest.mark.slow
 def test_check_says_what_is_reused(cli: Command, finished: Path) -> None:
     outcome = cli("check", finished / "tiny.yaml", "--workdir", finished / "work")
     assert outcome.out.count("reused") == 3
@@ -199,6 +202,7 @@ def test_check_says_what_is_reused(cli: Command, finished: Path) -> None:
     assert changed.out.count("will run") == 2
 
 
+@pytest.mark.slow
 def test_run_reuses_measures_and_reports(cli: Command, finished: Path) -> None:
     outcome = cli("run", finished / "tiny.yaml", "--workdir", finished / "work", "--device", "cpu")
     assert outcome.code == 0
@@ -211,6 +215,7 @@ def test_run_reuses_measures_and_reports(cli: Command, finished: Path) -> None:
     assert report["environment"]
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_exports_that_are_no_faster(
     cli: Command, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +234,7 @@ def artifact(finished: Path, name: str) -> Path:
     return next((finished / "work").glob(f"*-{name}-*[0-9a-f]"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tuned", "onnx"])
 def test_generate_continues_a_prompt(cli: Command, finished: Path, name: str) -> None:
     def outcome(*options: object) -> str:
@@ -428,6 +434,7 @@ def test_ctrl_c_says_that_it_continues(cli: Command, finished: Path, monkeypatch
     assert outcome.err.strip() == "stopped; run the same command again to continue"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -447,6 +454,7 @@ def test_a_full_disk_is_one_line(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "text"),
     [

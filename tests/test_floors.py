@@ -308,6 +308,7 @@ def test_base_names_do_not_repeat_without_need() -> None:
     assert {name for name, places in names.items() if len(places) > 1} == set(SAME_NAME)
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """Imports inside functions and under TYPE_CHECKING count."""
     modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}

@@ -108,6 +108,7 @@ def test_an_error_of_all_is_reported_once(tmp_path: Path) -> None:
     assert not list(work.glob(".process-*"))
 
 
+@pytest.mark.slow
 def test_a_batch_that_not_every_process_gets_a_part_of_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_batch_that_not_every_process_gets_a_part_of_is_refused(
         make_plan(Inputs(read_recipe(recipe), tmp_path / "work"))
 
 
+@pytest.mark.slow
 def test_one_process_where_several_were_asked_for_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, console = write_recipe(tmp_path), Console(record=True, width=140)
     recipe.write_text(RECIPE.split("stages:")[0])

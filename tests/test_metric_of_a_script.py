@@ -64,6 +64,7 @@ def test_a_script_beside_the_recipe_is_measured_reported_and_reused(recipe: Path
     assert len(set((work / "measured").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_missing_script_is_found_before_any_work(recipe: Path) -> None:
     (recipe.parent / "scripts/vowels.py").unlink()
     with pytest.raises(UserError, match=r"script.yaml:7: measure\[0\] \(quality\): metric names 'scripts/vowels.py'; "):

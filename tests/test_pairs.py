@@ -116,6 +116,7 @@ def test_references_of_a_row_may_be_fewer(truth: dict[str, Any]) -> None:
     assert kept == [["le chien", "un chien"], ["un chat"]]
 
 
+@pytest.mark.slow
 def test_sources_and_targets_may_have_alphabets_of_their_own(folder: Path) -> None:
     """One id is two symbols: what an encoder reads as 5 has nothing to do with the 5 that a decoder writes."""
     rows = [{"x": [5, 6, 7], "y": [7, 6, 5, 2]}, {"x": [9], "y": [5, 2]}]
@@ -126,6 +127,7 @@ def test_sources_and_targets_may_have_alphabets_of_their_own(folder: Path) -> No
     assert all(record["quality"]["perplexity"] > 1 for record in done.records)
 
 
+@pytest.mark.slow
 def test_a_batch_of_targets_that_are_padding_stops_a_run(folder: Path) -> None:
     rows = [{"x": [5, 6], "y": [-100, -100]}] * 3 + [{"x": [5, 6], "y": [5, 2]}]
     (folder / "pads.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -136,6 +138,7 @@ def test_a_batch_of_targets_that_are_padding_stops_a_run(folder: Path) -> None:
         compress.run(read_recipe(path, settings), folder / "run-pads")
 
 
+@pytest.mark.slow
 def test_check_names_the_row_that_is_too_long_and_the_cure(folder: Path) -> None:
     rows = [{"en": "the cat", "fr": "le chat"}, {"en": "the dog " * 40, "fr": "un chien"}]
     (folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -129,6 +129,7 @@ def json_of(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_run_leaves_whole_artifacts_and_its_records(recipe: Path) -> None:
     done = run(recipe)
     names = sorted(path.name for path in done.workdir.iterdir() if path.is_dir())
@@ -151,6 +152,7 @@ def test_a_run_leaves_whole_artifacts_and_its_records(recipe: Path) -> None:
     assert measured["conditions"][0]["type"] == "count"
 
 
+@pytest.mark.slow
 def test_stages_start_where_they_say(recipe: Path) -> None:
     done = run(recipe)
     weights = {name: next(artifact.model().parameters()) for name, artifact in done.artifacts.items()}
@@ -163,6 +165,7 @@ def test_stages_start_where_they_say(recipe: Path) -> None:
     assert steps[0].packages == packages()
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing(recipe: Path) -> None:
     first = run(recipe)
     stamps = {path: path.stat().st_mtime_ns for path in first.workdir.rglob("*/*")}
@@ -185,6 +188,7 @@ def test_a_changed_stage_reruns_from_there(recipe: Path) -> None:
     assert CALLS == []
 
 
+@pytest.mark.slow
 def test_an_output_that_comes_out_the_same_reruns_nothing_after_it(recipe: Path) -> None:
     run(recipe)
     with pytest.raises(KeyboardInterrupt):
@@ -193,6 +197,7 @@ def test_an_output_that_comes_out_the_same_reruns_nothing_after_it(recipe: Path)
     assert CALLS == ["one"]
 
 
+@pytest.mark.slow
 def test_a_report_shows_no_numbers_of_other_artifacts_or_other_data(recipe: Path) -> None:
     def measured() -> dict[str, bool]:
         build([work], work)
@@ -245,6 +250,7 @@ def test_a_run_hands_the_map_of_layers_on(recipe: Path) -> None:
     assert again.artifacts["small"].manifest.layers == {"decoder": [3]}
 
 
+@pytest.mark.slow
 def test_names_are_no_part_of_a_key(recipe: Path) -> None:
     first = run(recipe)
     recipe.write_text(
@@ -257,12 +263,14 @@ def test_names_are_no_part_of_a_key(recipe: Path) -> None:
     assert second.artifacts["zwei"].digest == first.artifacts["two"].digest
 
 
+@pytest.mark.slow
 def test_what_a_result_depends_on_is_in_its_key(recipe: Path) -> None:
     run(recipe)
     for setting in ("seed=1", "data.block=4", "model.config.n_embd=16", "model.tokenizer.train_bpe=261"):
         assert states(recipe, setting)["one"] == "runs", setting
 
 
+@pytest.mark.slow
 def test_the_content_of_data_is_in_the_key_but_not_its_place(recipe: Path) -> None:
     run(recipe)
     (recipe.parent / "moved.txt").write_text((recipe.parent / "eval.txt").read_text())
@@ -292,6 +300,7 @@ def test_packages_are_those_that_compute() -> None:
     assert key({"a": 1, "b": 2}) == key({"b": 2, "a": 1})
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_part_of_what_a_model_is(recipe: Path, tmp_path: Path) -> None:
     base = run(recipe).artifacts["base"]
     other = tmp_path / "other"
@@ -304,6 +313,7 @@ def test_the_tokenizer_is_part_of_what_a_model_is(recipe: Path, tmp_path: Path) 
     assert identity(adopt(other)) != identity(base)
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_continues_in_its_partial_directory(recipe: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(recipe, "stages.two.stop=interrupt")
@@ -318,6 +328,7 @@ def test_an_interrupted_stage_continues_in_its_partial_directory(recipe: Path) -
     assert not (done.artifacts["two"].path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_that_does_nothing_fails_and_keeps_what_was_before(recipe: Path) -> None:
     with pytest.raises(NothingDoneError, match="two: none of 9 modules was touched"):
         run(recipe, "stages.two.stop=nothing")
@@ -325,6 +336,7 @@ def test_a_stage_that_does_nothing_fails_and_keeps_what_was_before(recipe: Path)
     assert not list((recipe.parent / "work").glob("*two*[0-9a-f]"))
 
 
+@pytest.mark.slow
 def test_a_damaged_result_is_reported_and_not_reused(recipe: Path) -> None:
     done = run(recipe)
     weights = done.artifacts["one"].path / "model.safetensors"
@@ -333,6 +345,7 @@ def test_a_damaged_result_is_reported_and_not_reused(recipe: Path) -> None:
         run(recipe)
 
 
+@pytest.mark.slow
 def test_a_result_without_its_manifest_is_made_again(recipe: Path) -> None:
     first = run(recipe)
     path = first.artifacts["one"].path
@@ -350,6 +363,7 @@ def test_a_result_without_its_manifest_is_made_again(recipe: Path) -> None:
     assert CALLS == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b'{"format": 1, "fam', b"\x00" * 64], ids=["empty", "cut", "zeros"])
 def test_a_torn_manifest_is_one_line_that_says_what_to_do(recipe: Path, content: bytes) -> None:
     path = run(recipe).artifacts["two"].path
@@ -365,6 +379,7 @@ def test_a_torn_manifest_is_one_line_that_says_what_to_do(recipe: Path, content:
     assert CALLS == ["two"]
 
 
+@pytest.mark.slow
 def test_a_torn_record_of_numbers_is_measured_again(recipe: Path) -> None:
     first = run(recipe)
     record = next((first.workdir / "measured").iterdir())
@@ -373,6 +388,7 @@ def test_a_torn_record_of_numbers_is_measured_again(recipe: Path) -> None:
     assert CALLS == ["count"]
 
 
+@pytest.mark.slow
 def test_a_model_from_a_config_is_seeded_and_stock(recipe: Path) -> None:
     first, second, third = run(recipe), run(recipe, workdir="again"), run(recipe, "seed=5", workdir="other")
     assert first.artifacts["base"].digest == second.artifacts["base"].digest != third.artifacts["base"].digest
@@ -383,6 +399,7 @@ def test_a_model_from_a_config_is_seeded_and_stock(recipe: Path) -> None:
     assert tokenizer.decode(tokenizer("the dög\n")["input_ids"]) == "the dög\n"
 
 
+@pytest.mark.slow
 def test_models_with_other_tokenizers_are_measured_on_their_own_tokens(recipe: Path) -> None:
     base = RECIPE.splitlines()[3].removeprefix("model: ")
     models = f"models:\n  base: {base}\n  big: {base.replace('262', '280')}"
@@ -393,6 +410,7 @@ def test_models_with_other_tokenizers_are_measured_on_their_own_tokens(recipe: P
     assert tokens["big"] < tokens["base"] == tokens["three"]
 
 
+@pytest.mark.slow
 def test_the_teacher_is_in_the_key(recipe: Path) -> None:
     base = RECIPE.splitlines()[3].removeprefix("model: ")
     models = f"models:\n  base: {base}\n  big: {base}"
@@ -403,6 +421,7 @@ def test_the_teacher_is_in_the_key(recipe: Path) -> None:
     assert CALLS == ["two", "count"]
 
 
+@pytest.mark.slow
 def test_measurements_join_and_are_reused_one_by_one(recipe: Path) -> None:
     run(recipe)
     recipe.write_text(RECIPE + "  - {type: count, base: 2, of: [one]}\n")
@@ -413,6 +432,7 @@ def test_measurements_join_and_are_reused_one_by_one(recipe: Path) -> None:
     assert set(records["two"]) == {"base10"}
 
 
+@pytest.mark.slow
 def test_two_splits_of_one_artifact_are_both_kept_and_shown(recipe: Path) -> None:
     (recipe.parent / "test.txt").write_text("the mat ran to the dog\n" * 4)
     start, _ = RECIPE.replace("eval: {text", "test: {text: test.txt}, eval: {text").split("  - count")
@@ -438,6 +458,7 @@ def test_two_splits_of_one_artifact_are_both_kept_and_shown(recipe: Path) -> Non
     assert "quality (split eval, batch 2).split: data.eval" in text
 
 
+@pytest.mark.slow
 def test_artifacts_on_different_splits_share_no_column(recipe: Path) -> None:
     (recipe.parent / "test.txt").write_text("the mat ran to the dog\n" * 4)
     start, _ = RECIPE.replace("eval: {text", "test: {text: test.txt}, eval: {text").split("  - count")
@@ -543,6 +564,7 @@ def test_what_two_measurements_do_otherwise() -> None:
     assert difference(slow, fast) == "new_tokens 4, threads default"
 
 
+@pytest.mark.slow
 def test_numbers_are_taken_again_on_another_machine(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(recipe)
     monkeypatch.setattr("compress.pipeline.machine._processor", lambda: "another")
@@ -550,6 +572,7 @@ def test_numbers_are_taken_again_on_another_machine(recipe: Path, monkeypatch: p
     assert CALLS == ["count"]
 
 
+@pytest.mark.slow
 def test_a_sealed_artifact_is_a_model_with_its_traits(recipe: Path) -> None:
     stages = (
         "stages:\n  - {type: learn_masks, name: masks, method: magnitude}\n  - {type: prune, name: small, keep: 1/2}\n"
@@ -574,6 +597,7 @@ def test_nothing_is_written_when_something_is_wrong(recipe: Path) -> None:
     assert not (recipe.parent / "work").exists()
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_directory(recipe: Path) -> None:
     with locked(recipe.parent / "work"), pytest.raises(UserError, match="another run is using it"):
         run(recipe)
@@ -584,6 +608,7 @@ def test_a_workdir_that_is_a_file_is_reported(recipe: Path) -> None:
         run(recipe, workdir="eval.txt")
 
 
+@pytest.mark.slow
 def test_run_takes_a_path_and_says_what_it_does(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(recipe.parent)
     console = Console(record=True, width=120)
@@ -595,6 +620,7 @@ def test_run_takes_a_path_and_says_what_it_does(recipe: Path, monkeypatch: pytes
     assert "= two  shift  1/9 modules  by 2  reused" in console.export_text()
 
 
+@pytest.mark.slow
 def test_what_was_run_is_written_down(recipe: Path) -> None:
     done = run(recipe, "stages.two.by=4")
     text = (done.workdir / "recipe.yaml").read_text()
@@ -616,6 +642,7 @@ def test_a_config_of_no_model_is_reported(recipe: Path, setting: str) -> None:
         states(recipe, f"model.config.{setting}")
 
 
+@pytest.mark.slow
 def test_a_teacher_with_another_vocabulary_is_reported(recipe: Path) -> None:
     def models(words: str, size: int) -> str:
         train_bpe([words * 9], size, GPT2).save_pretrained(recipe.parent / "tokenizer")
@@ -634,6 +661,7 @@ def test_a_teacher_with_another_vocabulary_is_reported(recipe: Path) -> None:
     assert states(recipe)["distill"] == "runs"  # two tokens fewer, and no token with another meaning
 
 
+@pytest.mark.slow
 def test_a_base_that_was_not_copied_whole_is_reported_before_any_work(recipe: Path, tmp_path: Path) -> None:
     base = shutil.copytree(run(recipe).artifacts["base"].path, tmp_path / "given")
     weights = base / "model.safetensors"
@@ -642,6 +670,7 @@ def test_a_base_that_was_not_copied_whole_is_reported_before_any_work(recipe: Pa
         states(recipe, "model={path: given}")
 
 
+@pytest.mark.slow
 def test_a_base_without_weights_is_reported_before_any_work(recipe: Path, tmp_path: Path) -> None:
     base = shutil.copytree(run(recipe).artifacts["base"].path, tmp_path / "given")
     (base / "model.safetensors").unlink()

@@ -225,6 +225,7 @@ PLAIN = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text("abcdef", min_size=1), PLAIN, min_size=1, max_size=4))
 def test_written_data_reads_back_the_same(data: dict[str, Any]) -> None:
     text = write_document(data, Path())

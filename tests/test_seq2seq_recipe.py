@@ -116,6 +116,7 @@ def test_what_was_made_is_what_was_asked_for(finished: Path) -> None:
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tuned", "tuned-onnx"])
 def test_text_is_generated(generated: Callable[..., tuple[int, str]], name: str) -> None:
     options = ("--prompt", "cat and dog", "--max-new-tokens", 8)

@@ -57,6 +57,7 @@ def states(path: Path, *settings: str) -> dict[str, str]:
     return {row.name: row.state for row in plan.rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["gpt2", "bart"], indirect=True)
 def test_targets_are_made_once_and_the_next_stage_starts_from_a_model(recipe: Path) -> None:
     rows = {row.name: row for row in make_plan(Inputs(read_recipe(recipe), recipe.parent / "work")).rows}
@@ -69,6 +70,7 @@ def test_targets_are_made_once_and_the_next_stage_starts_from_a_model(recipe: Pa
     assert set(states(recipe).values()) == {"reused"}
 
 
+@pytest.mark.slow
 def test_a_key_covers_the_targets_and_not_their_name(recipe: Path) -> None:
     run(recipe)
     changed = states(recipe, "stages.kd.decoding.num_beams=1")
@@ -79,6 +81,7 @@ def test_a_key_covers_the_targets_and_not_their_name(recipe: Path) -> None:
     assert (own["kd"], own["taught"]) == ("reused", "runs")
 
 
+@pytest.mark.slow
 def test_other_targets_rerun_what_is_trained_on_them(recipe: Path) -> None:
     first = run(recipe)
     second = run(recipe, "stages.kd.decoding={do_sample: true, temperature: 2.0, max_new_tokens: 6}")
@@ -88,6 +91,7 @@ def test_other_targets_rerun_what_is_trained_on_them(recipe: Path) -> None:
     assert first.artifacts["taught"].digest != second.artifacts["taught"].digest
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_at_the_batch_where_it_was(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = run(recipe, workdir="straight")
     sizes, original = [], TorchSubject.complete
@@ -108,6 +112,7 @@ def test_an_interrupted_run_continues_at_the_batch_where_it_was(recipe: Path, mo
     assert not (resumed.artifacts["kd"].path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_no_model_is_looked_for_in_targets(recipe: Path) -> None:
     done = run(recipe)
     assert [record["name"] for record in done.records] == ["base", "taught", "plain"]
@@ -120,6 +125,7 @@ def test_no_model_is_looked_for_in_targets(recipe: Path) -> None:
     assert "- taught: taught (targets kd) (`" in written and "- plain: plain (`" in written
 
 
+@pytest.mark.slow
 def test_steps_on_own_answers_are_in_the_key_and_in_the_report(recipe: Path) -> None:
     run(recipe)
     settings = ("stages.taught.on_policy={fraction: 0.9, max_new_tokens: 5}",)
@@ -129,6 +135,7 @@ def test_steps_on_own_answers_are_in_the_key_and_in_the_report(recipe: Path) -> 
     assert "on policy steps 2" in (done.workdir / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_result_of_targets_is_no_model_of_another_run(recipe: Path) -> None:
     done = run(recipe)
     kd, plain = (done.artifacts[name].path for name in ("kd", "plain"))

@@ -91,6 +91,7 @@ def data_of(learnable: Any) -> Any:
     return learnable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["learned", "magnitude", "loss_aware"])
 def test_masks_are_those_of_the_stage(
     method: str, tmp_path: Path, anything: Any, stock: Any, learnable: Any, run_stage: Any
@@ -156,6 +157,7 @@ def test_a_cut_model_comes_back_as_it_was_saved(tmp_path: Path, uniform: bool, a
         assert torch.equal(small(**inputs).logits, again(**inputs).logits)
 
 
+@pytest.mark.slow
 def test_a_quantized_cut_model_comes_back_and_exports(tmp_path: Path, anything: Any, tiny_inputs: Any) -> None:
     small = compress.prune(anything, compress.score(anything), keep={"heads": "1/4", "ffn": "3/8"}, uniform=False)
     compress.quantize_(small, weights=4, group_size=32)
@@ -181,6 +183,7 @@ def test_terms_that_compare_units_follow_two_cuts(anything: Any) -> None:
         compress.distill(twice, teacher=once, data=rows_for(twice), terms=["causal_kv"], steps=1, **QUIET)
 
 
+@pytest.mark.slow
 def test_the_filter_chooses_modules(tmp_path: Path, anything: Any) -> None:
     names = {name for name, _ in anything.named_modules()}
     ffn = ("c_fc", "mlp.c_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")
@@ -196,6 +199,7 @@ def test_activations_take_the_settings_of_a_recipe(tiny_model: Any) -> None:
     assert found == {"asymmetric"}
 
 
+@pytest.mark.slow
 def test_one_part_of_a_fused_product_may_stay_float(tmp_path: Path, tiny_bart: Any) -> None:
     model = tiny_bart()
     compress.quantize_(model, weights=8, filter=lambda name, module: name.endswith("q_proj"))
@@ -203,6 +207,7 @@ def test_one_part_of_a_fused_product_may_stay_float(tmp_path: Path, tiny_bart: A
     assert figures["products"] == 6
 
 
+@pytest.mark.slow
 def test_a_tied_embedding_that_stays_float_is_saved_once(tmp_path: Path, tiny_model: Any, tiny_inputs: Any) -> None:
     ffn = ("c_fc", "mlp.c_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")
     compress.quantize_(tiny_model, weights=8, filter=lambda name, module: name.endswith(ffn))
@@ -215,6 +220,7 @@ def test_a_tied_embedding_that_stays_float_is_saved_once(tmp_path: Path, tiny_mo
     assert figures["max_logit_error"] <= figures["limit"]
 
 
+@pytest.mark.slow
 def test_a_reloaded_cut_remembers_its_root(tmp_path: Path, tiny_model: Any) -> None:
     small = compress.prune(tiny_model, compress.score(tiny_model), keep="2/4")
     again = compress.load(compress.save(small, tmp_path / "small"))

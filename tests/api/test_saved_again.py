@@ -37,6 +37,7 @@ def test_what_was_loaded_is_saved_as_it_was(tmp_path: Path, packed: Any) -> None
     assert adopt(again).manifest.quantization == packed.manifest.quantization
 
 
+@pytest.mark.slow
 def test_a_directory_is_exported_as_the_stage_exports_it(tmp_path: Path, packed: Any, run_stage: Any) -> None:
     stage = run_stage({"type": "export_onnx"}, packed, out="onnx")
     compress.export_onnx(packed.path, tmp_path / "directory")
@@ -44,6 +45,7 @@ def test_a_directory_is_exported_as_the_stage_exports_it(tmp_path: Path, packed:
     assert adopt(tmp_path / "directory").digest == adopt(tmp_path / "model").digest == stage.digest
 
 
+@pytest.mark.slow
 def test_a_float_directory_brings_its_tokenizer(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     saved = compress.save(model, tmp_path / "saved", tokenizer=tokenizer)
     compress.export_onnx(saved, tmp_path / "directory")
@@ -52,6 +54,7 @@ def test_a_float_directory_brings_its_tokenizer(tmp_path: Path, model: Any, toke
     assert all(one[name] == other[name] for name in ("model.onnx", "tokenizer.json"))
 
 
+@pytest.mark.slow
 def test_what_has_no_codes_trains_and_is_saved(tmp_path: Path, tiny_model: Any, tiny_inputs: Any) -> None:
     compress.quantize_(tiny_model, weights=4, group_size=32)
     model = compress.load(compress.save(tiny_model, tmp_path / "first"))

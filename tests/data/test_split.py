@@ -24,6 +24,7 @@ orders = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(orders, st.integers(0, 3))
 def test_an_epoch_holds_each_row_at_most_once_and_all_but_a_short_batch(order: Order, number: int) -> None:
     batches = order.epoch(number)
@@ -36,6 +37,7 @@ def test_an_epoch_holds_each_row_at_most_once_and_all_but_a_short_batch(order: O
         assert rows == list(range(len(order.lengths)))
 
 
+@pytest.mark.slow
 @given(orders, st.integers(0, 20), st.integers(0, 40))
 def test_a_resumed_run_sees_what_it_would_have_seen(order: Order, start: int, stop: int) -> None:
     straight = list(BatchRange(order, 0, stop))

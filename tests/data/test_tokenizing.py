@@ -61,6 +61,7 @@ def any_tokenizer(request: pytest.FixtureRequest) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", add_prefix_space=prefix)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(text=texts, size=st.integers(1, 12))
 def test_parts_give_the_tokens_of_the_whole(any_tokenizer: Any, text: str, size: int) -> None:
@@ -72,6 +73,7 @@ def test_parts_give_the_tokens_of_the_whole(any_tokenizer: Any, text: str, size:
     assert found.dtype == np.int32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 100, 5000])
 def test_parts_of_real_text_give_the_tokens_of_the_whole(
     tokenizer: Any, size: int, monkeypatch: pytest.MonkeyPatch

@@ -54,6 +54,7 @@ def alone(tensors: list[Tensor], row: int, block: int) -> list[Tensor]:
     return [each[row, span] if each.shape == tensors[0].shape else each[row, block] for each in tensors]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("width", WIDTHS)
 @law

@@ -205,6 +205,7 @@ def vocabularies(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     return student, teacher, mask, torch.randint(rows, mask.shape, generator=generator), bank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 @pytest.mark.parametrize("positive_in_denominator", [True, False])
 @law
@@ -234,6 +235,7 @@ def test_negatives_of_the_vocabulary_are_the_rows_seen_but_the_own(
     assert not loss.requires_grad or torch.autograd.grad(loss.sum(), bank, allow_unused=True) == (None,)
 
 
+@pytest.mark.slow
 def test_negatives_of_the_vocabulary_are_drawn_evenly_and_once_each() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 4, generator=generator, dtype=torch.float64).unsqueeze(1).repeat(1, 8, 1)
@@ -264,6 +266,7 @@ def test_negatives_of_the_vocabulary_are_drawn_evenly_and_once_each() -> None:
             torch.testing.assert_close(share, torch.full_like(share, 1 / len(sets)), atol=0.03, rtol=0)
 
 
+@pytest.mark.slow
 @law
 @given(case=vocabularies(), count=st.integers(1, 9), seed=st.integers(0, 99))
 def test_draws_from_the_vocabulary_repeat_and_ignore_padding(

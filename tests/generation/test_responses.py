@@ -19,6 +19,7 @@ def doubled(prompts: Sequence[list[int]], number: int) -> list[list[int]]:
     return [[2 * token for token in prompt] for prompt in prompts]
 
 
+@pytest.mark.slow
 @given(PROMPTS, st.integers(1, 5), st.booleans())
 def test_each_prompt_has_its_own_response(prompts: list[list[int]], size: int, longest_first: bool) -> None:
     found = responses(prompts, size, doubled, longest_first=longest_first)
@@ -40,6 +41,7 @@ def test_batches_are_numbered_and_sorted_by_length(prompts: list[list[int]], siz
     assert all(len(batch) == size for batch in seen[:-1])
 
 
+@pytest.mark.slow
 @given(PROMPTS, st.integers(1, 5), st.integers(0, 12))
 def test_a_continued_run_gives_the_same_and_repeats_no_batch(prompts: list[list[int]], size: int, stop: int) -> None:
     straight: list[list[list[int]]] = []

@@ -23,6 +23,7 @@ def said(artifact: Artifact, extra_ends: list[int], **written: Any) -> list[list
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [1, 4])
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
 def test_torch_and_onnx_say_the_same_under_both_rules(family: str, num_beams: int, request: Any) -> None:

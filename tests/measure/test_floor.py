@@ -99,6 +99,7 @@ def test_constants_are_followed_to_what_is_stored() -> None:
     assert step_bytes(helper.make_model(graph)) == 6 * 4 + 4 + 4 * 4
 
 
+@pytest.mark.slow
 def test_memory_is_read_at_a_speed_that_can_be() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -60,6 +60,7 @@ def test_rouge_is_that_of_the_samples(bart: Artifact, folder: Any) -> None:
     assert record["rougeL"] == pytest.approx(100 * sum(best) / 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("prompt", ["the cat , and a dog .", "a dog?"])
 def test_generate_says_what_is_measured(bart: Artifact, bart_onnx: Artifact, prompt: str, num_beams: int) -> None:
@@ -73,6 +74,7 @@ def test_generate_says_what_is_measured(bart: Artifact, bart_onnx: Artifact, pro
     assert text
 
 
+@pytest.mark.slow
 def test_full_length_is_all_the_tokens_there_are(bart: Artifact, bart_onnx: Artifact, folder: Any) -> None:
     """The model forces its end token where max_new_tokens end, so a cut answer ends like any other."""
     data = data_of(bart, folder, test=PAIRS)
@@ -106,6 +108,7 @@ def written(console: Console) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_rows_and_the_time_to_go(bart: Artifact, folder: Any) -> None:
     data = data_of(bart, folder, test=PAIRS)
     quality = Quality.model_validate(

@@ -44,6 +44,7 @@ def test_the_numbers_of_a_script_become_figures(bart: Artifact, folder: Path) ->
     assert "figures" not in record
 
 
+@pytest.mark.slow
 def test_a_recipe_says_what_a_figure_is(bart: Artifact, folder: Path) -> None:
     figures = {"vowels": {"label": "vowels %", "better": "lower"}}
     record = measured(bart, folder, {"path": "vowels.py", "figures": figures})

@@ -51,6 +51,7 @@ def figures(model: Artifact, data: Data, batch: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_perplexity_and_agreement_do_not_depend_on_the_batch(model: Artifact, tmp_path: Path) -> None:
     rows = [(drawn(size, size), drawn(20 - size % 19, 50 + size)) for size in LENGTHS]
     padded = [(source, [*target, *[-100] * (24 - len(target))]) for source, target in rows]
@@ -76,6 +77,7 @@ def talkative(tiny_bart: Any, tmp_path_factory: pytest.TempPathFactory) -> Artif
     return adopt(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["torch", "onnx"])
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_text_does_not_depend_on_the_batch(talkative: Artifact, tmp_path: Path, runtime: str, num_beams: int) -> None:

@@ -50,6 +50,7 @@ def test_perplexity_is_that_of_blocks_scored_one_by_one(gpt2: Artifact, folder: 
     assert (quality["tokens"], quality["words"], quality["context"], quality["stride"]) == (tokens, words, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test", [TEXT, PROMPTS])
 def test_torch_and_onnx_agree(gpt2: Artifact, gpt2_onnx: Artifact, folder: Path, test: dict[str, Any]) -> None:
     data = data_of(gpt2, folder, test=test)
@@ -70,6 +71,7 @@ def test_torch_and_onnx_agree(gpt2: Artifact, gpt2_onnx: Artifact, folder: Path,
     assert found["onnx"]["conditions"]["quality"]["runtime"] == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_agreement_looks_at_scored_tokens_alone(gpt2: Artifact, folder: Path, tmp_path: Path) -> None:
     other: Any = gpt2.model()
     with torch.no_grad():
@@ -94,6 +96,7 @@ def test_agreement_looks_at_scored_tokens_alone(gpt2: Artifact, folder: Path, tm
     assert found["kl"] > 0
 
 
+@pytest.mark.slow
 def test_greedy_text_does_not_depend_on_the_batch(gpt2: Artifact, folder: Path) -> None:
     data = data_of(gpt2, folder, test=PROMPTS)
     samples = [
@@ -117,6 +120,7 @@ def test_greedy_text_does_not_depend_on_the_batch(gpt2: Artifact, folder: Path) 
     assert samples[0][0]["output"] == expected
 
 
+@pytest.mark.slow
 def test_sampling_reports_mean_and_deviation_over_seeds(gpt2: Artifact, folder: Path) -> None:
     data = data_of(gpt2, folder, test=PROMPTS)
     decoding = {"max_new_tokens": 8, "do_sample": True, "seeds": [1, 2, 3]}
@@ -149,6 +153,7 @@ def test_text_without_spaces_has_no_word_perplexity(gpt2: Artifact, tmp_path: Pa
     assert re.match(r"word perplexity is too large to compute: [\d,]+ tokens per word", quality["note"])
 
 
+@pytest.mark.slow
 def test_seq2seq_models_generate_from_sources(bart: Artifact, bart_onnx: Artifact, folder: Path) -> None:
     data = data_of(bart, folder, eval=PAIRS)
     for num_beams in (1, 2):
@@ -188,6 +193,7 @@ def test_what_cannot_be_measured_is_reported(
         measured(Quality.model_validate(written), {"base": gpt2}, opened)
 
 
+@pytest.mark.slow
 def test_beams_of_an_exported_model_give_torch_s_text(gpt2: Artifact, gpt2_onnx: Artifact, folder: Path) -> None:
     data = data_of(gpt2, folder, test=PROMPTS)
     texts = []

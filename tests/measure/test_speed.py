@@ -114,6 +114,7 @@ def test_both_runtimes_do_the_same_work(artifacts: dict[str, Artifact]) -> None:
     assert torch_side._cache.get_seq_length() == onnx_side._decoding._length == 9
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_steps_too(tmp_path: Path, tiny_bart: Any) -> None:
     model = tiny_bart()
     with torch.no_grad():
@@ -162,11 +163,13 @@ def test_the_torch_side_loads_in_a_fresh_process(artifacts: dict[str, Artifact])
     assert found["peak_rss_bytes"] > 100 * 2**20
 
 
+@pytest.mark.slow
 def test_a_failing_process_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(CompressError, match=r"peak memory could not be measured \(.*cannot be opened"):
         measure_in_fresh_process(tmp_path, "onnx", WORK)
 
 
+@pytest.mark.slow
 def test_an_export_is_measured_without_torch(artifacts: dict[str, Artifact]) -> None:
     script = "import sys; import compress.measure.peak; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run(

@@ -95,6 +95,7 @@ def test_wide_enough_beams_find_the_best_of_all(
         assert scores[tuple(text)] == pytest.approx(max(scores.values()), rel=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
 def test_prompts_are_searched_apart(seed: int, num_beams: int) -> None:

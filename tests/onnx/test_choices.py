@@ -90,6 +90,7 @@ def test_no_step_unpacks_codes(exported: Callable[..., Any], bits: int) -> None:
     assert [tensor.name for tensor in found.graph.graph.initializer].count("transformer.wte.codes") == 1
 
 
+@pytest.mark.slow
 def test_float_inputs_take_the_bytes_of_codes(exported: Callable[..., Any], tmp_path: Path) -> None:
     sizes = []
     for float_inputs in (False, True):
@@ -103,6 +104,7 @@ def quantizing_inputs(graph: onnx.ModelProto) -> None:
     set_attribute(node(graph, MODULE), "accuracy_level", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutate", [quantizing_inputs, dropped_bias])
 def test_a_wrong_product_with_float_inputs_fails(
     exported: Callable[..., Any], mutate: Callable[[onnx.ModelProto], None]
@@ -115,6 +117,7 @@ def test_a_wrong_product_with_float_inputs_fails(
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "by"), [("scalar_2.0", 1.0), ("mask_2", 1), ("shifts_2", 2)])
 def test_wrong_unpacking_fails(exported: Callable[..., Any], name: str, by: Any) -> None:
     """Another zero, another mask, bits that start elsewhere."""
@@ -128,6 +131,7 @@ def test_wrong_unpacking_fails(exported: Callable[..., Any], name: str, by: Any)
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4])
 def test_a_reference_with_other_inputs_fails(exported: Callable[..., Any], bits: int) -> None:
     """Torch with 8-bit inputs is no reference of a weight-only graph, nor torch with float ones of the other."""
@@ -139,12 +143,14 @@ def test_a_reference_with_other_inputs_fails(exported: Callable[..., Any], bits:
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+@pytest.mark.slow
 def test_a_float_reference_of_quantized_inputs_fails(exported: Callable[..., Any]) -> None:
     found = exported(4, hidden=64)
     with float_activations(found.model), pytest.raises(ParityError, match="differs relatively"):
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "hidden"), [(2, 36), (4, 64), (8, 32)])
 def test_a_split_head_computes_the_same(
     exported: Callable[..., Any], tiny_gpt2: Callable[..., Any], tmp_path: Path, bits: int, hidden: int
@@ -165,6 +171,7 @@ def test_a_split_head_computes_the_same(
     assert rows - 1500 < sizes[1] - sizes[0] <= rows + 1500
 
 
+@pytest.mark.slow
 def test_a_split_embedding_with_a_wrong_row_fails(exported: Callable[..., Any]) -> None:
     found = exported(4, split=True)
     graph = found.graph
@@ -176,6 +183,7 @@ def test_a_split_embedding_with_a_wrong_row_fails(exported: Callable[..., Any]) 
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4])
 def test_both_choices_for_an_encoder_and_its_decoder(
     exported: Callable[..., Any], tiny_bart: Callable[..., Any], bits: int

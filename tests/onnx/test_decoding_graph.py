@@ -57,6 +57,7 @@ def test_interface_follows_optimum(exported: Callable[..., Any], family: str, he
     assert shape_of(graph.output[1]) == ["batch_size", heads, "total_sequence_length", 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0, 2])
 def test_a_step_runs_fused_nodes_only(exported: Callable[..., Any], bits: int) -> None:
     counts = Counter(node.op_type for node in optimized(exported(bits).directory).graph.node)
@@ -74,6 +75,7 @@ def test_a_step_runs_fused_nodes_only(exported: Callable[..., Any], bits: int) -
     assert sum(counts[name] for name in once) <= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0, 2])
 def test_a_step_of_a_llama_runs_fused_nodes_only(exported: Callable[..., Any], bits: int) -> None:
     """Gate and up are one product; queries and keys are rotated, each by one node."""
@@ -110,6 +112,7 @@ LLAMA_SHAPES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0, 2, 4, 8])
 @pytest.mark.parametrize("options", LLAMA_SHAPES, ids=str)
 def test_every_shape_of_a_llama_passes_the_gate(

@@ -77,6 +77,7 @@ def test_a_decoder(
     assert len({tuple(row) for row in text[:, 9:].tolist()}) > 1
 
 
+@pytest.mark.slow
 def test_an_encoder_and_its_decoder(
     exported: Callable[..., Any], tiny_bart: Callable[..., Any], shape: dict[str, Any], weights: dict[str, Any]
 ) -> None:

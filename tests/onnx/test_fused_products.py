@@ -97,6 +97,7 @@ def packed_with_blocks(model: Any, bits: int, blocks: dict[str, int]) -> tuple[A
     return deployed.eval(), Packed(spec, tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize(
     ("family", "blocks", "fused"),
@@ -134,6 +135,7 @@ def test_differing_block_sizes_are_not_fused(
     assert {name for name in joined if "+" in name} == set(fused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("family", ["gpt2", "bart", "llama", "mbart"])
 def test_every_group_size_passes_the_gate(exported: Callable[..., Any], family: str, group_size: int) -> None:

@@ -24,6 +24,7 @@ LLAMA_GRAPH_BYTES = 14_000
 """The same for a Llama, which has seven products a layer in place of four."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("hidden", [32, 36, 128])
 def test_every_width_and_padded_columns(exported: Callable[..., Any], bits: int, hidden: int) -> None:
@@ -41,6 +42,7 @@ GRANULARITIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("hidden", [36, 96])
 @pytest.mark.parametrize("quantization", GRANULARITIES, ids=["row", "group", "group-float16", "float16"])
@@ -54,6 +56,7 @@ def test_every_granularity(
     assert found.figures["max_float_logit_error"] <= found.figures["float_limit"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "bart", "llama"])
 @pytest.mark.parametrize("width", [640, 512, 384, 192, 72])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -86,6 +89,7 @@ def test_the_kernel_reads_the_weights_of_the_artifact(
     assert any("+" in node.name for node in graph.graph.node) == (family != "gpt2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("quantization", [{}, *GRANULARITIES], ids=str)
 @pytest.mark.parametrize(
@@ -104,6 +108,7 @@ def test_the_file_is_codes_scales_and_floats(
     assert expected <= size <= expected + nodes
 
 
+@pytest.mark.slow
 def test_embedding_and_head_share_codes(exported: Callable[..., Any]) -> None:
     graph = exported(4).graph.graph
     codes = [tensor.name for tensor in graph.initializer if tensor.name.endswith(".codes")]
@@ -113,12 +118,14 @@ def test_embedding_and_head_share_codes(exported: Callable[..., Any]) -> None:
     assert head.input[1] == "transformer.wte.codes"
 
 
+@pytest.mark.slow
 def test_one_scale_a_matrix_is_one_number_on_disk(exported: Callable[..., Any]) -> None:
     graph = exported(2).graph.graph
     scales = [tensor for tensor in graph.initializer if "scales" in tensor.name]
     assert [list(tensor.dims) for tensor in scales] == [[67, 1]]
 
 
+@pytest.mark.slow
 def test_what_is_stored_in_half_is_half_on_disk(exported: Callable[..., Any]) -> None:
     found = exported(2, hidden=36, quantization=GRANULARITIES[2])
     tensors = found.packed.tensors
@@ -132,6 +139,7 @@ def test_what_is_stored_in_half_is_half_on_disk(exported: Callable[..., Any]) ->
     assert sorted(casts) == sorted([*halves, "transformer.wpe.weight"])  # each once, also where two nodes read it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", [{}, *GRANULARITIES[1:]], ids=str)
 def test_rows_of_the_embedding_are_exact(exported: Callable[..., Any], quantization: dict[str, Any]) -> None:
     """GatherBlockQuantized gives codes * scale to the last bit, padding cut off."""

@@ -85,6 +85,7 @@ def smaller_blocks(graph: onnx.ModelProto) -> None:
     set_attribute(product, "block_size", packed)  # 4 bits: two codes a byte
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutate", "where"),
     [
@@ -104,6 +105,7 @@ def test_a_wrong_product_fails(exported: Callable[..., Any], mutate: Callable[[A
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+@pytest.mark.slow
 def test_an_outlier_that_weights_of_zero_meet_is_no_reason(
     exported: Callable[..., Any], tiny_bart: Callable[..., Any]
 ) -> None:
@@ -125,6 +127,7 @@ def silent(exported: Callable[..., Any], tiny_gpt2: Callable[..., Any]) -> Calla
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dynamic_scaling", "lsq"])
 def test_a_product_of_zeros_passes(silent: Callable[..., Any], method: str) -> None:
     assert silent(method).figures["max_product_error"] <= 2e-6
@@ -142,6 +145,7 @@ def other_code(graph: onnx.ModelProto) -> None:
     codes.CopyFrom(numpy_helper.from_array(values, codes.name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "mutate", "error"),
     [("dynamic_scaling", tiny_bias, "inf"), ("lsq", wrong_zero_point, "0\\."), ("lsq", other_code, "0\\.")],
@@ -157,6 +161,7 @@ def test_a_wrong_product_of_zeros_fails(
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+@pytest.mark.slow
 def test_asymmetric_activations_fail(exported: Callable[..., Any]) -> None:
     found = exported(4, hidden=64)
     for module in found.model.modules():
@@ -166,6 +171,7 @@ def test_asymmetric_activations_fail(exported: Callable[..., Any]) -> None:
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("level", "message"),
     [
@@ -189,6 +195,7 @@ def test_asymmetric_activations_of_a_node_fail(exported: Callable[..., Any], lev
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+@pytest.mark.slow
 def test_only_the_graph_as_it_is_shows_inputs_that_8_bits_cannot_hold(exported: Callable[..., Any]) -> None:
     """A constant goes into one channel before a product and comes off behind it: exact for each product and in float32.
 
@@ -212,6 +219,7 @@ def test_only_the_graph_as_it_is_shows_inputs_that_8_bits_cannot_hold(exported: 
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0, 4])
 def test_wrong_wiring_fails(exported: Callable[..., Any], bits: int) -> None:
     """Every product is right, but two normalizations have changed places."""
@@ -309,6 +317,7 @@ LLAMA_MUTATIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutate", LLAMA_MUTATIONS)
 @pytest.mark.parametrize("bits", [0, 4])
 def test_a_wrong_llama_fails(exported: Callable[..., Any], bits: int, mutate: Callable[[Any], None]) -> None:
@@ -333,6 +342,7 @@ def test_padding_that_is_not_hidden_fails(exported: Callable[..., Any]) -> None:
         check_parity(found.model, found.directory)
 
 
+@pytest.mark.slow
 def test_padding_that_breeds_nan_fails(exported: Callable[..., Any]) -> None:
     """Rows without padding stay right, so that the NaN is in some comparisons only."""
     found = exported()
@@ -345,6 +355,7 @@ def test_padding_that_breeds_nan_fails(exported: Callable[..., Any]) -> None:
         check_parity(found.model, found.directory)
 
 
+@pytest.mark.slow
 def test_a_product_that_is_not_packed_fails(exported: Callable[..., Any], tiny_gpt2: Callable[..., Any]) -> None:
     from .conftest import packed_model
 
@@ -354,6 +365,7 @@ def test_a_product_that_is_not_packed_fails(exported: Callable[..., Any], tiny_g
         check_parity(model, found.directory, packed.spec)
 
 
+@pytest.mark.slow
 def test_a_packed_product_that_torch_does_not_have_fails(exported: Callable[..., Any]) -> None:
     """One with the identity rounds the residual stream to 8 bits, and gives the same in float32."""
     found = exported(4, hidden=64)
@@ -376,6 +388,7 @@ def test_a_packed_product_that_torch_does_not_have_fails(exported: Callable[...,
         check_parity(found.model, found.directory, found.packed.spec)
 
 
+@pytest.mark.slow
 def test_text_that_torch_would_not_write_fails(exported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     found = exported()
     honest = Runtime.generate
@@ -390,6 +403,7 @@ def test_text_that_torch_would_not_write_fails(exported: Callable[..., Any], mon
         check_parity(found.model, found.directory)
 
 
+@pytest.mark.slow
 def test_figures_say_what_was_compared(exported: Callable[..., Any]) -> None:
     figures = exported(2).figures
     assert figures["positions"] > 100
@@ -427,6 +441,7 @@ def test_small_models_are_compared_too(exported: Callable[..., Any], graph: str,
     torch.testing.assert_close(torch.from_numpy(runtime.logits(ids)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("context", "vocab"), SMALL)
 def test_small_packed_models_are_compared_too(exported: Callable[..., Any], context: int, vocab: int) -> None:
     figures = exported(4, positions=context, vocab=vocab).figures

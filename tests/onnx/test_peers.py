@@ -32,6 +32,7 @@ def test_the_plain_graph_is_an_oracle(exported: Callable[..., Any], tmp_path: An
     np.testing.assert_allclose(*both, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.optimum
 @pytest.mark.parametrize("bits", [0, 4])
 @pytest.mark.parametrize(

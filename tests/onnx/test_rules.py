@@ -39,6 +39,7 @@ def stock(prompt: int, options: dict[str, Any], ends: list[int]) -> LogitsProces
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.fixed_dictionaries(

@@ -45,6 +45,7 @@ def left_padded(rows: int, length: int, vocabulary: int = 67) -> tuple[Any, Any]
     return ids, mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES + LLAMAS, ids=str)
 def test_greedy_text_equals_torch(exported: Callable[..., Any], shape: dict[str, int]) -> None:
     found = exported(**shape)
@@ -69,6 +70,7 @@ STOCK_OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES + LLAMAS, ids=str)
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_text_equals_that_of_the_stock_library(exported: Callable[..., Any], shape: dict[str, int], seed: int) -> None:
@@ -91,6 +93,7 @@ def test_text_equals_that_of_the_stock_library(exported: Callable[..., Any], sha
     assert len(widths) > 3  # texts that end early and late
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [8, 6])
 @pytest.mark.parametrize("beams", [1, 4])
 def test_text_of_a_pruned_llama_equals_that_of_the_stock_library(
@@ -289,6 +292,7 @@ def test_lists_are_read_as_arrays(exported: Callable[..., Any]) -> None:
     np.testing.assert_array_equal(runtime.logits(rows, real), runtime.logits(ids.astype(np.int32), mask * 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("hidden", [-100, 67, 2**40])
 def test_what_the_mask_hides_may_be_any_number(
@@ -425,6 +429,7 @@ def test_generation_settings_of_the_directory_are_used(exported: Callable[..., A
     assert Runtime.open(found.directory).generate(ids, max_new_tokens=9).shape == (1, 6)
 
 
+@pytest.mark.slow
 def test_a_deployed_process_imports_neither_torch_nor_transformers(exported: Callable[..., Any]) -> None:
     script = """
 import sys
@@ -443,6 +448,7 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transform
     assert done.stdout.splitlines() == ["(1, 4)", "(1, 4)", "[]"]
 
 
+@pytest.mark.slow
 def test_an_installation_without_dependencies_serves(exported: Callable[..., Any]) -> None:
     """README: numpy, onnxruntime, tokenizers, and this package with ``--no-deps``."""
     script = """

@@ -77,6 +77,7 @@ def test_interface_follows_optimum(bart: Callable[..., Any]) -> None:
     assert all(shape_of(value)[1::2] == [2, 16] for value in (*decoder.input[3:], *decoder.output[1:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0, 2])
 def test_a_step_runs_fused_nodes_only(bart: Callable[..., Any], bits: int) -> None:
     found = bart(bits)
@@ -91,6 +92,7 @@ def test_a_step_runs_fused_nodes_only(bart: Callable[..., Any], bits: int) -> No
     assert counts["Concat"] == 0  # GroupQueryAttention itself copies its cache into one that is a position longer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0, 2])
 @pytest.mark.parametrize(
     "options",
@@ -118,6 +120,7 @@ def test_every_shape_passes_the_gate(bart: Callable[..., Any], bits: int, option
         assert figures["products"] == layers * (4 + 2) + options.get("decoder_layers", layers) * (8 + 2) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0, 8, 4, 2])
 @pytest.mark.parametrize(
     "options",
@@ -146,12 +149,14 @@ def test_four_padded_rows_of_the_whole_context_are_those_of_torch(
         np.testing.assert_allclose(ours[real], theirs.numpy()[real], atol=1e-4 * float(np.ptp(theirs.numpy())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_other_widths(bart: Callable[..., Any], bits: int) -> None:
     figures = bart(bits, hidden=48)
     assert figures.figures["max_product_error"] <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("hidden", [32, 40])
 @pytest.mark.parametrize("quantization", [GROUPS, {"store": FLOAT16}, {**GROUPS, "store": FLOAT16}], ids=str)
@@ -163,6 +168,7 @@ def test_every_granularity_and_type(
     assert figures["max_float_logit_error"] <= figures["float_limit"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", [GROUPS, {"store": FLOAT16}, {**GROUPS, "store": FLOAT16}], ids=str)
 def test_scales_and_positions_are_stored_once(
     bart: Callable[..., Any], tiny_bart: Callable[..., Any], quantization: dict[str, Any]
@@ -189,6 +195,7 @@ def test_unequal_heads_and_ffn_export(bart: Callable[..., Any], tiny_bart: Calla
     assert [shape_of(value)[1] for value in decoder.input[3::2]] == [4, 4, 4, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "tie"), [(0, True), (0, False), (2, True), (2, False)])
 def test_weights_are_stored_once(bart: Callable[..., Any], tiny_bart: Callable[..., Any], bits: int, tie: bool) -> None:
     model = tiny_bart(tie=tie, vocab=1200)

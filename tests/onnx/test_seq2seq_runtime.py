@@ -176,6 +176,7 @@ def test_without_a_start_token_responses_begin_with_the_end_token(exported: Any,
     assert (text[:, 0] == model.config.eos_token_id).all()
 
 
+@pytest.mark.slow
 @pytest.mark.optimum
 @pytest.mark.parametrize(
     ("bits", "options"),

@@ -26,6 +26,7 @@ def test_a_step_reads_one_row_of_the_rotary_tables(exported: Callable[..., Any],
     assert directory_step_bytes(found.directory) == 4 * (matrices + norms + rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 8])
 def test_packed_products_count_as_they_are_stored(exported: Callable[..., Any], bits: int) -> None:
     attention = HIDDEN * (HIDDEN + 2 * SHARED) + HIDDEN**2

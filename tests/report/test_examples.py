@@ -98,6 +98,7 @@ def test_several_references_are_numbered_and_old_records_have_one():
 WORDS = st.lists(st.sampled_from("abc"), max_size=5).map(" ".join)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.integers(0, 50), st.tuples(WORDS, WORDS), min_size=1))
 def test_no_row_left_out_differs_more_than_one_that_was_chosen(texts):
     texts = dict(sorted(texts.items()))
@@ -178,6 +179,7 @@ def test_markdown_escapes_text(report):
     assert "| reference 2 | *empty* |" in table
 
 
+@pytest.mark.slow
 def test_long_inputs_are_cut_behind_a_word_in_markdown_alone(tmp_path):
     path = write_run(tmp_path / "run", trained=False) / "measurements.json"
     measured = json.loads(path.read_text())

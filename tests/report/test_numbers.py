@@ -66,6 +66,7 @@ def test_change_is_against_the_first_uncompressed_artifact():
     assert numbers.change(rows, rows[1], "perplexity") == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 @given(POINTS, st.booleans())
 def test_front_is_what_no_point_beats(points, lower):
     sign = 1 if lower else -1

@@ -93,6 +93,7 @@ def test_the_same_run_gives_the_same_report(report, workdir, tmp_path):
         assert text(tmp_path, suffix) == text(report, suffix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", [set(), {"quality"}, {"size", "speed"}])
 def test_what_was_not_measured_is_said_and_not_shown(tmp_path, measure):
     build([write_run(tmp_path / "run", measure=frozenset(measure), trained=False)], tmp_path / "out")
@@ -117,6 +118,7 @@ def test_several_runs_make_a_comparison(workdir, tmp_path):
     assert len(found["headlines"]) == 2
 
 
+@pytest.mark.slow
 def test_text_of_a_user_cannot_become_markup(tmp_path):
     workdir = write_run(tmp_path / "run", trained=False)
     run = json.loads((workdir / "run.json").read_text())
@@ -151,6 +153,7 @@ def test_no_work_directory_is_the_users_mistake(tmp_path):
         build([], tmp_path)
 
 
+@pytest.mark.slow
 def test_torch_is_never_imported():
     code = "import compress.report, sys; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -59,6 +59,7 @@ def test_widths_that_4_bits_cannot_compute_are_refused(tmp_path: Path, request: 
     assert not list(BitsAndBytes(quant_type="int8").problems(shape, None))
 
 
+@pytest.mark.slow
 def test_touching_nothing_raises(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def test_a_cut_student_approaches_its_root(term: str, family: str, pruned: Any, 
     assert made.manifest.root == base.digest
 
 
+@pytest.mark.slow
 def test_adaptive_kl_is_the_default_and_a_narrower_student_of_another_model_learns(
     request: Any, stock: Any, learnable: Any, run_stage: Any
 ) -> None:
@@ -65,6 +66,7 @@ def test_adaptive_kl_is_the_default_and_a_narrower_student_of_another_model_lear
     assert made.manifest.root == student.digest
 
 
+@pytest.mark.slow
 def test_two_runs_of_a_seed_give_one_digest(pruned: Any, learnable: Any, run_stage: Any) -> None:
     base, cut = pruned("tiny_gpt2")
     data = learnable(base)
@@ -73,12 +75,14 @@ def test_two_runs_of_a_seed_give_one_digest(pruned: Any, learnable: Any, run_sta
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 def test_the_teacher_stays_as_it_was(pruned: Any, learnable: Any, run_stage: Any) -> None:
     base, cut = pruned("tiny_gpt2")
     run_stage(stage(steps=2), cut, data=learnable(base), models={"base": base}, out="made")
     assert adopt(base.path).digest == base.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", ["causal_kv", "hidden_mse"])
 def test_unit_by_unit_terms_need_an_ancestor_with_every_unit(
     term: str, request: Any, pruned: Any, stock: Any, learnable: Any, run_stage: Any, shape_of: Any

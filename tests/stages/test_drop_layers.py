@@ -65,6 +65,7 @@ def origins(made: Artifact, root: Artifact) -> dict[str, list[int]]:
 # -- which layers, and how many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "keep", "left"),
     [
@@ -96,6 +97,7 @@ def test_the_layers_that_were_asked_for_stay(
     assert STAGES.read(drop(keep)).model_dump(mode="json")["keep"] == keep
 
 
+@pytest.mark.slow
 def test_a_second_drop_counts_what_the_first_left(base: Any, run_stage: Any) -> None:
     root = base("tiny_bart")
     first = run_stage(drop({"encoder": [0, 2, 3, 5], "decoder": 5}), root, out="first")
@@ -172,6 +174,7 @@ def scored(base: Any, run_stage: Any) -> Any:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("fold", [False, True])
 def test_drop_and_prune_may_change_places(
@@ -196,6 +199,7 @@ def test_drop_and_prune_may_change_places(
             assert kept == pruned.manifest.kept[f"{stack.axes}.{one.manifest.layers[stack.name][new]}.{kind}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scores", [True, False])
 def test_masks_come_along_with_their_layers(scores: bool, scored: Any, run_stage: Any, shape_of: Any) -> None:
     masked = scored("tiny_bart", scores=scores)
@@ -214,6 +218,7 @@ def test_masks_come_along_with_their_layers(scores: bool, scored: Any, run_stage
     assert (after.masked, after.scored, after.traits) == (known.masked, scores, known.traits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_uneven_model_stays_one(family: str, scored: Any, run_stage: Any, tiny_inputs: Any) -> None:
     prune = {"type": "prune", "keep": {"heads": "3/4", "ffn": "1/3"}, "uniform": False}
@@ -231,6 +236,7 @@ def test_an_uneven_model_stays_one(family: str, scored: Any, run_stage: Any, tin
     assert torch.equal(logits(model, inputs), logits(expected, inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "keep", "options"),
     [
@@ -263,6 +269,7 @@ def test_a_short_model_is_quantized_and_exported(
 # -- terms that compare layer by layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("term", ["causal_kv", "hidden_mse"])
 def test_a_copy_is_taught_by_the_layers_it_came_from(
@@ -283,6 +290,7 @@ def test_a_copy_is_taught_by_the_layers_it_came_from(
         assert first < 1e-9 if out == "head" else first > 1e-3
 
 
+@pytest.mark.slow
 def test_a_teacher_must_have_the_layers_of_its_student(
     base: Any, run_stage: Any, shape_of: Any, learnable: Any
 ) -> None:
@@ -351,6 +359,7 @@ def test_fields_are_checked(keep: Any) -> None:
         STAGES.read(drop(True))
 
 
+@pytest.mark.slow
 def test_a_deeper_stack_keeps_what_a_shallow_one_has_not(base: Any, run_stage: Any, shape_of: Any) -> None:
     """A bare number holds for every stack, and one that has just as many layers keeps them all."""
     short = run_stage(drop({"decoder": 2}), base("tiny_bart"), out="short")

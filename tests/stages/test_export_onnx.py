@@ -59,6 +59,7 @@ def shape_of(artifact: Artifact) -> Shape:
     return Shape("a", artifact.config(), artifact.sizes(), artifact.traits, root="a", activations=activations)
 
 
+@pytest.mark.slow
 def test_a_float_model(base: Artifact, tmp_path: Path) -> None:
     result = run(ExportOnnx(), base, tmp_path / "out")
     assert result.traits == {"onnx"}
@@ -77,6 +78,7 @@ def test_a_float_model(base: Artifact, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(Runtime.open(tmp_path / "out").logits(ids.numpy())), expected)
 
 
+@pytest.mark.slow
 def test_the_parts_of_an_older_tokenizer_become_one_file(base: Artifact, tmp_path: Path) -> None:
     tokenizer = train_bpe(["the cat sat on the mat"] * 3, 262, GPT2)
     tokenizer.backend_tokenizer.model.save(str(base.path))
@@ -87,6 +89,7 @@ def test_the_parts_of_an_older_tokenizer_become_one_file(base: Artifact, tmp_pat
     assert written.decode(written.encode(text).ids) == text
 
 
+@pytest.mark.slow
 def test_a_quantized_model_keeps_its_spec(base: Artifact, tmp_path: Path) -> None:
     source = quantized(base, tmp_path / "q", "block")
     assert not list(ExportOnnx().problems(shape_of(source), None))
@@ -102,6 +105,7 @@ def test_a_quantized_model_keeps_its_spec(base: Artifact, tmp_path: Path) -> Non
     assert tables == ["transformer.wte"]  # looked up only; the head is a product
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "note"), [(3, "3-bit codes take 4 bits"), (2, "")])
 def test_three_bits_are_noted(base: Artifact, tmp_path: Path, bits: int, note: str) -> None:
     assert (
@@ -109,6 +113,7 @@ def test_three_bits_are_noted(base: Artifact, tmp_path: Path, bits: int, note: s
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["block", "tensor"])
 def test_float16_is_kept(base: Artifact, tmp_path: Path, granularity: str) -> None:
     source = quantized(base, tmp_path / "q", granularity, scales="float16", positions="float16")
@@ -120,6 +125,7 @@ def test_float16_is_kept(base: Artifact, tmp_path: Path, granularity: str) -> No
     assert halves == {"transformer.wpe.weight", "transformer.wte.scales"}
 
 
+@pytest.mark.slow
 def test_activations_per_tensor_must_be_replaced(base: Artifact, tmp_path: Path) -> None:
     source = quantized(base, tmp_path / "q", "tensor")
     (problem,) = ExportOnnx().problems(shape_of(source), None)
@@ -131,6 +137,7 @@ def test_activations_per_tensor_must_be_replaced(base: Artifact, tmp_path: Path)
         run(ExportOnnx(), source, tmp_path / "exact")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("granularity", "activations", "taken"),
     [

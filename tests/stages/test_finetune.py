@@ -28,6 +28,7 @@ def tiny(request: Any, family: str, **options: Any) -> Any:
     return request.getfixturevalue(family)(**{"layers": 1, "hidden": 16, "ffn": 32, "vocab": 23, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_falls_and_the_best_model_is_handed_on(
     family: str, request: Any, stock: Any, learnable: Any, run_stage: Any
@@ -75,6 +76,7 @@ def test_one_seed_gives_one_digest_interrupted_or_not(
     assert other.digest not in (straight.digest, base.digest)
 
 
+@pytest.mark.slow
 def test_a_cut_model_keeps_its_shape_and_its_units(
     request: Any, stock: Any, learnable: Any, run_stage: Any, tmp_path: Any
 ) -> None:

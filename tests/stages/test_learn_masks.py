@@ -40,6 +40,7 @@ def base(request: Any, stock: Any) -> Any:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_masks_train_and_frozen_weights_stay_bit_for_bit(
     family: str, base: Any, learnable: Any, run_stage: Any
@@ -90,6 +91,7 @@ def test_the_penalty_shrinks_masks(base: Any, learnable: Any, run_stage: Any) ->
     assert sums[0] > sums[1] > sums[2]
 
 
+@pytest.mark.slow
 def test_the_last_masks_are_handed_on_though_the_first_evaluate_best(base: Any, learnable: Any, run_stage: Any) -> None:
     source = base()
     made = run_stage(
@@ -100,6 +102,7 @@ def test_the_last_masks_are_handed_on_though_the_first_evaluate_best(base: Any, 
     assert total == pytest.approx(units * (1 - 10 * TRAIN["mask_lr"]), rel=1e-3)  # ten steps of Adam, all downhill
 
 
+@pytest.mark.slow
 def test_weights_train_where_a_rate_is_given(base: Any, learnable: Any, run_stage: Any) -> None:
     source = base()
     made = run_stage(stage(weights_lr=1e-3, axes=["ffn"]), source, data=learnable(source))
@@ -140,6 +143,7 @@ def _reference(source: Any, data: Any, steps: int, rate: float, **loader: Any) -
     return absolute, signed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_aware_scores(family: str, base: Any, learnable: Any, run_stage: Any) -> None:
     """All steps count, though the unchanged model evaluates best at the first; the penalty is left out."""
@@ -153,6 +157,7 @@ def test_loss_aware_scores(family: str, base: Any, learnable: Any, run_stage: An
     assert all((mask == 1).all() for mask in masks_of(made.model()).values())
 
 
+@pytest.mark.slow
 def test_movement_scores_keep_the_order_of_signed_sums(base: Any, learnable: Any, run_stage: Any) -> None:
     source = base()
     data = learnable(source)
@@ -201,6 +206,7 @@ def test_magnitude_scores(base: Any, run_stage: Any) -> None:
     torch.testing.assert_close(scores["hidden"], hidden.sqrt())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["learned", "loss_aware", "movement"])
 def test_one_seed_gives_one_digest_interrupted_or_not(
     method: str, base: Any, learnable: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch

@@ -56,6 +56,7 @@ def pair(request: Any, stock: Any) -> Any:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_interrupted_and_resumed_is_straight(
     family: str, pair: Any, run_stage: Any, answered: Any, monkeypatch: pytest.MonkeyPatch
@@ -89,6 +90,7 @@ def without(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "on_policy"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_that_is_its_teacher_is_at_distance_zero(
     family: str, pair: Any, run_stage: Any, answered: Any
@@ -141,6 +143,7 @@ def test_answers_take_the_place_of_the_data_s_and_end_where_they_end(
             assert batch["input_ids"][i, :length].tolist() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_drawn_follows_from_seed_step_and_part_alone(family: str, pair: Any, drawing: Any) -> None:
     student, _ = pair(family)
@@ -160,6 +163,7 @@ def test_what_is_drawn_follows_from_seed_step_and_part_alone(family: str, pair: 
     assert all(parameter.grad is None for parameter in drawn.student.side.model.parameters())
 
 
+@pytest.mark.slow
 def test_answers_are_drawn_from_the_student_s_own_distribution(pair: Any, drawing: Any) -> None:
     student, _ = pair("tiny_gpt2")
     drawn, _ = drawing(student, max_new_tokens=1, temperature=0.3)
@@ -195,6 +199,7 @@ def test_a_run_in_which_no_step_is_chosen_is_refused(pair: Any, run_stage: Any, 
         run_stage(config, student, data=answered(student), models={"base": teacher})
 
 
+@pytest.mark.slow
 def test_the_student_s_generation_settings_stay_its_own(pair: Any, run_stage: Any, answered: Any) -> None:
     student, teacher = pair("tiny_bart")
     (student.path / "generation_config.json").unlink()  # or the source's would be copied

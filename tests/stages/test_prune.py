@@ -133,6 +133,7 @@ def test_a_shape_without_stock_class_is_reported(
     assert STAGES.read(prune(**config)).shape(shape_of(source, masked=("hidden", "heads", "ffn"))).note == reported
 
 
+@pytest.mark.slow
 def test_one_set_of_masks_makes_many_sizes(base: Any, masked: Any, run_stage: Any) -> None:
     source = masked(base())
     small, middle, large = (run_stage(prune(keep=f"{n}/4"), source, out=str(n)) for n in (1, 2, 3))
@@ -142,6 +143,7 @@ def test_one_set_of_masks_makes_many_sizes(base: Any, masked: Any, run_stage: An
     assert len({made.digest for made in (small, middle, large)}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("budget", [0.5, 0.95, 12_000])
 def test_a_budget_takes_the_largest_uniform_cut_within_it(
@@ -173,6 +175,7 @@ def test_a_budget_counts_axes_that_carry_no_mask_as_they_are(
     assert stage.shape(known).sizes == halves and budget < whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_check_knows_the_sizes_that_come_out(
     family: str, base: Any, masked: Any, run_stage: Any, shape_of: Any
@@ -188,6 +191,7 @@ def test_the_check_knows_the_sizes_that_come_out(
 # -- the model that is left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kept_units_count_in_full_unless_masks_are_folded(
@@ -311,6 +315,7 @@ def test_uneven_cuts_leave_one_head_in_every_layer(base: Any, tmp_path: Any, mas
     assert [made.sizes()[f"layer.{n}.heads"] for n in range(3)] == [1, 1, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uniform", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_cuts_are_one_cut_of_the_root(

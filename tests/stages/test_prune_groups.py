@@ -56,6 +56,7 @@ def test_half_of_a_row(dtype: torch.dtype, tiny_llama: Any) -> None:
     assert [sizes[axis] for axis in scores] == [2, 2, 4]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     shape=st.sampled_from([(8, 2), (6, 3), (4, 1), (12, 3)]),

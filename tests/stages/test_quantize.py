@@ -70,6 +70,7 @@ STOCK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "stock"), STOCK.items())
 def test_packed_directory(tmp_path: Path, request: pytest.FixtureRequest, family: str, stock: Any) -> None:
     request.getfixturevalue(f"tiny_{family}")(layers=1).save_pretrained(tmp_path / "base")
@@ -117,6 +118,7 @@ def test_float16_on_disk(tmp_path: Path, base: Artifact, granularity: str) -> No
     assert all(torch.equal(tensor, exact[name]) for name, tensor in codes.items())
 
 
+@pytest.mark.slow
 def test_what_float16_does_not_hold_is_reported(tmp_path: Path, tiny_gpt2: Any) -> None:
     model = tiny_gpt2(layers=1)
     with torch.no_grad():
@@ -158,6 +160,7 @@ def test_details_tell_how_it_went(tmp_path: Path, base: Artifact) -> None:
     assert details["embedding_cosine"]["source"] != details["embedding_cosine"]["quantized"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["tensor", "group"])
 @pytest.mark.parametrize("method", ["dynamic_scaling", "pact", "lsq", "laq", "round_to_nearest"])
 def test_training_recovers(tmp_path: Path, base: Artifact, data: Data, method: str, granularity: str) -> None:
@@ -175,6 +178,7 @@ def test_training_recovers(tmp_path: Path, base: Artifact, data: Data, method: s
     assert float(loss) == pytest.approx(last, abs=1e-4)  # what was evaluated in training is what was packed
 
 
+@pytest.mark.slow
 def test_the_papers_terms_train_scales_and_weights(tmp_path: Path, base: Artifact, data: Data) -> None:
     context = Context(models={"base": base}, data=data, bar=False)
     before, _ = run(stage_of(), base, tmp_path / "ptq", context)
@@ -185,6 +189,7 @@ def test_the_papers_terms_train_scales_and_weights(tmp_path: Path, base: Artifac
     assert not torch.equal(ours["transformer.ln_f.weight"], theirs["transformer.ln_f.weight"])
 
 
+@pytest.mark.slow
 def test_the_norms_gradient_changes_training_alone(tmp_path: Path, base: Artifact, data: Data) -> None:
     context = Context(models={}, data=data, bar=False)
 
@@ -199,6 +204,7 @@ def test_the_norms_gradient_changes_training_alone(tmp_path: Path, base: Artifac
         stage_of(steps=0, weights={"bits": 2, "norm_gradient": True})
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes(tmp_path: Path, base: Artifact, data: Data) -> None:
     context = Context(models={"base": base}, data=data, bar=False)
     stage = stage_of(steps=2, teacher="base", noise_p=0.5)

@@ -24,6 +24,7 @@ STAGES = {
 """Each with one thing alone that a checkpoint must carry besides parameters and optimizer."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", STAGES.values(), ids=STAGES)
 def test_interrupted_and_resumed_is_straight(
     config: dict[str, Any], tiny_gpt2: Any, stock: Any, learnable: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch

@@ -265,6 +265,7 @@ def test_empty_answers_stay_and_are_reported(
         run_stage(stage(), base, data=data, out="none")
 
 
+@pytest.mark.slow
 def test_a_target_that_does_not_fit_the_student_is_refused(
     teacher: Any, stock: Any, tiny_gpt2: Any, run_stage: Any, answered: Any
 ) -> None:

@@ -67,6 +67,7 @@ def assert_equal(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     heads=st.sampled_from([1, 2, 4]),
@@ -81,6 +82,7 @@ def test_masked_is_cut_on_gpt2(tiny_gpt2, tiny_inputs, heads, layers, tie, kinds
     assert_equal(masked, smaller)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     heads=st.sampled_from([(1, 1), (1, 4), (2, 4), (4, 2), (4, 4)]),
@@ -108,6 +110,7 @@ def test_masked_is_cut_on_bart(tiny_bart, tiny_inputs, heads, layers, ffn, tie, 
     assert_equal(masked, smaller)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     heads=st.sampled_from([(1, 1), (4, 1), (4, 2), (4, 4), (6, 3)]),
@@ -135,6 +138,7 @@ def test_masked_is_cut_on_llama(tiny_llama, tiny_inputs, heads, layers, ffn, hea
     assert_equal(masked, smaller)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     heads=st.sampled_from([(1, 4), (4, 2), (4, 4)]),
@@ -177,6 +181,7 @@ def test_query_heads_are_ranked_within_their_groups(tiny_llama):
         ranked(scores, {"layer.0.heads": 4}, axes)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(scale=st.booleans(), seed=st.integers(0, 10**6))
 def test_two_cuts_are_one_of_the_composed_units(tiny_bart, tiny_inputs, scale, seed):
@@ -233,6 +238,7 @@ def test_buffers_and_requires_grad_survive(tiny_bart):
     assert model.model.decoder.layers[0].fc1.out_features == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_generation_with_a_cache_equals_generation_without(
     tiny_gpt2, tiny_bart, tiny_mbart, tiny_llama, tiny_inputs, num_beams

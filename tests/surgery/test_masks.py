@@ -144,6 +144,7 @@ def test_gradients_reach_every_mask_and_equal_finite_differences(model, tiny_inp
     assert len(masks.named()) == len(masks_of(model))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), scale=st.booleans(), tie=st.booleans())
 def test_folded_is_masked(tiny_gpt2, tiny_bart, tiny_inputs, seed, scale, tie):

@@ -322,6 +322,7 @@ def weight_of_method(
     return weight
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     method=st.sampled_from(METHODS),
@@ -489,6 +490,7 @@ def test_a_scale_below_zero_stays_usable_and_comes_back() -> None:
     assert scale > 0
 
 
+@pytest.mark.slow
 def test_noise_is_for_training_alone(tiny_gpt2: Any, tiny_inputs: Any) -> None:
     stock = tiny_gpt2()
     inputs = tiny_inputs(stock)

@@ -82,6 +82,7 @@ def test_both_stacks_compute_what_is_packed(bart: Any, tiny_inputs: Any, method:
         assert not torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", ["quantized", "folded", "cut", "folded and cut"])
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("scale", [False, True])

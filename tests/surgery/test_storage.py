@@ -60,6 +60,7 @@ def tiny(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return factory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
 @pytest.mark.parametrize("store", [HALF, Storage(scales="float16"), Storage(positions="float16")])
 def test_what_is_stored_in_half_is_the_nearest(tiny: Any, granularity: str, store: Storage) -> None:
@@ -82,6 +83,7 @@ def test_what_is_stored_in_half_is_the_nearest(tiny: Any, granularity: str, stor
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["row", "group"])
 def test_a_restored_model_computes_with_the_rounded_numbers(tiny: Any, tiny_inputs: Any, granularity: str) -> None:
     model = quantized(tiny(hidden=40), settings_of(granularity))
@@ -94,6 +96,7 @@ def test_a_restored_model_computes_with_the_rounded_numbers(tiny: Any, tiny_inpu
     assert not torch.equal(ours, logits(restored(model, *packed_state(model)), inputs))
 
 
+@pytest.mark.slow
 def test_the_type_of_every_tensor_is_checked(tiny: Any) -> None:
     model = quantized(tiny(), settings_of("row"))
     state, spec = packed_state(model, HALF)
@@ -146,6 +149,7 @@ def test_positions_beyond_float16_stay_float32(tiny: Any, value: float) -> None:
     assert left_in_float32(intended, spec) == [name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", LEARNED_POSITIONS, indirect=True)
 def test_records_say_nothing_of_what_stays_as_it_was(tiny: Any) -> None:
     """What was made before the option came keeps its key and its digest."""

@@ -65,6 +65,7 @@ def _run(objective, data, out: Path, config):
     return train(objective, groups, data.train, data.eval, config, Place(out, seed=3, bar=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "contrast"),
     [
@@ -108,6 +109,7 @@ def test_interrupted_and_resumed_equals_straight(stop, contrast, tiny_gpt2, data
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_a_crash_resumes_from_the_last_whole_checkpoint(tiny_gpt2, data, tmp_path, monkeypatch):
     straight = _objective(tiny_gpt2)
     _run(straight, data, tmp_path / "straight", _config())
@@ -134,6 +136,7 @@ def _crash_after(original, times):
     return keep
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_agree_and_another_differs(tiny_gpt2, data, tmp_path):
     states = []
     for i, seed in enumerate((3, 3, 4)):
@@ -147,6 +150,7 @@ def test_two_runs_of_one_seed_agree_and_another_differs(tiny_gpt2, data, tmp_pat
     assert not torch.equal(states[0], states[2])
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_handed_on(tiny_gpt2, data, tmp_path):
     """At a rate that ruins the model the best evaluation is an early one; keep: last must differ."""
     kept = {}
@@ -173,6 +177,7 @@ def _pairs(model, tmp_path, **splits):
     return open_data(DataSpec.model_validate(spec), tokenizer=None, model=interface, base=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_best_weights_of_an_encoder_and_decoder_are_handed_on(tiny_bart, tmp_path):
     """Rows learnt by heart make others less likely: the best evaluation on data.eval is not the last one."""
     model = tiny_bart(layers=1, hidden=16)
@@ -236,6 +241,7 @@ def test_a_line_that_power_loss_tore_is_dropped(torn, tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "best.safetensors"])
 def test_a_torn_checkpoint_ends_where_a_straight_run_ends(name, tiny_gpt2, data, tmp_path, monkeypatch, capsys):
     straight = _objective(tiny_gpt2)

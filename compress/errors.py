@@ -14,12 +14,17 @@ class CompressError(Exception):
     exit_code = 1
 
     def __init__(self, problem: Problem | str) -> None:
-        super().__init__(problem)
-        self.problem = problem if isinstance(problem, Problem) else Problem((), problem)
-        """What is wrong and where. A handler reads it here and not in the text."""
+        super().__init__(problem if isinstance(problem, Problem) else Problem((), problem))
 
-    def __str__(self) -> str:
-        return str(self.problem)
+    @property
+    def problem(self) -> Problem:
+        """What is wrong and where. A handler reads it here and not in the text."""
+        found: Problem = self.args[0]
+        return found
+
+    @problem.setter
+    def problem(self, problem: Problem) -> None:
+        self.args = (problem,)
 
 
 @contextmanager

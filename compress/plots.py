@@ -15,6 +15,7 @@ from compress.errors import NothingDoneError, UserError
 from compress.measure.figures import figure_of, name_of
 from compress.measure.formats import MB
 from compress.measure.record import Record, scored
+from compress.measure.scores import is_number
 from compress.registry import suggest
 from compress.report.canvas import ACCENT, COLOURS, STYLE, Mark
 from compress.report.plots import draw_evaluations, draw_losses, draw_trade_off
@@ -88,7 +89,7 @@ def pareto(records: Sequence[Mapping[str, Any]], *, metric: str = "perplexity") 
     shown = [record for record in records if metric in record.get("quality", {}) and "bytes" in record]
     if len(shown) < 2:
         raise NothingDoneError(f"records: {len(shown)} have {metric} and a size (bytes); a figure needs at least 2")
-    if odd := next((each for each in shown if not _is_number(each["quality"][metric])), None):
+    if odd := next((each for each in shown if not is_number(each["quality"][metric])), None):
         raise UserError(f"records: {odd['name']} has {odd['quality'][metric]!r} as {metric}, which is not a number")
     marks = [Mark(each["name"], each["bytes"] / MB, each["quality"][metric], "o", ACCENT) for each in shown]
     figures = scored(map(Record.model_validate, shown))
@@ -141,10 +142,6 @@ def masks(masks: Any) -> Figure:
     return figure
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _require_lines(history: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a history whose lines hold something else than numbers."""
     for at, line in enumerate(history):
@@ -153,7 +150,7 @@ def _require_lines(history: Sequence[Mapping[str, Any]]) -> None:
             raise UserError(f"trained: line {at} of the history has terms that are not a mapping of names to numbers")
         known = {"step": line.get("step")} | {key: line[key] for key in ("loss", "eval_nll") if key in line} | {**terms}
         for name, value in known.items():
-            if not _is_number(value):
+            if not is_number(value):
                 raise UserError(f"trained: line {at} of the history has {value!r} as {name}, which is not a number")
 
 
@@ -165,7 +162,7 @@ def _require_weights(weights: Any, terms: Sequence[str]) -> None:
     for name, weight in weights.items():
         if name not in terms:
             raise UserError(f"weights: no term is called {name!r}. {suggest(name, terms)}")
-        if not _is_number(weight):
+        if not is_number(weight):
             raise UserError(f"weights: {weight!r} of {name} is not a number")
 
 
@@ -178,7 +175,7 @@ def _require_records(records: Any) -> None:
             raise UserError(f"records: {at} is not a record with quality, a mapping of metrics to figures")
         if not isinstance(record.get("name"), str):
             raise UserError(f"records: {at} has the name {record.get('name')!r}, which is not a text")
-        if not _is_number(record.get("bytes", 0)):
+        if not is_number(record.get("bytes", 0)):
             raise UserError(f"records: {at} has {record['bytes']!r} as bytes, which is not a number")
 
 

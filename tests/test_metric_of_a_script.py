@@ -67,7 +67,7 @@ def test_a_script_beside_the_recipe_is_measured_reported_and_reused(recipe: Path
 @pytest.mark.slow
 def test_a_missing_script_is_found_before_any_work(recipe: Path) -> None:
     (recipe.parent / "scripts/vowels.py").unlink()
-    with pytest.raises(UserError, match=r"script.yaml:7: measure\[0\] \(quality\): metric names 'scripts/vowels.py'; "):
+    with pytest.raises(UserError, match=r"script.yaml:8: measure\[0\].metric: there is no file .*scripts/vowels.py"):
         make_plan(Inputs(read_recipe(recipe), recipe.parent / "work"))
 
 
@@ -84,7 +84,7 @@ def test_the_api_takes_the_same_names(recipe: Path, monkeypatch: pytest.MonkeyPa
     for key in ("vowels", "words_mean"):
         assert found[key] == record["quality"][key]
     refused: list[tuple[Any, str]] = [
-        ([{"path": "vowels.py"}], "metric names 'vowels.py'; there is no file vowels.py"),
+        ([{"path": "vowels.py"}], "metrics: there is no file vowels.py"),
         ([{"pth": "vowels.py"}], "metrics: unknown key 'pth'"),
         (["rogue"], "metrics: unknown metric 'rogue'. Did you mean 'rouge'"),
     ]

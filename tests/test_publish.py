@@ -43,3 +43,11 @@ def test_a_path_through_a_missing_directory_is_the_directory_it_leads_to(
     with pytest.raises(UserError, match="exists already; give a new directory"), new_directory(path):
         raise AssertionError("the block must not run")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["home", "thesis.tex"]
+
+
+def test_a_directory_of_the_user_with_the_name_of_a_partial_one_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "small.partial").mkdir()
+    (tmp_path / "small.partial/thesis.tex").write_text("years of work")
+    with new_directory(tmp_path / "small") as (first, final), new_directory(tmp_path / "small") as (second, _):
+        assert first != second and final == tmp_path / "small"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["small.partial", "thesis.tex"]

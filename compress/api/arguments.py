@@ -58,7 +58,7 @@ def require_seed(seed: Any) -> None:
 
 def require_path(path: Any, name: str) -> Path:
     """The path; UserError for anything but text or a path, and for a path without a last part."""
-    if not isinstance(path, str | os.PathLike) or not Path(path).name:
+    if not isinstance(path, str | os.PathLike) or not Path(path).name or "\0" in str(path):
         raise UserError(f"{name}: {path!r} is not a path; give one such as 'runs/small'")
     return Path(path)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from compress.api.arguments import configured, refuse_idle
 from compress.engine.models import ancestry_of, checked, remember
 from compress.errors import NothingDoneError, UserError
+from compress.problem import Problem
 from compress.surgery.coverage import Coverage
 from compress.surgery.quantization import Filter, Quantization, method_of, plan, quantize
 
@@ -71,29 +73,42 @@ def quantize_(
     scales = {"granularity": granularity} if granularity is not None else {}
     products: dict[str, Any] = {"bits": weights, "method": method, "init": init, **scales, **grouped}
     table = {"bits": weights if embedding is None else embedding, **grouped}
-    config = configured(
-        Quantization,
-        weights=products,
-        embedding=table,
-        activations=activations if isinstance(activations, Mapping | None) else {"bits": activations},
-    )
+    with _arguments():
+        config = configured(
+            Quantization,
+            weights=products,
+            embedding=table,
+            activations=activations if isinstance(activations, Mapping | None) else {"bits": activations},
+        )
     if method_of(config.weights.method).start is None and init != "search":
         refuse_idle(["init"], {"init": f"method {method} has no scale that is learned"})
     _require_filter(filter)
     spec = plan(model, family, config, filter)
     if not spec.matrices:
-        raise NothingDoneError("filter: matches no product, embedding or head of this model")
+        raise NothingDoneError("filter: matches no linear layer, embedding or head of this model")
     tables = [matrix for matrix in spec.matrices if matrix.module in (*family.embeddings, family.head)]
     if not tables and embedding is not None:
         refuse_idle(["embedding"], {"embedding": "filter takes neither the embedding nor the head"})
     if len(tables) == len(spec.matrices):
         given = {"granularity": granularity is not None, "weights": embedding is not None and weights != WEIGHTS}
-        idle = dict.fromkeys(given, "filter takes no product but the head")
+        idle = dict.fromkeys(given, "filter selects only the head")
         refuse_idle((name for name, changed in given.items() if changed), idle)
     known = ancestry_of(model, family)
     coverage = quantize(model, family, config, spec)
     remember(model, known)
     return coverage
+
+
+@contextmanager
+def _arguments() -> Iterator[None]:
+    """Name the argument in errors about a field of weights and embedding: ``method`` for ``weights.method``."""
+    try:
+        yield
+    except UserError as error:
+        part, field = (*error.problem.path, "", "")[:2]
+        if part in ("weights", "embedding") and field:
+            error.problem = Problem((part if field == "bits" else field,), error.problem.text)
+        raise
 
 
 def _require_filter(select: Any) -> None:

@@ -16,7 +16,7 @@ from compress.api.teaching import require_alike
 from compress.artifact import Artifact
 from compress.engine.models import checked, device_of, side_of, undisturbed
 from compress.engine.rows import as_split, require_block_read, require_tokenizer
-from compress.errors import CompressError, ModelError, UserError
+from compress.errors import CompressError, ModelError, UserError, located
 from compress.generation.subject import TorchSubject, subject_of
 from compress.measure.floor import model_step_bytes
 from compress.measure.metrics.imported import Imported
@@ -98,7 +98,7 @@ def evaluate(
         reads = {metric.reads for metric in quality.metrics().values()}
     if reads == {"logits"}:
         refuse_idle(settings, {"decoding": f"{', '.join(quality.called)} generates no text"})
-    opened, tokenizer, config, working = _opened(model, tokenizer, "model")
+    subject, tokenizer, config, working = _opened(model, tokenizer, "model")
     other, _, _, compared = (
         (None, None, None, None) if reference is None else _opened(reference, tokenizer, "reference")
     )
@@ -112,7 +112,7 @@ def evaluate(
     with _arguments(), undisturbed(*in_memory), ExitStack() as held:
         for each in in_memory:
             held.enter_context(prepared(each.eval()))
-        record = quality.measured("evaluate", opened, tokenizer, rows, other, console)
+        record = quality.measured("evaluate", subject, tokenizer, rows, other, console)
     return {**record["quality"], "conditions": record["conditions"]["quality"]}
 
 
@@ -185,7 +185,7 @@ def _read_metrics(metrics: Any) -> list[Any]:
         raise UserError(f"metrics: {metrics!r} is not a list of metrics; allowed: some of {', '.join(METRICS.names())}")
     named: list[Any] = []
     for each in given:
-        metric = configured(Imported, where="metrics", **each) if isinstance(each, Mapping) else _known(each)
+        metric = _script(each) if isinstance(each, Mapping) else _known(each)
         if metric in named:
             raise UserError(f"metrics: {each!r} is named twice")
         named.append(metric)
@@ -201,6 +201,14 @@ def _arguments() -> Iterator[None]:
         if error.problem.path[:1] == ("metric",):
             error.problem = Problem(("metrics", *error.problem.path[1:]), error.problem.text)
         raise
+
+
+def _script(given: Mapping[Any, Any]) -> Imported:
+    if odd := next((key for key in given if not isinstance(key, str)), None):
+        raise UserError(f"metrics: expected the fields of a script, such as path, got the key {odd!r}")
+    with located("metrics"):
+        script: Imported = configured(Imported, **given)
+    return script
 
 
 def _known(name: Any) -> Any:

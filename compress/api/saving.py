@@ -11,6 +11,7 @@ from torch import nn
 from compress.api.arguments import opened, require_choice, require_device, require_flag, require_path, require_seed
 from compress.artifact import Artifact
 from compress.engine.exporting import write_onnx, write_torch
+from compress.engine.graph_checks import graph_problems
 from compress.engine.models import Ancestry, checked, device_of, remember, traits_of, undisturbed
 from compress.engine.rows import require_tokenizer
 from compress.errors import ModelError, UserError
@@ -141,19 +142,13 @@ def export_onnx(
 
 
 def _require_form(model: Any, graph: GraphKind, head: Literal["tied", "split"]) -> None:
-    """Refuse a graph that this model cannot have, and a choice that it would ignore."""
-    quantized = "quantized" in traits_of(model)
-    if graph == "plain" and model.config.is_encoder_decoder:
-        raise UserError("graph: plain is traced from decoders alone; allowed for an encoder and its decoder: decoding")
-    if graph == "plain" and quantized:
-        raise UserError("graph: plain holds float weights alone; allowed for a quantized model: decoding")
+    """Refuse a graph that this model cannot have, and a choice that would change nothing."""
+    found = graph_problems(model.config, graph, head, quantized="quantized" in traits_of(model))
+    if problem := next(found, None):
+        raise UserError(problem if problem.path else problem.inside("model"))
     inputs = {module.spec.activations for module in model.modules() if isinstance(module, Product)}
     if inputs - {"none", "block"}:
         raise ModelError(
-            "model: quantizes the inputs of products as no kernel does; allowed: 8 bits per block or float inputs, as "
-            "the stage export_onnx makes of it with activations: replace or float"
+            "model: quantizes the inputs of linear layers per tensor, which no kernel computes; allowed: activations "
+            "with granularity: block, float inputs, or the stage export_onnx with activations: replace or float"
         )
-    if head == "split" and not quantized:
-        raise UserError("head: split needs packed codes to keep apart, and this model has none; allowed: tied")
-    if head == "split" and not model.config.tie_word_embeddings:
-        raise UserError("head: split has nothing to split, head and embedding are not tied; allowed: tied")

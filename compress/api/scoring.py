@@ -154,6 +154,8 @@ def score(
             values, _, _ = unit_values(model, family, axes, method)
         return Masks(_plain(values), scored=True)
     used = read_terms(terms)
+    if teacher is model:  # masks are attached to the model, and the teacher is frozen
+        teacher = copy.deepcopy(model)
     if teacher is not None:
         checked(teacher, "teacher", forbids=("masked",))
         require_teacher_read(used, teacher)

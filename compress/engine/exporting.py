@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +33,7 @@ def new_directory(out: str | Path, name: str = "out") -> Iterator[tuple[Path, Pa
     final = Path(out).resolve()  # "missing/.." does not exist until "missing" does, and then it is another directory
     if final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise UserError(f"{name}: {final} exists already; give a new directory")
-    partial = final.with_name(final.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")  # never a directory of the user
     try:
         partial.mkdir(parents=True)
     except OSError as error:

@@ -43,8 +43,10 @@ def fit(
         extra: state that must travel with the checkpoints.
         own: responses of the student itself, in some of the steps.
     """
+    device = torch.empty(0, device=place.device).device  # "cuda" becomes "cuda:0"
     for side in filter(None, (student, teacher)):
-        side.model.to(place.device)
+        if side.device != device:  # an 8-bit teacher of bitsandbytes is in place and refuses to be moved
+            side.model.to(device)
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     torch.manual_seed(place.seed)
     objective = Objective(student, terms, teacher=teacher, autocast=autocast).to(place.device)

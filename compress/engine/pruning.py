@@ -76,7 +76,7 @@ class Target(Strict):
             )
             raise ModelError(Problem(("keep",), text))
         rounded = _rounded(exact)
-        rest = 0  # heads that earlier layers left over, so that all layers together keep what :func:`cut_to` keeps
+        rest = 0  # heads that rounding left over so far; with masks on groups the total can differ from the cut's
         for heads, group in groups.items():
             if heads in rounded and group not in rounded and sizes[heads] == sizes[group]:
                 rounded[group] = rounded[heads]

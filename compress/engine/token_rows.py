@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import index
 from typing import Any
 
@@ -27,9 +27,9 @@ def token_row(row: Mapping[str, Any], task: Task, at: int) -> TokenRow:
     """A row without padding; the labels of a decoder have a length of their own. Raises DataError for other values."""
     ids = _ints(cell(row, "input_ids", at), "input_ids", at)
     labels = _ints(row["labels"], "labels", at) if row.get("labels") is not None else None
-    mask = [1] * len(ids)
+    mask = [True] * len(ids)
     if row.get("attention_mask") is not None:
-        mask = _ints(row["attention_mask"], "attention_mask", at)
+        mask = _ones_and_zeros(row["attention_mask"], at)
     if len(mask) != len(ids):
         raise DataError(f"row {at} has {len(ids)} input_ids and {len(mask)} values in attention_mask")
     if not any(mask):
@@ -53,6 +53,14 @@ def unbatched(loader: DataLoader[Any], task: Task) -> Iterator[TokenRow]:
         for at in range(len(batch["input_ids"])):
             yield token_row({key: column[at] for key, column in columns.items()}, task, count)
             count += 1
+
+
+def _ones_and_zeros(values: Any, at: int) -> list[bool]:
+    """A mask in any type of numbers or truth values."""
+    found = values.tolist() if isinstance(values, Tensor) else values
+    if isinstance(found, str | Mapping) or not isinstance(found, Iterable) or not all(each in (0, 1) for each in found):
+        raise DataError(f"row {at}: attention_mask is not a list of 0 and 1")
+    return [bool(each) for each in found]
 
 
 def _ints(values: Any, column: str, at: int) -> list[int]:

@@ -96,6 +96,8 @@ class Quality(Measurement):
     def _names_differ(self) -> Self:
         origins = dict(zip(self.called, self.metric, strict=True))
         for name, metric in zip(self.called, self.metric, strict=True):
+            if self.metric.count(metric) > 1:
+                raise ValueError(f"metric: {name!r} is named twice")
             if origins[name] != metric:
                 raise ValueError(f"metric: two metrics are called {name!r}; rename a script")
         return self

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compress.measure.figures import figure_of
 from compress.measure.metrics.metric import Figure
+from compress.measure.scores import is_number
 
 
 class View(BaseModel):
@@ -68,7 +69,7 @@ class Record(View):
         found = {
             key: (figure, float(value))
             for key, value in self.quality.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number(value)
             if not (figure := figure_of(key, self.figures)).condition
         }
         ordered = sorted(found.items(), key=lambda item: item[1][0].order)

@@ -22,14 +22,17 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def records_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """The measured values, one line per artifact: the columns of the report, without its details."""
+    """The measured values, one line per artifact: the columns of the report, without details and changes of quality.
+
+    On a narrow screen, cells and titles continue on a second line. Names are never cut.
+    """
     read = [Record.model_validate(record) for record in records]
     rows = [Measured(record.name, record, faster=record.speed.faster.get("per_token")) for record in read]
     found = laid_out(rows, (column for column in columns(rows) if not column.detail))
     shown = table()
     shown.add_column("name\n", no_wrap=True)  # titles stand in the first line, units in the second
     for title, unit in found.titles[1:]:
-        shown.add_column(Text.assemble(title, "\n", (unit, "not bold dim")), justify="right", no_wrap=True)
+        shown.add_column(Text.assemble(title, "\n", (unit, "not bold dim")), justify="right")
     for label, *cells in found.lines or [[row.label] for row in rows]:
         shown.add_row(Text(label, style="bold"), *cells)
     return shown

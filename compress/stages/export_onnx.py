@@ -11,13 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from compress.artifact import QUANTIZED, Artifact
-from compress.errors import ModelError
-from compress.models.description import activation_name, require_described
+from compress.engine.graph_checks import graph_problems
 from compress.models.loading import build
 from compress.models.stock_files import copy_settings
 from compress.models.structure import stock_tensors
 from compress.onnx.export.exporter import Packed, export
-from compress.onnx.export.operators import require_activation
 from compress.problem import Problem
 from compress.schema import added
 from compress.stages.stage import Context, Result, Shape, Stage
@@ -80,22 +78,9 @@ class ExportOnnx(Stage):
         )
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
-        try:
-            require_described(source.config)
-            require_activation(activation_name(source.config))
-        except ModelError as error:
-            yield error.problem
         quantized = "quantized" in source.traits
-        if self.graph == "plain" and source.config.is_encoder_decoder:
-            yield Problem(("graph",), "plain supports only decoders; use decoding for an encoder and its decoder")
-        if self.graph == "plain" and quantized:
-            yield Problem(("graph",), "plain supports only float weights; use decoding for a quantized model")
+        yield from graph_problems(source.config, self.graph, self.head, quantized=quantized)
         yield from self._input_problems(source, quantized)
-        if self.head == "split" and not quantized:
-            yield Problem(("head",), "split needs packed codes, but this model has none; allowed: tied")
-        elif self.head == "split" and not source.config.tie_word_embeddings:
-            text = "split has nothing to split, because the model's head and embedding are not tied; allowed: tied"
-            yield Problem(("head",), text)
 
     def _input_problems(self, source: Shape, quantized: bool) -> Iterator[Problem]:
         if source.activations == "tensor" and self.activations == "exact":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,7 @@ class _Loop:
         self.accelerator = Accelerator(
             # Accelerate knows one device per process, for good; a process that is alone may train on several in turn
             device_placement=not alone,
-            cpu=kind == "cpu" and not alone,
+            cpu=kind == "cpu" and (not alone or "LOCAL_RANK" in os.environ),
             mixed_precision="no",  # the recipe sets the precision, not the launcher
             log_with=list(config.trackers) or None,
             project_dir=_tracker_directory(place) if config.trackers else None,
@@ -121,7 +122,14 @@ class _Loop:
         self.guard = Guard(place.name, config.lr, self.checkpoints.latest)
         device = torch.device(place.device) if alone else self.accelerator.device
         self.updater = Updater(
-            self.objective, groups, config, self.accelerator, device, self.guard, self.total, self.own
+            objective=self.objective,
+            groups=groups,
+            config=config,
+            accelerator=self.accelerator,
+            device=device,
+            guard=self.guard,
+            total=self.total,
+            own=self.own,
         )
 
     def run(self) -> Trained:

@@ -91,6 +91,14 @@ def data_of(learnable: Any) -> Any:
     return learnable
 
 
+def test_a_model_is_scored_against_itself(tiny_model: Any) -> None:
+    terms = ["forward_kl", "cross_entropy"]
+    given = {"method": "loss_aware", "terms": terms, "steps": 2, **QUIET}
+    itself = compress.score(tiny_model, rows_for(tiny_model), teacher=tiny_model, **given)
+    copied = compress.score(tiny_model, rows_for(tiny_model), teacher=copy.deepcopy(tiny_model), **given)
+    assert all(torch.equal(value, copied.values[axis]) for axis, value in itself.values.items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["learned", "magnitude", "loss_aware"])
 def test_masks_are_those_of_the_stage(

@@ -172,10 +172,6 @@ def test_a_metric_that_is_written_wrongly_is_told(metric: Any, message: str) -> 
         Quality.model_validate({"metric": metric})
 
 
-def test_a_built_in_metric_twice_is_one() -> None:
-    assert list(Quality.model_validate({"metric": ["bleu", "bleu"]}).metrics()) == ["bleu"]
-
-
 def test_reading_a_recipe_runs_no_script(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{EMPTY}")
     quality = Quality.model_validate({"metric": {"path": "mine.py"}})

@@ -118,3 +118,14 @@ def test_vocabularies_must_agree(request: Any, stock: Any, shape_of: Any) -> Non
     )
     problem = next(STAGES.read(stage()).problems(student, None))
     assert str(problem) == "terms[0]: adaptive_kl needs a teacher; name one with teacher: NAME"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant_type", ["nf4", "int8"])
+def test_a_teacher_of_bitsandbytes_is_read_where_it_is(
+    quant_type: str, request: Any, stock: Any, learnable: Any, run_stage: Any
+) -> None:
+    base = stock(tiny(request, "tiny_gpt2", hidden=64, ffn=128))
+    teacher = run_stage({"type": "bitsandbytes", "quant_type": quant_type}, base, out="teacher")
+    made = run_stage(stage("forward_kl"), base, data=learnable(base), models={"base": teacher}, out="made")
+    assert all(value > 0 for value in curve(made, "forward_kl"))

@@ -1,6 +1,7 @@
 """Metrics of the ``evaluate`` library: a script of the user, or one that ``evaluate`` holds in its cache.
 
-A script is code, and loading it runs it. Only what a recipe or a call names is loaded, and nothing is downloaded.
+A script is code, and loading it runs it. Only what a recipe or a call names is loaded. compress-lm downloads
+nothing for it, but a script can.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,7 +31,7 @@ class Imported(Strict):
     """A metric of ``evaluate``, from a script or from the cache of that library. Its numbers become figures."""
 
     path: str | None = None
-    """A Python file, relative to the recipe, with a subclass of ``evaluate.Metric``. Measuring runs it."""
+    """A Python file, relative to the recipe, with a subclass of ``evaluate.Metric``. ``check`` and ``run`` run it."""
     name: str | None = None
     """The name of a metric that ``evaluate.load`` has put into its cache. Nothing is downloaded."""
     figures: dict[str, Figure] = Field(default_factory=dict)
@@ -70,7 +71,7 @@ class Imported(Strict):
     def opened(self, base: Path) -> Metric:
         """Load the script. Raises RecipeError if it holds no metric of texts."""
         script, name = self.script(base), self.called
-        module = _load(script)
+        module = _load(script, self.content(base))
         several = _takes_several(module, name)
         signature = f"evaluate, {script.name} {self.content(base)[:12]}"
 
@@ -108,7 +109,9 @@ def _modules() -> Path:
     return Path(evaluate.config.HF_MODULES_CACHE)
 
 
-def _load(script: Path) -> Any:
+@lru_cache(maxsize=64)
+def _load(script: Path, content: str) -> Any:
+    """The module of a script with this content. A script that has changed is loaded again."""
     import evaluate  # takes seconds
 
     tree = _parsed(script)

@@ -99,7 +99,7 @@ class ActivationQuantization(Strict):
 
     bits: Literal[8] = 8
     granularity: Literal["block", "tensor"] = "block"
-    symmetric: bool | None = None
+    symmetric: bool | None = added(None)
     """Whether codes are symmetric around zero. By default all are with ``block``, and with ``tensor`` all but the
     inputs that come from an activation function without a gate (QuantGPT)."""
     clip: float | None = Field(None, gt=0)

@@ -64,7 +64,7 @@ class DivergedError(CompressError):
 
 
 class ParityError(CompressError):
-    """An exported graph whose results differ from those of the model."""
+    """The results of an exported graph differ from those of the model."""
 
 
 class LostError(CompressError):

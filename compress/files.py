@@ -18,7 +18,7 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}
 
 
 def publish(partial: Path, final: Path, *, replace: bool = False) -> None:
-    """Write all of a file or directory to the disk, and then rename it to ``final``.
+    """Flush a file or directory to disk, and then rename it to ``final``.
 
     A rename alone is not enough. After a power loss the new name may exist while the content is missing. A file or an
     empty directory with that name is replaced. A directory with content is deleted only with ``replace``; otherwise
@@ -40,13 +40,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's content."""
+    """Return the hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def changed(directory: Path, hashes: Mapping[str, str]) -> str | None:
-    """The problem with the first file that is missing or whose hash differs from ``hashes``, or None."""
+    """Return the problem with the first file that is missing or whose hash differs from ``hashes``, or None."""
     for name, digest in hashes.items():
         if not (directory / name).exists():
             return f"{name} is missing; the artifact is incomplete"

@@ -65,15 +65,15 @@ def pareto(records: Sequence[Mapping[str, Any]], *, metric: str = "perplexity") 
     """Draw quality against size, and the line through the models that no other model beats on both.
 
     Args:
-        records: one per model with ``name``, ``bytes`` (of the model files) and ``quality`` (figures by metric), as a
-            run writes them. Records without a size or without the metric are left out.
+        records: one per model with ``name``, ``bytes`` (of the model files) and ``quality`` (a dict from metric name to
+            value), as a run writes them. Records without a size or without the metric are left out.
         metric: the metric on the vertical axis.
 
     Returns:
         One panel; sizes are in MB of 2^20 bytes.
 
     Raises:
-        UserError: something else than records, or no record has the metric.
+        UserError: ``records`` is not a list of records, or no record has the metric.
         NothingDoneError: fewer than two records have both the metric and a size.
 
     Examples:
@@ -90,7 +90,7 @@ def pareto(records: Sequence[Mapping[str, Any]], *, metric: str = "perplexity") 
     if len(shown) < 2:
         raise NothingDoneError(f"records: {len(shown)} have {metric} and a size (bytes); a figure needs at least 2")
     if odd := next((each for each in shown if not is_number(each["quality"][metric])), None):
-        raise UserError(f"records: {odd['name']} has {odd['quality'][metric]!r} as {metric}, which is not a number")
+        raise UserError(f"records: expected a number as {metric} of {odd['name']}, got {odd['quality'][metric]!r}")
     marks = [Mark(each["name"], each["bytes"] / MB, each["quality"][metric], "o", ACCENT) for each in shown]
     figures = scored(map(Record.model_validate, shown))
     with _figure(4.6, 3.5) as figure:
@@ -99,14 +99,17 @@ def pareto(records: Sequence[Mapping[str, Any]], *, metric: str = "perplexity") 
 
 
 def masks(masks: Any) -> Figure:
-    """Draw the values of the units of each masked axis, from the largest to the smallest: a panel per kind of axis.
+    """Draw the mask values of the units of each prunable dimension (axis: heads, FFN neurons, hidden dimensions).
+
+    Values are sorted from the largest to the smallest. There is one panel per kind of axis.
 
     Args:
-        masks: what :func:`compress.learn_masks` or :func:`compress.score` returned, or values by axis, [units] each.
+        masks: what :func:`compress.learn_masks` or :func:`compress.score` returned, or a dict from axis name to a
+            tensor with one value per unit.
 
     Returns:
-        A panel for each of ``hidden``, ``heads`` and ``ffn`` (with the stack's name, if the model has several), with
-        one line per layer.
+        A panel for each of ``hidden``, ``heads`` and ``ffn`` (preceded by ``encoder`` or ``decoder`` if the model has
+        both), with one line per layer.
 
     Raises:
         UserError: ``masks`` is not a set of masks.
@@ -124,7 +127,7 @@ def masks(masks: Any) -> Figure:
         )
     for axis, value in values.items():
         if not isinstance(axis, str) or value.ndim != 1 or not value.numel():
-            raise UserError(f"masks: the values of {axis!r} have shape {list(value.shape)}; give [units] by axis")
+            raise UserError(f"masks: {axis!r} has values of shape {list(value.shape)}; expected one per unit")
     if not values:
         raise NothingDoneError("masks: contains no axis")
     kinds: dict[str, list[tuple[str, Tensor]]] = {}
@@ -143,44 +146,44 @@ def masks(masks: Any) -> Figure:
 
 
 def _require_lines(history: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a history whose lines hold something else than numbers."""
+    """Raise UserError if a line of the history contains a value that is not a number."""
     for at, line in enumerate(history):
         terms = line.get("terms", {})
         if not isinstance(terms, Mapping):
-            raise UserError(f"trained: line {at} of the history has terms that are not a mapping of names to numbers")
+            raise UserError(f"trained: line {at} of the history: expected terms as a mapping of names to numbers")
         known = {"step": line.get("step")} | {key: line[key] for key in ("loss", "eval_nll") if key in line} | {**terms}
         for name, value in known.items():
             if not is_number(value):
-                raise UserError(f"trained: line {at} of the history has {value!r} as {name}, which is not a number")
+                raise UserError(f"trained: line {at} of the history: expected a number for {name}, got {value!r}")
 
 
 def _require_weights(weights: Any, terms: Sequence[str]) -> None:
     if weights is None:
         return
     if not isinstance(weights, Mapping):
-        raise UserError(f"weights: a {type(weights).__name__} is not a mapping of terms to numbers")
+        raise UserError(f"weights: expected a mapping of term names to numbers, got {type(weights).__name__}")
     for name, weight in weights.items():
         if name not in terms:
             raise UserError(f"weights: no term is called {name!r}. {suggest(name, terms)}")
         if not is_number(weight):
-            raise UserError(f"weights: {weight!r} of {name} is not a number")
+            raise UserError(f"weights: expected a number for {name}, got {weight!r}")
 
 
 def _require_records(records: Any) -> None:
-    """Refuse what is not a list of records, and records with a name or a size of another type."""
+    """Raise UserError if ``records`` is not a list of records, or if a name or size has the wrong type."""
     if not isinstance(records, Sequence) or isinstance(records, str | bytes):
-        raise UserError(f"records: a {type(records).__name__} is not a list of records")
+        raise UserError(f"records: expected a list of records, got {type(records).__name__}")
     for at, record in enumerate(records):
         if not isinstance(record, Mapping) or not isinstance(record.get("quality", {}), Mapping):
-            raise UserError(f"records: {at} is not a record with quality, a mapping of metrics to figures")
+            raise UserError(f"records: expected item {at} to have quality, a mapping of metric names to values")
         if not isinstance(record.get("name"), str):
-            raise UserError(f"records: {at} has the name {record.get('name')!r}, which is not a text")
+            raise UserError(f"records: expected a string as name of item {at}, got {record.get('name')!r}")
         if not is_number(record.get("bytes", 0)):
-            raise UserError(f"records: {at} has {record['bytes']!r} as bytes, which is not a number")
+            raise UserError(f"records: expected a number as bytes of item {at}, got {record['bytes']!r}")
 
 
 def _kind(axis: str) -> str:
-    """The name of an axis without the number of its layer: ``encoder ffn`` for ``encoder.layer.3.ffn``."""
+    """Return the name of an axis without the number of its layer: ``encoder ffn`` for ``encoder.layer.3.ffn``."""
     parts = [part for part in axis.split(".") if not part.isdigit() and part not in ("layer", "layers")]
     return " ".join(parts) or axis
 
@@ -196,6 +199,6 @@ class _Shown(Figure):
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure in the style of the reports. It has no window, so a notebook shows it once, as the cell's value."""
+    """Yield a figure in the style of reports. It has no window, so a notebook shows it once, as the cell's value."""
     with matplotlib.rc_context(_NOTEBOOK):
         yield _Shown(figsize=(width, height))

@@ -19,7 +19,7 @@ class Problem:
     """A clause that does not repeat the path."""
 
     def inside(self, *path: str | int) -> Problem:
-        """The same problem as the owner of the object at ``path`` reports it."""
+        """Return the same problem as the owner of the object at ``path`` reports it."""
         return Problem((*path, *self.path), self.text)
 
     def __str__(self) -> str:
@@ -27,5 +27,5 @@ class Problem:
 
 
 def show(location: Sequence[str | int]) -> str:
-    """A location in the notation of users: ``("stages", 1, "train")`` -> ``stages[1].train``."""
+    """Return a location in the notation of users: ``("stages", 1, "train")`` -> ``stages[1].train``."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")

@@ -31,7 +31,7 @@ class Registry:
         return {point.name: point for point in entry_points(group=self.group)}
 
     def names(self) -> list[str]:
-        """Every known name: the built-ins in their declared order, then plug-ins in alphabetical order."""
+        """Return every known name: the built-ins in their declared order, then plug-ins in alphabetical order."""
         return list(self.builtin) + sorted(set(self._plugins) - set(self.builtin))
 
     def get(self, name: object) -> Any:

@@ -19,12 +19,12 @@ Several = Annotated[tuple[Name, ...], BeforeValidator(_listed), Field(min_length
 
 
 def added(default: Any) -> Any:
-    """A field added in a later version. It is omitted from dumps at its default, so old cache keys stay valid."""
+    """Return a field for a later version. Dumps omit it at its default value, so that old cache keys stay valid."""
     return Field(default, exclude_if=lambda value: value == default)
 
 
 def fault(detail: Mapping[str, Any]) -> str:
-    """What one of pydantic's error details says: the text of the exception that a validator raised, or its own."""
+    """Return the text of one of pydantic's error details: that of the exception of a validator, or pydantic's own."""
     raised = detail.get("ctx", {}).get("error")
     return str(raised) if isinstance(raised, Exception) else str(detail["msg"])
 
@@ -59,7 +59,7 @@ class Strict(BaseModel):
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """All types that occur in an annotation."""
+    """Return all types that occur in an annotation."""
     return {annotation}.union(*map(_kinds, get_args(annotation))) if _hashable(annotation) else set()
 
 

@@ -87,7 +87,10 @@ def test_a_problem_is_found_at_its_path_whatever_its_text_starts_with(
 ARGUMENTS: list[tuple[Callable[[Any, Any], Any], str]] = [
     (lambda m, rows: compress.evaluate(m, rows, metrics=["rouge"]), "metrics: rouge compares generated text with"),
     (lambda m, rows: compress.evaluate(m, rows, metrics=[]), "metrics: "),
-    (lambda m, rows: compress.finetune(m, rows, terms=["cross_entropy", 3], steps=1), "terms[1]: a int is not a term"),
+    (
+        lambda m, rows: compress.finetune(m, rows, terms=["cross_entropy", 3], steps=1),
+        "terms[1]: expected the name of a term such as 'adaptive_kl', got int",
+    ),
     (lambda m, rows: compress.finetune(m, rows, terms=[{"type": "cross_entropy", "x": 0}], steps=1), "terms[0]: unk"),
     (lambda m, rows: compress.finetune(m, [{"input_ids": [9]}], steps=1), "data: row 0 has one token"),
 ]

@@ -47,24 +47,24 @@ def require_choice(value: Any, name: str, allowed: Iterable[str]) -> None:
 def require_flag(value: Any, name: str) -> None:
     """Raise UserError for anything but True and False."""
     if not isinstance(value, bool):
-        raise UserError(f"{name}: {value!r} is neither True nor False")
+        raise UserError(f"{name}: expected True or False, got {value!r}")
 
 
 def require_seed(seed: Any) -> None:
     """Raise UserError for a seed that is not a whole number from 0, or that is too large for a generator."""
     if type(seed) is not int or not 0 <= seed < SEEDS:
-        raise UserError(f"seed: {seed!r} is not a seed; allowed: whole numbers from 0, below 2**32")
+        raise UserError(f"seed: expected a whole number from 0, below 2**32, got {seed!r}")
 
 
 def require_path(path: Any, name: str) -> Path:
-    """The path; UserError for anything but text or a path, and for a path without a last part."""
+    """Return the path. Raise UserError unless it is text or a path with a last part."""
     if not isinstance(path, str | os.PathLike) or not Path(path).name or "\0" in str(path):
-        raise UserError(f"{name}: {path!r} is not a path; give one such as 'runs/small'")
+        raise UserError(f"{name}: expected a path such as 'runs/small', got {path!r}")
     return Path(path)
 
 
 def require_device(device: Any) -> str:
-    """The name of a device that holds tensors here; UserError for any other."""
+    """Return the name of a device that torch can use on this machine. Raise UserError for any other."""
     if isinstance(device, str | torch.device):
         try:
             if (found := torch.empty(0, device=device).device).type != "meta":
@@ -76,18 +76,18 @@ def require_device(device: Any) -> str:
 
 
 def opened(path: Any, name: str, *, deployed: bool = False) -> Artifact:
-    """The artifact in a directory; ``deployed`` accepts ONNX files of other tools.
+    """Return the artifact in a directory; ``deployed`` accepts ONNX files of other tools.
 
     Raises:
-        UserError: anything but a path.
-        ModelError: nothing that can be opened is there; ``name`` is the argument.
+        UserError: ``path`` is not a path.
+        ModelError: no model can be opened there. The message starts with ``name``.
     """
     if not isinstance(path, str | os.PathLike) or not str(path):
-        raise UserError(f"{name}: {path!r} is not a directory of a model; give a path")
+        raise UserError(f"{name}: expected the path of a model directory, got {path!r}")
     with located(name):
         return adopt_deployed(Path(path)) if deployed else adopt(_plain(path))
 
 
 def _plain(path: str | os.PathLike[str]) -> str | Path:
-    """Text stays text: it may be the id of a hub model."""
+    """Return text unchanged, because it may be the id of a hub model, and anything else as a path."""
     return path if isinstance(path, str) else Path(path)

@@ -1,4 +1,4 @@
-"""What every function that trains takes: data, how it is read, and how to train."""
+"""Arguments that all training functions share: data, how it is read, and how to train."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compress.training.loop import Place
 class Asked:
     """Data, tokenizer, block, seed, progress and training settings, as the caller gave them.
 
-    Raises UserError for a seed or a ``progress`` that is none.
+    Raises UserError for an invalid ``seed`` or ``progress``.
     """
 
     data: Any
@@ -36,19 +36,19 @@ class Asked:
         require_flag(self.progress, "progress")
 
     def rows(self, model: Any) -> Split:
-        """The data as rows for this model."""
+        """Return the data as rows for this model."""
         split = as_split(self.data, model.config, self.tokenizer, name="data", block=self.block)
         if self.block is not None:
             require_block_read(split, self.data)
         return split
 
     def config(self, idle: Mapping[str, str]) -> TrainConfig:
-        """The training settings, of which at least one step must follow.
+        """Return the training settings, which must ask for at least one step.
 
         Raises UserError for a setting that is wrong, and for one that would change nothing; ``idle`` says why.
         """
         config: TrainConfig = configured(TrainConfig, **self.training)
-        if self.training.get("keep") == "last":  # what happens anyway, and no contradiction
+        if self.training.get("keep") == "last":  # the only possibility without evaluation data, so no contradiction
             idle = {name: reason for name, reason in idle.items() if name != "keep"}
         refuse_idle(self.training, idle)
         if config.steps == 0:
@@ -56,21 +56,21 @@ class Asked:
         return config
 
     def place(self, model: nn.Module, name: str) -> Place:
-        """The device of the model, and no directory."""
+        """Return the place to train: the device of the model, without a directory for checkpoints."""
         return Place(None, device=device_of(model), seed=self.seed, bar=self.progress, name=name)
 
 
 def idle_settings(
     *, weights: bool = False, masks: bool = False, scales: bool = False, parts: bool = False, judged: bool = False
 ) -> dict[str, str]:
-    """The training settings that would change nothing, and why.
+    """Return a dict from each training setting that would change nothing to the reason.
 
     Args:
-        weights: weights of the model train.
-        masks: masks train.
-        scales: scales of quantizers train.
-        parts: parts of terms train, such as projections.
-        judged: there is data to evaluate on.
+        weights: whether weights of the model train.
+        masks: whether masks train.
+        scales: whether scales of quantizers train.
+        parts: whether parts of terms train, such as projections.
+        judged: whether there is data to evaluate on.
     """
     found = {"checkpoint_every": "a model in memory writes no checkpoints"}
     if not weights:

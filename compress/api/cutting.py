@@ -1,4 +1,4 @@
-"""Make a smaller model of the units that matter."""
+"""Prune a model: keep its most important units (attention heads, FFN neurons, hidden dimensions)."""
 
 from __future__ import annotations
 
@@ -27,27 +27,28 @@ def prune(
     uniform: bool = True,
     fold_masks: bool = False,
 ) -> Any:
-    """Make a smaller model of the units with the largest |mask|. ``model`` is unchanged.
+    """Return a smaller model with the units whose |mask| is largest. ``model`` is unchanged.
 
-    The result is a stock model of smaller tensors, of the same class. Where the stock config can say its
-    sizes (one fraction for every axis, by default), it can be saved with ``save_pretrained`` and opened anywhere. Other
+    Units are attention heads, FFN neurons and hidden dimensions. A prunable dimension of the model is called an axis.
+    The result is a transformers model of the same class with smaller tensors. If its config can express the new sizes
+    (as with one fraction for every axis), it can be saved with ``save_pretrained`` and opened by any tool. Other
     shapes, such as half of a GPT-2's heads alone, are saved with :func:`compress.save`.
 
     Args:
-        model: the model that the masks are of.
+        model: the model that the masks belong to.
         masks: from :func:`learn_masks` or :func:`score`.
-        keep: an exact fraction such as ``"2/4"`` for every masked axis, or one per kind: ``{"heads": "2/4"}``.
-        parameters: in place of ``keep``, a budget: a share of the parameters (up to 1) or a count.
-        uniform: keep equally many units in every layer; without it units are ranked across layers, and query heads that
-            share keys and values in rows of one head per kept group, by the mean of their values.
+        keep: an exact fraction such as ``"2/4"`` for every masked axis, or one per kind of axis: ``{"heads": "2/4"}``.
+        parameters: a budget, instead of ``keep``: a share of the parameters (up to 1) or a number of parameters.
+        uniform: keep the same number of units in every layer. If false, units are ranked across all layers. Query heads
+            that share keys and values are then ranked in rows (one head of each kept group) by their mean value.
         fold_masks: multiply the values of learned masks into the weights of the kept units.
 
     Returns:
         The smaller model, in the mode (training or evaluation) of ``model``.
 
     Raises:
-        UserError: an argument that cannot be used.
-        NothingDoneError: every unit would stay.
+        UserError: an argument cannot be used.
+        NothingDoneError: every unit would be kept.
 
     Examples:
         >>> small = compress.prune(model, compress.score(model), keep="2/4")
@@ -56,13 +57,13 @@ def prune(
     """
     family = checked(model, "model", forbids=("masked", "quantized"))
     if not isinstance(masks, Masks):
-        raise UserError(f"masks: a {type(masks).__name__} is not a Masks; use learn_masks or score")
+        raise UserError(f"masks: expected Masks, from learn_masks or score, got {type(masks).__name__}")
     if (keep is None) == (parameters is None):
         raise UserError("keep: give either keep (a fraction such as '2/4') or parameters (a budget)")
     require_flag(uniform, "uniform")
     require_flag(fold_masks, "fold_masks")
     if fold_masks and masks.scored:
-        raise UserError("fold_masks: these are scores, and masks of 1 change nothing; allowed: False")
+        raise UserError("fold_masks: these are scores, whose masks are all 1 and change no weight; allowed: False")
     target = configured(Target, keep=keep, parameters=parameters, uniform=uniform)
     _require_fitting(model, family, masks)
     before = ancestry_of(model, family)

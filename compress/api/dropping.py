@@ -1,4 +1,4 @@
-"""Make a model of fewer layers."""
+"""Remove whole layers from a model."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from compress.surgery.layers import chosen, drop
 
 
 def drop_layers(model: nn.Module, keep: int | Sequence[int] | Mapping[str, int | Sequence[int]]) -> Any:
-    """Make a model of fewer layers. ``model`` is unchanged.
+    """Return a model with fewer layers. ``model`` is unchanged.
 
     Args:
         model: a float32 model without masks and without quantization.
-        keep: a number of layers, the layers to keep (from 0, ascending), or one of these per stack, such as
-            ``{"encoder": 3, "decoder": [5]}``. A number keeps the layers of DQ-BART (Li et al. 2022) for a depth of
-            six, otherwise evenly spaced ones from the first to the last.
+        keep: a number of layers, an ascending list of layer numbers from 0, or a mapping with one of these for each
+            stack (encoder or decoder), such as ``{"encoder": 3, "decoder": [5]}``. If a stack has six layers, a number
+            selects the layers of DQ-BART (Li et al. 2022). Otherwise it selects evenly spaced layers.
 
     Returns:
         The shallower model, in the mode of ``model``.
 
     Raises:
-        UserError: layers that the model does not have.
-        NothingDoneError: every layer would stay.
+        UserError: the model does not have these layers.
+        NothingDoneError: every layer would be kept.
 
     Examples:
         >>> compress.drop_layers(model, 1).config.n_layer
@@ -40,7 +40,7 @@ def drop_layers(model: nn.Module, keep: int | Sequence[int] | Mapping[str, int |
     for each in asked.values():
         listed = isinstance(each, Sequence) and not isinstance(each, str) and all(type(layer) is int for layer in each)
         if type(each) is not int and not listed:
-            raise UserError(f"keep: {each!r} is not a number of layers, or a list of layers from 0, such as [0, 2, 5]")
+            raise UserError(f"keep: expected a number of layers or a list such as [0, 2, 5], got {each!r}")
     for name in asked:
         if name not in depths:
             raise ModelError(f"keep: this model has no layers named {name!r}; allowed: {', '.join(depths)}")

@@ -17,7 +17,7 @@ from compress.surgery.coverage import Coverage
 from compress.surgery.quantization import Filter, Quantization, method_of, plan, quantize
 
 WEIGHTS = 4
-"""Bits of the products by default."""
+"""Default bits of the linear layers."""
 
 
 def quantize_(
@@ -32,9 +32,9 @@ def quantize_(
     init: Literal["search", "one"] = "search",
     filter: Filter | None = None,  # noqa: A002  (the name that torchao gave it)
 ) -> Coverage:
-    """Quantize the products, the token embedding and the head of a model, in place.
+    """Quantize the linear layers, the token embedding and the language-model head of a model, in place.
 
-    The float weights stay as masters that :func:`compress.distill` or :func:`compress.finetune` can train
+    The model keeps its float weights, which :func:`compress.distill` or :func:`compress.finetune` can train
     (quantization-aware training); without training this is post-training quantization. :func:`compress.save` and
     :func:`compress.export_onnx` write packed codes. The default method is the module-wise dynamic scaling of QuantGPT
     (Tao et al., ACL 2022, section 3.2): w_q = alpha round(clip(w, -alpha, alpha) n / alpha) / n with alpha = gamma
@@ -42,26 +42,26 @@ def quantize_(
 
     Args:
         model: a float32 model without masks and without quantization.
-        weights: bits of the products: 2, 3, 4 or 8. 3-bit codes are stored in 4 bits.
+        weights: bits of the linear layers: 2, 3, 4 or 8. 3-bit codes are stored in 4 bits.
         embedding: bits of the token embedding and of the head; by default those of the weights.
-        activations: 8 quantizes the input of each product as the deployed kernel does, symmetric per row and block;
-            None leaves inputs in float32 (weight-only). A mapping gives all settings as in a recipe, such as
+        activations: 8 quantizes the input of each linear layer as the deployed kernel does, symmetric per row and
+            block; None leaves inputs in float32 (weight-only). A mapping gives all settings as in a recipe, such as
             ``{"granularity": "tensor", "symmetric": True}``.
-        granularity: scales of the products: one per ``tensor`` (the default), per ``row`` or per ``group``.
-        group_size: inputs of a row that share a scale; implies ``granularity="group"``. The embedding and the head have
-            one scale per row, or groups of this size.
+        granularity: scales of the linear layers: one per ``tensor`` (the default), per ``row`` or per ``group``.
+        group_size: number of weights of a row that share a scale; implies ``granularity="group"``. The embedding and
+            the head have one scale per row, or one per group of this size.
         method: ``dynamic_scaling``, ``pact``, ``lsq``, ``laq``, ``twn`` or ``round_to_nearest``.
-        init: where the learned scales of ``dynamic_scaling``, ``pact`` and ``lsq`` start: at the least squared error,
-            or at the method's own first value.
-        filter: ``filter(name, module)`` is true for the modules to quantize; by default all of them. Modules that share
-            a weight go together.
+        init: initial value of the learned scales of ``dynamic_scaling``, ``pact`` and ``lsq``: the value with the
+            least squared error, or the method's own.
+        filter: a function. ``filter(name, module)`` returns true for the modules to quantize; by default all of them.
+            Modules that share a weight are quantized together.
 
     Returns:
-        What was touched, with bytes before and after packing.
+        The coverage: how many modules and parameters were quantized, and bytes before and after packing.
 
     Raises:
-        UserError: an argument that cannot be used; the model stays as it was.
-        NothingDoneError: a filter that matches nothing.
+        UserError: an argument cannot be used. The model is unchanged.
+        NothingDoneError: the filter matches nothing.
 
     Examples:
         >>> coverage = compress.quantize_(model, weights=4, group_size=32, filter=lambda name, module: "mlp" in name)
@@ -88,10 +88,10 @@ def quantize_(
         raise NothingDoneError("filter: matches no linear layer, embedding or head of this model")
     tables = [matrix for matrix in spec.matrices if matrix.module in (*family.embeddings, family.head)]
     if not tables and embedding is not None:
-        refuse_idle(["embedding"], {"embedding": "filter takes neither the embedding nor the head"})
+        refuse_idle(["embedding"], {"embedding": "filter matches neither the embedding nor the head"})
     if len(tables) == len(spec.matrices):
         given = {"granularity": granularity is not None, "weights": embedding is not None and weights != WEIGHTS}
-        idle = dict.fromkeys(given, "filter selects only the head")
+        idle = dict.fromkeys(given, "filter matches no linear layer except the head")
         refuse_idle((name for name, changed in given.items() if changed), idle)
     known = ancestry_of(model, family)
     coverage = quantize(model, family, config, spec)
@@ -115,12 +115,10 @@ def _require_filter(select: Any) -> None:
     if select is None:
         return
     if not callable(select) or isinstance(select, nn.Module | type):
-        raise UserError(
-            f"filter: a {type(select).__name__} is not a function; give one such as lambda name, module: True"
-        )
+        raise UserError(f"filter: expected a function such as lambda name, module: True, got {type(select).__name__}")
     try:
         inspect.signature(select).bind("name", nn.Identity())
     except TypeError:
-        raise UserError("filter: takes other arguments than name and module; give lambda name, module: True") from None
+        raise UserError("filter: expected a function of two arguments, such as lambda name, module: True") from None
     except ValueError:
         return  # a builtin without a signature

@@ -1,4 +1,4 @@
-"""Measure models in memory and directories: quality, and speed in one interleaved run."""
+"""Measure models, in memory or in directories: their quality, or their speed in one interleaved run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from compress.surgery.quantization import prepared
 
 
 class Records(list[dict[str, Any]]):
-    """What was measured, one record per model; prints as a table."""
+    """The measured values, one record per model. They print as a table."""
 
     def __repr__(self) -> str:
         console = Console(width=160, no_color=True, force_jupyter=False)
@@ -60,26 +60,27 @@ def evaluate(
     progress: bool = True,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Measure the quality of a model in memory or of a directory, in float32.
+    """Measure the quality of a model, in memory or in a directory, in float32.
 
     Args:
-        model: a model, quantized or not, or a directory (a torch artifact, a stock directory or an ONNX export).
+        model: a model, quantized or not, or a directory (an artifact, a Hugging Face directory or an ONNX export).
         data: as in :func:`compress.finetune`; metrics of generated text need prompts and responses, or pairs.
-        metrics: names, as in a recipe: built-in ones, those of plug-ins, and metrics of the ``evaluate`` library, by
-            name if they are in its cache, or as ``{"path": "my_metric.py"}``, which runs that file.
-        tokenizer: the tokenizer of the model; a directory brings its own.
+        metrics: names, as in a recipe: built-in metrics, those of plug-ins, and metrics of the ``evaluate`` library. A
+            metric of ``evaluate`` is given by name if it is in the cache of ``evaluate``, or as
+            ``{"path": "my_metric.py"}``, which runs that file.
+        tokenizer: the tokenizer of the model; a directory contains its own.
         reference: the model that ``agreement`` compares with.
         block: as in :func:`compress.finetune`.
-        batch: rows at once.
+        batch: rows per batch.
         progress: draw a progress bar.
         **settings: further fields of the ``quality`` measurement: ``decoding`` (how text is generated), ``sentences``
             (of ``rouge``) and ``bleu_tokenize``.
 
     Returns:
-        The figures by name, and under ``conditions`` how they were measured.
+        A dict from metric name to value. Its key ``conditions`` describes how they were measured.
 
     Raises:
-        UserError: an argument that cannot be used, or data that does not fit the metrics.
+        UserError: an argument cannot be used, or the data does not fit the metrics.
 
     Examples:
         >>> found = compress.evaluate(model, test, tokenizer=tokenizer, progress=False)
@@ -125,24 +126,24 @@ def benchmark(
     threads: int | None = None,
     rounds: int = 10,
 ) -> Records:
-    """Time models and directories against each other: in each round every one decodes once, greedily, on the CPU.
+    """Compare the speed of models. In each round every model decodes once, greedily, on the CPU.
 
     Args:
-        models: models in memory and directories, in a list or by name. A quantized model in memory emulates its
-            arithmetic in float32, so its times say nothing about the deployed model: export it.
-        prompt_tokens: tokens of the prompt (of the source, for an encoder-decoder).
-        new_tokens: tokens timed one by one after the first.
-        batch: rows at once.
-        threads: of both runtimes; by default every core.
-        rounds: rounds that count, after one of warm-up.
+        models: models in memory and directories, in a list or in a dict by name. A quantized model in memory emulates
+            its arithmetic in float32, so its times say nothing about the deployed model: export it first.
+        prompt_tokens: number of tokens of the prompt (of the source, for an encoder-decoder).
+        new_tokens: number of tokens that are timed one by one after the first.
+        batch: rows per batch.
+        threads: number of threads of torch and onnxruntime; by default one per core.
+        rounds: number of timed rounds, after one warm-up round.
 
     Returns:
-        One record per model, in order, which print as a table: ``prefill_ms`` and ``per_token_ms`` (``p50``, ``p95``),
-        ``tokens_per_s``, ``floor_ms`` (the time in which memory delivers the weights of a step), and ``faster``: how
-        many times as fast as the first.
+        One record per model, in the order of ``models``; they print as a table. ``speed`` contains ``prefill_ms`` and
+        ``per_token_ms`` (``p50``, ``p95``), ``tokens_per_s``, ``floor_ms`` (the time in which memory delivers the
+        weights of a step), and ``faster``: how many times as fast as the first model.
 
     Raises:
-        UserError: an argument that cannot be used.
+        UserError: an argument cannot be used.
 
     Examples:
         >>> records = compress.benchmark([model], prompt_tokens=4, new_tokens=2, rounds=1)
@@ -182,7 +183,7 @@ def benchmark(
 def _read_metrics(metrics: Any) -> list[Any]:
     given = [metrics] if isinstance(metrics, str | Mapping) else metrics
     if not isinstance(given, Sequence) or not given or isinstance(given, bytes):
-        raise UserError(f"metrics: {metrics!r} is not a list of metrics; allowed: some of {', '.join(METRICS.names())}")
+        raise UserError(f"metrics: expected a list of some of {', '.join(METRICS.names())}, got {metrics!r}")
     named: list[Any] = []
     for each in given:
         metric = _script(each) if isinstance(each, Mapping) else _known(each)
@@ -219,7 +220,7 @@ def _known(name: Any) -> Any:
 
 
 def _opened(model: nn.Module | str | Path, tokenizer: Any, name: str) -> tuple[Any, Any, Any, nn.Module | None]:
-    """What answers for a model, its tokenizer, its config, and the model itself where it is in memory."""
+    """Return the object to measure, its tokenizer, its config, and the model itself if it is in memory."""
     if isinstance(model, str | Path):
         artifact = opened(model, name)
         own = artifact.tokenizer() if tokenizer is None else tokenizer
@@ -235,12 +236,12 @@ def _opened(model: nn.Module | str | Path, tokenizer: Any, name: str) -> tuple[A
 def _named(models: Any) -> dict[str, Any]:
     if isinstance(models, Mapping):
         if odd := next((name for name in models if not isinstance(name, str)), None):
-            raise UserError(f"models: the name {odd!r} is not a text; give names such as 'small'")
+            raise UserError(f"models: expected names that are strings, such as 'small', got {odd!r}")
         named = dict(models)
     elif isinstance(models, str | Path | nn.Module):
         named = {_label(models, 0): models}
     elif not isinstance(models, Sequence) or isinstance(models, bytes):
-        raise UserError(f"models: a {type(models).__name__} is not a list of models and directories")
+        raise UserError(f"models: expected a list of models and directories, got {type(models).__name__}")
     else:
         labels = [_label(each, at) for at, each in enumerate(models)]
         named = {

@@ -21,25 +21,25 @@ from compress.surgery.quantization import Product
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", dequantize: bool = False) -> nn.Module:
-    """Load a saved directory, any artifact of a recipe or a stock directory as a working torch model.
+    """Load a model directory as a torch model: a saved one, an artifact of a recipe, or one from Hugging Face.
 
-    A quantized model computes as when deployed: weights come from packed codes, and activations are quantized. What has
-    no codes (biases, normalizations, positions) can be trained further; the codes stay as they are. The model can be
-    saved and exported again. A model that was cut remembers which units of its root are left, so terms that compare
-    unit by unit can use it.
+    A quantized model computes as it does when deployed: weights come from packed codes, and activations are quantized.
+    Parameters without codes (biases, normalizations, positions) can be trained further, but codes cannot. The model can
+    be saved and exported again. A pruned model records which units (heads, FFN neurons, hidden dimensions) of the
+    original model (its root) it kept, so loss terms that compare unit by unit can use it.
 
     Args:
         path: the directory.
         device: where the model is placed, such as ``"cuda:1"``.
-        dequantize: of a quantized directory, return a stock model with the dequantized weights, which any other tool
-            can evaluate.
+        dequantize: for a quantized directory, return a transformers model with the dequantized weights, which any
+            other tool can evaluate.
 
     Returns:
         The model in float32 and evaluation mode.
 
     Raises:
-        UserError: an argument that cannot be used.
-        ModelError: nothing is there, the family is not supported, or files are not those that were saved.
+        UserError: an argument cannot be used.
+        ModelError: the directory is missing, the family is not supported, or files have changed since they were saved.
 
     Examples:
         >>> compress.load(compress.save(model, directory / "model")).config.n_layer
@@ -48,7 +48,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dequantize: bo
     require_flag(dequantize, "dequantize")
     place, artifact = require_device(device), opened(path, "path")
     if dequantize and artifact.manifest.quantization is None:
-        raise UserError(f"dequantize: would change nothing, {artifact.path} holds no packed codes; leave it out")
+        raise UserError(f"dequantize: would change nothing, {artifact.path} contains no packed codes; leave it out")
     return _loaded(artifact, place, dequantize=dequantize)
 
 
@@ -62,22 +62,22 @@ def _loaded(artifact: Artifact, device: str = "cpu", *, dequantize: bool = False
 
 
 def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None) -> Path:
-    """Save a model, quantized or cut to any shape, as a directory that :func:`compress.load` opens.
+    """Save a model, quantized or pruned to any shape, as a directory that :func:`compress.load` opens.
 
-    A float model of stock shape opens with plain ``from_pretrained`` as well. A quantized model is stored as packed
-    codes and scales; one that :func:`load` opened keeps its codes bit for bit. The directory is written whole or not at
-    all.
+    ``from_pretrained`` opens it as well if it is a float model whose transformers config can express its sizes. A
+    quantized model is stored as packed codes and scales. If :func:`load` opened it, its codes stay the same bit for
+    bit. The directory is written completely or not at all.
 
     Args:
-        model: a float32 model, or one that :func:`compress.quantize_` changed; without masks.
+        model: a float32 model, or one that :func:`compress.quantize_` changed. It must have no masks.
         out: a new directory.
-        tokenizer: the tokenizer to store beside it.
+        tokenizer: the tokenizer to store with the model.
 
     Returns:
         The directory.
 
     Raises:
-        UserError: an argument that cannot be used, or a directory that is there already.
+        UserError: an argument cannot be used, or the directory exists already.
 
     Examples:
         >>> path = compress.save(model, directory / "saved", tokenizer=tokenizer)
@@ -98,26 +98,27 @@ def export_onnx(
     head: Literal["tied", "split"] = "tied",
     seed: int = 0,
 ) -> dict[str, float]:
-    """Export to ONNX with a key/value cache, and check the graph against torch before it is handed over.
+    """Export a model to ONNX with a key/value cache, and check that the graph computes the same as torch.
 
-    The directory follows optimum's conventions; :class:`compress.onnx.runtime.Runtime` decodes it with numpy and
-    onnxruntime alone. A model that :func:`compress.quantize_` changed is exported with packed codes.
+    The directory follows optimum's conventions. :class:`compress.onnx.runtime.Runtime` runs it with only numpy and
+    onnxruntime. A model that :func:`compress.quantize_` changed is exported with packed codes.
 
     Args:
         model: a float32 model or a quantized one, on the CPU, without masks; or a directory that :func:`load` opens.
         out: a new directory.
-        tokenizer: the tokenizer to store beside the graph; a directory brings its own.
-        graph: ``decoding`` is built from onnxruntime's fused operators; ``plain`` is what torch's exporter makes of a
-            float decoder.
-        head: of a quantized model with a tied head: ``split`` stores the token embedding again as float32 rows.
-        seed: seed of the tokens that the check runs on.
+        tokenizer: the tokenizer to store with the graph; a directory contains its own.
+        graph: ``decoding`` is built from onnxruntime's fused operators; ``plain`` is the output of torch's exporter for
+            a float decoder.
+        head: for a quantized model whose head shares its weight with the token embedding: ``split`` also stores the
+            token embedding as float32 rows.
+        seed: seed of the random tokens that the check runs on.
 
     Returns:
-        The figures of the parity gate: ``max_logit_error``, its ``limit``, ``greedy_tokens`` and others.
+        The values of the check: ``max_logit_error``, its ``limit``, ``greedy_tokens`` and others.
 
     Raises:
-        ParityError: the graph does not compute what torch computes; nothing is left behind.
-        UserError: an argument that cannot be used, a part without an ONNX form, or a directory that is there already.
+        ParityError: the results of graph and torch differ. No directory is left.
+        UserError: an argument cannot be used, a part of the model has no ONNX form, or the directory exists already.
 
     Examples:
         >>> figures = compress.export_onnx(model, directory / "onnx", tokenizer=tokenizer)
@@ -142,7 +143,7 @@ def export_onnx(
 
 
 def _require_form(model: Any, graph: GraphKind, head: Literal["tied", "split"]) -> None:
-    """Refuse a graph that this model cannot have, and a choice that would change nothing."""
+    """Raise UserError for a kind of graph that the model cannot have, and for an option without effect."""
     found = graph_problems(model.config, graph, head, quantized="quantized" in traits_of(model))
     if problem := next(found, None):
         raise UserError(problem if problem.path else problem.inside("model"))

@@ -1,4 +1,4 @@
-"""Learn or score which units of a model matter."""
+"""Learn masks or compute scores that tell which units (heads, FFN neurons, hidden dimensions) of a model matter."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from compress.training.loop import Trained
 from compress.training.objective import LossTerm
 
 AXES: tuple[AxisKind, ...] = ("hidden", "heads", "ffn")
-"""Kinds of axes that are masked by default: the hidden dimension, attention heads, FFN neurons."""
+"""Kinds of prunable dimensions (axes) that are masked by default: hidden dimensions, attention heads, FFN neurons."""
 OF_SCORES = ("cross_entropy",)
-"""The terms whose gradients score units by default."""
+"""The default loss terms. Units are scored by their gradients."""
 
 
 def learn_masks(
@@ -52,15 +52,15 @@ def learn_masks(
 ) -> Masks:
     """Learn one mask per head, FFN neuron and hidden dimension under distillation and an L1 penalty.
 
-    SIMPLE (Tao et al., Findings of ACL 2023, section 3.1). Masks start at 1 and train while the weights are frozen; the
-    masks of the last step are returned. The model is unchanged afterwards.
+    This is SIMPLE (Tao et al., Findings of ACL 2023, section 3.1). Masks start at 1 and train while the weights are
+    frozen. The masks of the last step are returned. The model is unchanged afterwards.
 
     Args:
         model: a float32 model without masks and without quantization.
         data: as in :func:`compress.finetune`.
-        teacher: the model to match; by default the model itself, as it is without masks. It is only read.
+        teacher: the model to match; by default the model itself without masks. It is not changed.
         tokenizer: as in :func:`compress.finetune`.
-        axes: kinds of axes to mask: ``hidden``, ``heads``, ``ffn``.
+        axes: kinds of prunable dimensions (axes) to mask: ``hidden``, ``heads``, ``ffn``.
         terms: loss terms; ``mask_l1`` is the sum of |m|.
         block: as in :func:`compress.finetune`.
         seed: as in :func:`compress.finetune`.
@@ -68,10 +68,10 @@ def learn_masks(
         **training: as in :func:`compress.finetune`; ``mask_lr`` is the learning rate of the masks.
 
     Returns:
-        The masks; one set can be cut to any number of sizes.
+        The masks. :func:`prune` can cut the model to any number of sizes with them.
 
     Raises:
-        UserError: an argument that cannot be used.
+        UserError: an argument cannot be used.
 
     Examples:
         >>> masks = compress.learn_masks(model, train, tokenizer=tokenizer, steps=2, batch=2, progress=False)
@@ -108,30 +108,31 @@ def score(
     progress: bool = True,
     **training: Any,
 ) -> Masks:
-    """Score every unit without learning a mask: the baselines of SIMPLE. The model is unchanged.
+    """Score every unit without learning masks, as the baselines of SIMPLE do. The model is unchanged.
 
     ``magnitude`` is the L2 norm of a unit's weights and needs no data. ``loss_aware`` sums |m dL/dm| over steps (Michel
     et al. 2019), ``movement`` sums -m dL/dm while a copy of the weights trains at ``weights_lr`` (Sanh et al. 2020).
 
     Args:
         model: a float32 model without masks and without quantization.
-        data: as in :func:`compress.finetune`; not for ``magnitude``, and nor are the arguments below but ``axes``.
+        data: as in :func:`compress.finetune`. With ``magnitude``, give neither this nor an argument below it, except
+            ``axes``.
         method: how units are scored.
-        teacher: needed by terms that compare with one, and only then.
+        teacher: the model that terms compare with; give it only if a term needs it.
         tokenizer: as in :func:`compress.finetune`.
-        axes: kinds of axes to score.
-        terms: loss terms that the gradients are of.
-        weights_lr: learning rate of the copy, for ``movement``.
+        axes: kinds of prunable dimensions (axes) to score: ``hidden``, ``heads``, ``ffn``.
+        terms: loss terms whose gradients are used.
+        weights_lr: learning rate of the copy of the weights, for ``movement``.
         block: as in :func:`compress.finetune`.
         seed: as in :func:`compress.finetune`.
         progress: as in :func:`compress.finetune`.
-        **training: as in :func:`compress.finetune`; not for ``magnitude``.
+        **training: as in :func:`compress.finetune`; ``magnitude`` does not accept it.
 
     Returns:
         Scores to rank units by.
 
     Raises:
-        UserError: an argument that cannot be used, or that the method does not read.
+        UserError: an argument cannot be used, or has no effect with this method.
 
     Examples:
         >>> compress.score(model, method="magnitude").values["hidden"].shape
@@ -142,13 +143,13 @@ def score(
     require_choice(method, "method", ("magnitude", "loss_aware", "movement"))
     asked = Asked(data, tokenizer, block, seed, progress, training)
     if (method == "movement") != (weights_lr is not None):
-        raise UserError("weights_lr: belongs to method movement, which follows weights while they train")
+        raise UserError("weights_lr: applies only to method movement; leave it out")
     if method == "magnitude":
         given = {"data": data, "teacher": teacher, "tokenizer": tokenizer, "block": block, "seed": seed or None}
         given |= {"terms": None if terms is OF_SCORES else terms, **training}
         refuse_idle(
             (name for name, value in given.items() if value is not None),
-            dict.fromkeys(given, "method magnitude reads the weights alone"),
+            dict.fromkeys(given, "method magnitude uses only the weights"),
         )
         with undisturbed(model):
             values, _, _ = unit_values(model, family, axes, method)
@@ -173,10 +174,10 @@ class _Rate(Strict):
 
 
 def require_axes(model: nn.Module, family: ModelFamily, axes: AxisKind | Sequence[AxisKind]) -> Sequence[AxisKind]:
-    """The kinds of axes as a sequence; UserError for kinds that the model does not have, or that are named twice."""
+    """Return the kinds of axes as a sequence. Raise UserError for a kind that is repeated or that the model lacks."""
     have = list(dict.fromkeys(axis.kind for axis in sized_axes(model, family)))
     if not isinstance(axes, Sequence):
-        raise UserError(f"axes: a {type(axes).__name__} is not a list of kinds; allowed: some of {', '.join(have)}")
+        raise UserError(f"axes: expected a list of some of {', '.join(have)}, got {type(axes).__name__}")
     names: list[str] = [axes] if isinstance(axes, str) else list(axes)
     if not names:
         raise UserError(f"axes: is empty; allowed: some of {', '.join(have)}")

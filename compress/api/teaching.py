@@ -1,4 +1,4 @@
-"""Train a model in place, on data alone or under a teacher."""
+"""Train a model in place, on data alone or with a teacher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from compress.training.loop import Trained
 from compress.training.objective import LossTerm, StateTerm
 
 Terms = Sequence[str | Mapping[str, Any] | LossTerm]
-"""Loss terms: a name such as ``"adaptive_kl"``, ``{"type": "adaptive_kl", "head_mass": 0.5}``, or a term itself."""
+"""Loss terms: a name such as ``"adaptive_kl"``, ``{"type": "adaptive_kl", "head_mass": 0.5}``, or a term object."""
 
 
 def finetune(
@@ -39,27 +39,27 @@ def finetune(
     progress: bool = True,
     **training: Any,
 ) -> Trained:
-    """Train a model in place on data alone.
+    """Train a model in place on data, without a teacher.
 
     Args:
         model: a float32 GPT-2, BART or other supported model, or one that :func:`compress.quantize_` changed.
         data: texts, pairs, a ``datasets.Dataset`` or a ``DataLoader`` (see :mod:`compress.engine.rows`).
         tokenizer: the tokenizer of the model, needed for texts.
         terms: loss terms that need no teacher; the loss is their weighted sum.
-        eval_data: data that chooses the best step; without it, the last step counts.
-        block: tokens per row of running text, and at most in a prompt with its response; by default the context of the
-            model.
+        eval_data: data to choose the best step by; without it, the weights of the last step are kept.
+        block: number of tokens per row of running text, and the largest number in a prompt with its response; by
+            default the context length of the model.
         seed: seed of data order and dropout, below 2^32.
         progress: draw a progress bar.
-        **training: fields of :class:`compress.training.config.TrainConfig`, such as ``steps``, ``lr`` and ``batch``.
-            One that would change nothing is refused.
+        **training: fields of :class:`compress.training.config.TrainConfig`, such as ``steps``, ``lr`` and ``batch``. A
+            field that would have no effect is an error.
 
     Returns:
-        Steps, metrics and the training curve (``history``).
+        The number of steps, the metrics and the training curve (``history``).
 
     Raises:
-        UserError: an argument that cannot be used; the message names it, and the model stays as it was.
-        DivergedError: a loss that became infinite or NaN; the model then holds the weights of that step.
+        UserError: an argument cannot be used. The message names it, and the model is unchanged.
+        DivergedError: a loss became infinite or NaN. The model keeps the weights of that step.
 
     Examples:
         >>> compress.finetune(model, train, tokenizer=tokenizer, steps=2, batch=2, progress=False).steps
@@ -83,16 +83,16 @@ def distill(
 ) -> Trained:
     """Train a student in place to match a teacher.
 
-    The default term is adaptive KL (Wu et al. 2024, arXiv 2404.02657). The teacher is only read; one
-    on another device is moved to the student's while it is needed, and back.
+    The default term is adaptive KL (Wu et al. 2024, arXiv 2404.02657). The teacher is not changed. If it
+    is on another device, it is moved to the student's device for the training and then back.
 
     Args:
         student: a float32 model, or one that :func:`compress.quantize_` changed (quantization-aware training).
         teacher: a model with the same vocabulary. Terms that compare unit by unit (``causal_kv``, ``hidden_mse``) need
-            the model that the student was cut from, or one trained from it.
+            the model that the student was pruned from, or a model trained from that.
         data: as in :func:`finetune`.
         tokenizer: as in :func:`finetune`.
-        terms: loss terms; the loss is their weighted sum. One of them at least compares with the teacher.
+        terms: loss terms; the loss is their weighted sum. At least one of them must compare with the teacher.
         eval_data: as in :func:`finetune`.
         block: as in :func:`finetune`.
         seed: as in :func:`finetune`.
@@ -100,11 +100,11 @@ def distill(
         **training: as in :func:`finetune`.
 
     Returns:
-        Steps, metrics and the training curve (``history``).
+        The number of steps, the metrics and the training curve (``history``).
 
     Raises:
-        UserError: an argument that cannot be used; the message names it, and the student stays as it was.
-        DivergedError: a loss that became infinite or NaN.
+        UserError: an argument cannot be used. The message names it, and the student is unchanged.
+        DivergedError: a loss became infinite or NaN.
 
     Examples:
         >>> terms = ["adaptive_kl", {"type": "causal_kv", "weight": 0.1}]
@@ -131,12 +131,12 @@ def fitted(
     name: str = "model",
     teacher: nn.Module | None = None,
 ) -> Trained:
-    """Check every argument, then train ``model`` in place; what :func:`finetune` and :func:`distill` both do."""
+    """Check every argument, and then train ``model`` in place. :func:`finetune` and :func:`distill` share this."""
     family = checked(model, name, forbids=("masked",))
     if any(weight.weight.requires_grad for weight in stored(model)):
         raise ModelError(
-            f"{name}: was loaded from packed codes, which do not train, and requires_grad of a quantized weight is "
-            "True; set it to False, or quantize_ a float model and train that"
+            f"{name}: was loaded from packed codes, which cannot train, but requires_grad of a quantized weight is "
+            "True; set it to False, or apply quantize_ to a float model and train that"
         )
     chosen = read_terms(terms)
     require_terms(chosen, model, teacher)
@@ -176,7 +176,7 @@ def fitted(
 
 
 def require_alike(other: Any, model: Any, name: str, rows: Split) -> None:
-    """Raise ModelError where another model cannot read the rows of this one."""
+    """Raise ModelError if ``other`` cannot read the rows that were made for ``model``."""
     theirs, ours = checked(other, name), checked(model)
     if theirs.task != ours.task:
         raise ModelError(f"{name}: is a {theirs.task} model, but the rows are for a {ours.task} model")
@@ -192,18 +192,18 @@ def require_alike(other: Any, model: Any, name: str, rows: Split) -> None:
 
 
 def read_terms(terms: Terms) -> list[LossTerm]:
-    """Loss terms from their names, mappings or themselves."""
+    """Return loss terms that are given as names, mappings or term objects."""
     if isinstance(terms, str | Mapping | LossTerm):
         terms = [terms]
     if not isinstance(terms, Sequence) or isinstance(terms, bytes):
-        raise UserError(f"terms: a {type(terms).__name__} is not a list of terms; give names such as ['adaptive_kl']")
+        raise UserError(f"terms: expected a list of terms such as ['adaptive_kl'], got {type(terms).__name__}")
     found: list[LossTerm] = []
     for at, term in enumerate(terms):
         if isinstance(term, LossTerm):
             found.append(term)
             continue
         if not isinstance(term, str | Mapping):
-            text = f"a {type(term).__name__} is not a term; give a name such as 'adaptive_kl'"
+            text = f"expected the name of a term such as 'adaptive_kl', got {type(term).__name__}"
             raise UserError(Problem(("terms", at), text))
         given = {"type": term} if isinstance(term, str) else dict(term)
         if odd := next((key for key in given if not isinstance(key, str)), None):
@@ -214,22 +214,22 @@ def read_terms(terms: Terms) -> list[LossTerm]:
         except UserError as error:
             raise UserError(error.problem.inside("terms", at)) from None
     if not found:
-        raise UserError(Problem(("terms",), "is empty; name one term at least"))
+        raise UserError(Problem(("terms",), "is empty; give at least one term"))
     return found
 
 
 def require_teacher_read(terms: Sequence[LossTerm], teacher: nn.Module | None) -> None:
-    """Refuse a teacher that no term compares with."""
+    """Raise UserError if there is a teacher but no term compares with it."""
     if teacher is not None and not any(term.needs_teacher for term in terms):
         names = ", ".join(term.type for term in terms)
         raise UserError(
-            f"teacher: would change nothing, terms ({names}) compare with none; name one that does, such as "
-            "adaptive_kl, or give no teacher"
+            f"teacher: would change nothing, because none of the terms ({names}) compares with it; add one such as "
+            "adaptive_kl, or leave teacher out"
         )
 
 
 def trains_parts(terms: Sequence[LossTerm]) -> bool:
-    """Whether a term has parts of its own that train, such as projections."""
+    """Return whether a term has parts of its own that train, such as projections."""
     return any(isinstance(term, StateTerm) and type(term).module is not StateTerm.module for term in terms)
 
 
@@ -246,7 +246,7 @@ def require_terms(
 
 
 def _descends(student: _Known, teacher: _Known, model: Any) -> bool:
-    """Whether the teacher has the units of the student's root, in the layers that the student kept."""
+    """Return whether the teacher has the units of the student's original model (root), in the layers it kept."""
     if teacher.layers:
         return dict(teacher.layers) == dict(student.layers) and dict(teacher.sizes) == dict(student.root_sizes)
     return renumbered(checked(model), teacher.sizes, student.layers) == dict(student.root_sizes)

@@ -1,4 +1,4 @@
-"""One value per unit of a model: learned masks, or scores to rank units by."""
+"""One value per unit (head, FFN neuron, hidden dimension) of a model: learned masks, or scores to rank units by."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from compress.surgery.mask_files import holds_scores, read_masks, write_masks
 
 @dataclass(frozen=True)
 class Masks:
-    """One value per unit of each masked axis, [units] in float32 on the CPU.
+    """One value per unit of each masked axis (prunable dimension), as float32 tensors on the CPU.
 
     Axes are named ``hidden``, ``layer.N.heads``, ``layer.N.ffn`` and so on. ``scored`` is true for scores to rank units
     by, false for learned masks, which :func:`prune` can also multiply into the weights.
 
-    Raises UserError for values that are not tensors of one dimension, by axis.
+    Raises UserError unless ``values`` is a dict from axis name to a tensor of one dimension.
     """
 
     values: Mapping[str, Tensor]
@@ -32,21 +32,19 @@ class Masks:
     def __post_init__(self) -> None:
         require_flag(self.scored, "scored")
         if not isinstance(self.values, Mapping):
-            raise UserError(f"values: a {type(self.values).__name__} is not a mapping of axes to tensors")
+            raise UserError(f"values: expected a mapping of axis names to tensors, got {type(self.values).__name__}")
         for axis, value in self.values.items():
             if not isinstance(axis, str) or not isinstance(value, Tensor) or value.ndim != 1 or not value.numel():
-                raise UserError(
-                    f"values[{axis!r}]: a {_described(value)} is not a tensor of one value per unit, [units]"
-                )
+                raise UserError(f"values[{axis!r}]: expected a tensor with one value per unit, got {_described(value)}")
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, as a recipe's ``learn_masks`` stage leaves it.
+        """Write the masks to a safetensors file, in the format of a recipe's ``learn_masks`` stage.
 
         Args:
-            path: the file; its directory is there already.
+            path: the file; its directory must exist.
 
         Raises:
-            UserError: a path that cannot be written.
+            UserError: the file cannot be written.
 
         Examples:
             >>> masks = compress.score(model)
@@ -71,13 +69,13 @@ class Masks:
             The masks, in float32 on the CPU.
 
         Raises:
-            UserError: no file of masks is there.
+            UserError: the file does not exist or contains no masks.
         """
         file = require_path(path, "path")
         try:
             require_whole(file)
         except ValueError as error:
-            raise UserError(f"path: {file} is not a file of masks ({error})") from None
+            raise UserError(f"path: {file} is not a file of masks: {error}") from None
         return cls(read_masks(file), holds_scores(file))
 
 

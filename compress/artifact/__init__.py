@@ -1,4 +1,4 @@
-"""Artifacts. Each is a stock Hugging Face directory plus ``artifact.json``. It is complete or absent."""
+"""Artifacts. Each is a standard transformers directory plus ``artifact.json``, written completely or not at all."""
 
 from compress.artifact.manifest import MANIFEST, MASKS, NOTES, QUANTIZED, TARGETS, Manifest, Step
 from compress.artifact.reading import Artifact, adopt, adopt_deployed

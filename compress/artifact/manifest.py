@@ -1,4 +1,4 @@
-"""What ``artifact.json`` says of a directory: its schema, and the hashes of the files that it describes."""
+"""The schema of ``artifact.json``, and the hashes of the files that it describes."""
 
 from __future__ import annotations
 
@@ -41,9 +41,11 @@ class Step(Strict):
 class Manifest(Strict):
     """The content of ``artifact.json``.
 
-    ``layers`` lists which layers of the root base are left in each stack (absent: all). ``sizes`` holds the number of
-    units of the root on each axis, and ``kept`` lists which of them are left (absent: all). Axis names in ``sizes`` and
-    ``kept`` use the layer numbers of this model, not those of the root.
+    The root is the original model that this one was made from. An axis is a prunable dimension, such as the heads of a
+    layer, and its units are the single heads. ``layers`` is a dict from stack (encoder or decoder) to the layers of the
+    root that are left; a stack that is not in it has all its layers. ``sizes`` is a dict from axis name to the number
+    of units in the root, and ``kept`` from axis name to the units that are left; an axis that is not in ``kept`` has
+    all its units. Axis names in ``sizes`` and ``kept`` use the layer numbers of this model, not those of the root.
     """
 
     format: Literal[1] = 1
@@ -66,7 +68,7 @@ def hashes_of(directory: Path) -> dict[str, str]:
 
 
 def content_digest(directory: Path, files: Mapping[str, str]) -> str:
-    """Hash what a model computes with: tensors, codes, masks, graphs, targets and config."""
+    """Hash everything that determines the outputs of a model: tensors, codes, masks, graphs, targets and config."""
     kinds = (".safetensors", ".onnx", ".onnx_data", TARGETS)
     content = {name: digest for name, digest in files.items() if name.endswith(kinds)}
     config = json.loads((directory / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Open an artifact: a sealed directory, or a stock one as the base of a run."""
+"""Open an artifact: a sealed directory, or a standard transformers directory as the base of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from compress.surgery.quantization import QuantizationSpec, restore
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model directory and its manifest. A stock directory, the base of a run, gets a manifest in memory only."""
+    """A model directory and its manifest. For a standard transformers directory the manifest is only in memory."""
 
     path: Path
     manifest: Manifest
@@ -47,32 +47,32 @@ class Artifact:
         return self.manifest.digest
 
     def config(self) -> Any:
-        """The stock configuration. A model with non-uniform sizes has the configuration of the root base."""
+        """Return the transformers config. A model with non-uniform sizes has that of the original model (root)."""
         return load_config(self.path)
 
     def family(self) -> ModelFamily:
-        """The model family, which describes the architecture of this model."""
+        """Return the model family, which describes the architecture of this model."""
         return family_of(self.config())
 
     def tokenizer(self) -> Any:
-        """The tokenizer, or None for a model that has none and reads token ids."""
+        """Return the tokenizer, or None for a model that has none and reads token ids."""
         return load_tokenizer(self.path)
 
     def sizes(self) -> dict[str, int]:
-        """The number of units left on each axis."""
+        """Return a dict from axis (prunable dimension, such as ``layer.0.heads``) to the number of units left."""
         return {axis: len(self.manifest.kept.get(axis, range(size))) for axis, size in self.manifest.sizes.items()}
 
     def stock_shape(self) -> bool:
-        """Whether the stock class has these sizes when it is built from the config."""
+        """Return whether the transformers class has these sizes when it is built from the config."""
         return self.sizes() == {axis.name: axis.size for axis in self.family().axes(self.config())}
 
     def model(
         self, *, device: str = "cpu", dequantize: bool = False, quantization: QuantizationSpec | None = None
     ) -> nn.Module:
-        """Build the working model in float32 and evaluation mode; see :func:`compress.load`.
+        """Build the torch model in float32 and evaluation mode; see :func:`compress.load`.
 
-        ``quantization`` replaces the manifest's specification while the codes stay the same. An example is float
-        inputs of products. It is ignored for a float model.
+        ``quantization`` replaces the manifest's specification while the codes stay the same, for example to leave the
+        inputs of linear layers in float32. It is ignored for a float model.
         """
         if "onnx" in self.traits:
             raise ModelError(f"{self.path}: is an ONNX directory; open it with compress.onnx.runtime.Runtime")
@@ -99,7 +99,7 @@ class Artifact:
         return model.to(device).eval()
 
     def masks(self) -> dict[str, Tensor]:
-        """The values by which ``prune`` ranks units: learned masks, or scores when all masks are 1."""
+        """Return the values by which ``prune`` ranks units: learned masks, or scores when all masks are 1."""
         return read_masks(self.path / MASKS)
 
     @property
@@ -126,7 +126,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def adopt(source: str | Path) -> Artifact:
-    """Open a sealed artifact, or take a stock directory (or hub id) as the base of a run.
+    """Open a sealed artifact, or a standard transformers directory (or hub id) as the base of a run.
 
     Raises :class:`ModelError` when the directory is missing, the family is not supported, or the files of a sealed
     artifact have changed since it was sealed.

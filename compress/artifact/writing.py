@@ -22,14 +22,17 @@ from compress.surgery.quantization import QuantizationSpec
 
 
 def save_model(model: Any, source: Artifact, out: Path) -> None:
-    """Write a stock directory: ``config.json``, tokenizer files, and ``model.safetensors`` with shared tensors once."""
+    """Write a standard transformers directory: ``config.json``, tokenizer files, and ``model.safetensors``.
+
+    ``model.safetensors`` contains shared tensors once.
+    """
     copy_settings(source.path, out)
     save_config(model, out)
     save_file(stock_state(model), out / "model.safetensors", metadata={"format": "pt"})
 
 
 def stock_state(model: Any) -> dict[str, Tensor]:
-    """The stock state of a model. A shared tensor appears once, under the name that ``from_pretrained`` reads."""
+    """Return the state of a model under the tensor names of transformers. A shared tensor appears once."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
     seen: set[int] = set()
     state: dict[str, Tensor] = {}
@@ -42,7 +45,7 @@ def stock_state(model: Any) -> dict[str, Tensor]:
 
 
 def save_masks(values: Mapping[str, Tensor], out: Path, *, scores: bool) -> None:
-    """Write ``masks.safetensors``: masks by axis, or scores that rank the units of a model whose masks are all 1."""
+    """Write ``masks.safetensors`` from a dict of axis name to masks, or to scores if all masks of the model are 1."""
     write_masks(out / MASKS, values, scores=scores)
 
 
@@ -57,11 +60,12 @@ def seal(
     layers: Mapping[str, Sequence[int]] | None = None,
     quantization: QuantizationSpec | None = None,
 ) -> Artifact:
-    """Hash every file of ``directory``, write the manifest last, and rename the directory to ``final``, replacing a
-    directory that is there: a run gives each result a name of its own, so only an unfinished one can be.
+    """Hash every file of ``directory``, write the manifest last, and rename the directory to ``final``.
 
-    ``layers`` lists which layers of the parent stayed, by stack (absent: all). ``kept`` lists units by their numbers in
-    the root, under axis names with the layer numbers of the new model.
+    A directory with that name is replaced. A run gives each result its own name, so it can only be an unfinished one.
+    ``layers`` is a dict from stack (encoder or decoder) to the layers of the parent that are left; a stack that is not
+    in it keeps all. ``kept`` is a dict from axis name, with the layer numbers of the new model, to unit numbers in the
+    original model (root).
     """
     files = hashes_of(directory)
     manifest = Manifest(
@@ -91,7 +95,7 @@ def seal_root(
     layers: dict[str, list[int]],
     quantization: QuantizationSpec | None,
 ) -> Artifact:
-    """Seal a directory that was not made by a stage. Its own digest is its root.
+    """Seal a directory that no stage made. It is an original model (root), so ``root`` is its own digest.
 
     Raises OSError if ``final`` is a directory with content.
     """

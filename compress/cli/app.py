@@ -81,7 +81,7 @@ def _interrupt(_signal: int, frame: FrameType | None) -> None:
 
 
 def console() -> Console:
-    """Standard output. When written to a file, lines of text have 140 columns."""
+    """Return standard output. When written to a file, lines of text have 140 columns."""
     screen = Console()
     return screen if screen.is_terminal else Console(width=140)
 

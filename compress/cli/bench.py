@@ -33,7 +33,7 @@ def bench_models(
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """The name of each directory, with as many parents as are needed to make it unique.
+    """Return the name of each directory, with as many parents as are needed to make it unique.
 
     Raises UserError if a directory is given twice.
     """

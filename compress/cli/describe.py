@@ -1,4 +1,4 @@
-"""Describes what a recipe may name, from docstrings, the fields of classes and the figures of metrics."""
+"""Describe everything a recipe may name, from docstrings, the fields of classes and the values of metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WORDS = {str: "text", int: "integer", float: "number", bool: "true | false", ty
 
 
 def overview() -> RenderableType:
-    """Every stage, term, measurement and metric with the first sentence of its documentation."""
+    """Return every stage, term, measurement and metric with the first sentence of its documentation."""
     shown = table("", "name", "what it does")
     for registry in (STAGES, TERMS, MEASUREMENTS, METRICS):
         for position, name in enumerate(registry.names()):
@@ -40,9 +40,9 @@ def overview() -> RenderableType:
 
 
 def description(name: str) -> RenderableType:
-    """Documentation, fields, defaults and ranges of the class behind ``name``, and of the classes its fields hold.
+    """Return documentation, fields, defaults and ranges of the class called ``name`` and of the classes of its fields.
 
-    Of a metric, its documentation and its figures.
+    For a metric, return its documentation and the values that it computes.
     """
     if name in METRICS.names():
         return _metric(name)
@@ -66,7 +66,7 @@ def _metric(name: str) -> RenderableType:
 
 
 def schema(name: str) -> str:
-    """The JSON schema of the class behind ``name``."""
+    """Return the JSON schema of the class behind ``name``."""
     if name in METRICS.names():
         raise UserError(f"describe: {name} is a metric and has no fields; its settings are fields of quality")
     return json.dumps(_named(name).model_json_schema(), indent=2)

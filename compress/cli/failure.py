@@ -15,7 +15,7 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 
 
 def explained(error: Exception) -> tuple[str, int] | None:
-    """The text and exit code of a failure that needs no traceback. None for a bug in this package, which needs one."""
+    """Return the text and exit code of an expected failure, or None for a bug, which needs a traceback."""
     number = _number(error)
     if isinstance(error, CompressError):
         return str(error), error.exit_code
@@ -32,7 +32,7 @@ def explained(error: Exception) -> tuple[str, int] | None:
 
 
 def _number(error: Exception) -> int | None:
-    """The system's error number. Libraries written in Rust give it only in their messages."""
+    """Return the system's error number. Libraries written in Rust give it only in their messages."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))

@@ -81,7 +81,7 @@ def _exported(path: Path, request: Request) -> Iterator[str]:
 
 
 def _ends(path: Path, tokenizer: Any) -> list[int]:
-    """The end tokens in either runtime: those of the generation settings, and that of the tokenizer."""
+    """Return the end tokens in either runtime: those of the generation settings, and that of the tokenizer."""
     from compress.onnx.runtime.opening import decoding_settings, json_object
 
     ends = as_tokens(decoding_settings(path).get("eos_token_id"))

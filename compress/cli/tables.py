@@ -13,7 +13,7 @@ _STATES = {"runs": "will run", "continued": "continues", "reused": "[green]reuse
 
 
 def plan_table(plan: Plan) -> Table:
-    """What a run would do, one line per model and stage."""
+    """Return what a run would do, one line per model and stage."""
     shown = table(
         "name", "stage", "from", "teacher", "steps", "traits", "parameters", "", right=("steps", "parameters")
     )
@@ -34,7 +34,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def cut_rows(plan: Plan) -> Iterator[str]:
-    """One line per split in which rows were cut to fit or have no text. Models that read it alike share the line."""
+    """Yield one line per split with rows that were cut to fit or have no text. Models with the same rows share it."""
     models = plan.inputs.recipe.models
     views = {found.digest: found for name in models if (found := plan.inputs.data(name)) is not None}
     for data in views.values():

@@ -60,7 +60,7 @@ class Encoder:
         return split, _digest(rows)
 
     def text(self, text: str) -> Split:
-        """One stream of tokens in blocks. Every token except the first is scored once."""
+        """Return one stream of tokens in blocks. Every token except the first is scored once."""
         ids = encode_stream(self.tokenizer, text)
         if len(ids) < 2:
             raise DataError(f"the text has {len(ids)} tokens; nothing is left to predict")
@@ -70,7 +70,7 @@ class Encoder:
         return replace(split, text=text, lines=text.count("\n") + 1)
 
     def prompts(self, pairs: Sequence[TextPair]) -> Split:
-        """Rows of a prompt, its first response and the end token. The prompt is not scored."""
+        """Return rows of a prompt, its first response and the end token. The prompt is not scored."""
         prompts = [self._without_end(row) for row in self._encode([pair.text for pair in pairs], special=True)]
         responses = self._ended(self._encode([pair.references[0] for pair in pairs], special=False))
         kept = [row[-self.spec.max_source :] for row in prompts] if self.spec.max_source else prompts
@@ -101,7 +101,7 @@ class Encoder:
         return TokenRow(prompt + response, [IGNORE] * len(prompt) + response)
 
     def pairs(self, pairs: Sequence[TextPair]) -> Split:
-        """Rows of a source and its first target with the end token."""
+        """Return rows of a source and its first target with the end token."""
         sources = self._encode([pair.text for pair in pairs], special=True)
         targets = self._ended(self._encode([pair.references[0] for pair in pairs], special=True))
         kept, cut = self._cut(sources, self.spec.max_source, keep_end=True), self._cut(targets, self.spec.max_target)
@@ -130,7 +130,7 @@ class Encoder:
         return [TokenRow(ids, labels if labels is None else _until_scored(labels)) for ids, labels in rows]
 
     def tokens(self, rows: Sequence[TokenRow]) -> Split:
-        """Rows of token ids. A causal row without labels is scored on its own tokens."""
+        """Return rows of token ids. A causal row without labels is scored on its own tokens."""
         causal = self.model.task == "causal"
         longest = self.model.context + causal  # the last token of a causal row is only predicted
         for at, row in enumerate(rows):
@@ -153,7 +153,7 @@ class Encoder:
         return self._split([row.input_ids for row in rows], [row.labels or [] for row in rows])
 
     def with_responses(self, rows: Sequence[Mapping[str, list[int]]]) -> Split:
-        """Rows of a ``source`` (or prompt), which is not scored, and a ``target``."""
+        """Return rows of a ``source`` (or prompt), which is not scored, and a ``target``."""
         made = [response_row(row["source"], row["target"], self.model.task) for row in rows]
         return self._split([row["input_ids"] for row in made], [row["labels"] for row in made])
 
@@ -187,7 +187,7 @@ class Encoder:
         return Split(self.name, rows, self.model, tokens=sum(scored), blank=scored.count(0))
 
     def _column(self, rows: Sequence[Sequence[int] | Ids], column: str) -> pa.LargeListArray:
-        """The rows with four bytes per token. Raises DataError for a row that does not fit the model."""
+        """Return the rows with four bytes per token. Raises DataError for a row that does not fit the model."""
         fitting = []
         for at, row in enumerate(rows):
             if len(row) > self.model.context:

@@ -22,7 +22,7 @@ class ModelInterface:
 
     @classmethod
     def of(cls, config: Any, tokenizer: Any = None) -> Self:
-        """Read a stock config. A tokenizer's ``pad`` and ``eos`` take precedence; without ``pad``, ``eos`` is used."""
+        """Read a transformers config. The tokenizer's ``pad`` and ``eos`` take precedence. ``pad`` may be ``eos``."""
         eos = _first(getattr(tokenizer, "eos_token_id", None), getattr(config, "eos_token_id", None))
         pad = _first(getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None), eos, 0)
         start = getattr(config, "decoder_start_token_id", None)

@@ -220,7 +220,7 @@ def _filled(table: datasets.Dataset, template: str, ending: str) -> list[str]:
 
 
 class _Whole(string.Formatter):
-    """Reads a field as a whole column name, dots included."""
+    """A formatter that reads a whole field, including dots, as one column name."""
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
         return kwargs[field_name], field_name

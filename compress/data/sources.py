@@ -158,7 +158,7 @@ class DataSpec(Strict):
     """Most tokens of a target or response (cut at its end)."""
 
     def start(self, base: Path) -> Path:
-        """The directory of the files, for a recipe in ``base``."""
+        """Return the directory of the files, for a recipe in ``base``."""
         return base / Path(self.folder).expanduser()
 
     @model_validator(mode="after")

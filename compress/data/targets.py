@@ -14,7 +14,7 @@ from compress.models.structure import IGNORE, Task
 
 
 def prompt_of(input_ids: list[int], labels: list[int], task: Task) -> list[int]:
-    """The prompt (or source) of a row with aligned labels. Raises DataError for a causal row without a scored token."""
+    """Return the prompt (or source) of a row with aligned labels. Raise DataError if a causal row scores no token."""
     if task == "seq2seq":
         return input_ids
     first = next((at for at, label in enumerate(labels) if label != IGNORE), None)
@@ -24,7 +24,7 @@ def prompt_of(input_ids: list[int], labels: list[int], task: Task) -> list[int]:
 
 
 def prompts_of(split: Split) -> list[list[int]]:
-    """The prompt (or source) of each row. Raises DataError with the row number for a row that has none."""
+    """Return the prompt (or source) of each row. Raises DataError with the row number for a row that has none."""
     prompts = []
     for row, (ids, labels) in enumerate(zip(split.rows["input_ids"], split.rows["labels"], strict=True)):
         try:
@@ -35,14 +35,14 @@ def prompts_of(split: Split) -> list[list[int]]:
 
 
 def response_row(prompt: list[int], response: list[int], task: Task) -> dict[str, list[int]]:
-    """A row with aligned labels that scores the response only."""
+    """Return a row with aligned labels that scores the response only."""
     if task == "seq2seq":
         return {"input_ids": prompt, "labels": response}
     return {"input_ids": (prompt + response)[:-1], "labels": ([IGNORE] * len(prompt) + response)[1:]}
 
 
 def prompts_in(batch: Batch, task: Task) -> list[list[int]]:
-    """The prompt (or source) of each row of a batch, without its padding."""
+    """Return the prompt (or source) of each row of a batch, without its padding."""
     rows = zip(
         batch["input_ids"].tolist(), batch["attention_mask"].sum(1).tolist(), batch["labels"].tolist(), strict=True
     )
@@ -50,6 +50,6 @@ def prompts_in(batch: Batch, task: Task) -> list[list[int]]:
 
 
 def response_batch(prompts: Sequence[list[int]], responses: Sequence[list[int]], model: ModelInterface) -> Batch:
-    """A batch of these prompts with these responses. Positions after the end of a response are not scored."""
+    """Return a batch of these prompts with these responses. Positions after the end of a response are not scored."""
     rows = zip(prompts, responses, strict=True)
     return collate([response_row(prompt, response, model.task) for prompt, response in rows], model)

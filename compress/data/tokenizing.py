@@ -19,7 +19,7 @@ _CUT = re.compile(r"(?<=[\w!-~])(?=[ \n])")
 
 
 def encode_stream(tokenizer: Any, text: str) -> Ids:
-    """The tokens of one text without special tokens: equal to one call of the tokenizer, with less memory."""
+    """Return the tokens of one text without special tokens: equal to one call of the tokenizer, with less memory."""
     pieces = list(_pieces(text)) if cuts_before_spaces(tokenizer) else [text]
     parts = [
         np.array(ids, np.int32)
@@ -30,7 +30,7 @@ def encode_stream(tokenizer: Any, text: str) -> Ids:
 
 
 def encode_each(tokenizer: Any, texts: list[str], *, special: bool) -> list[list[int]]:
-    """The tokens of each text, with the tokenizer's special tokens if ``special``."""
+    """Return the tokens of each text, with the tokenizer's special tokens if ``special``."""
     starts = range(0, len(texts), _TEXTS)
     return [ids for at in starts for ids in _encode(tokenizer, texts[at : at + _TEXTS], special=special)]
 

@@ -74,7 +74,7 @@ def wait() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process runs the block first. The others run it afterwards, and find what it wrote."""
+    """Run the block first in the main process, and then in the others, which can use what it wrote."""
     if not is_main():
         wait()
     yield
@@ -83,7 +83,7 @@ def main_first() -> Iterator[None]:
 
 
 def mean(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over the processes, bit for bit the same on each. With one process, ``tensor`` itself."""
+    """Return the mean of a tensor over the processes, bit for bit the same on each. One process returns ``tensor``."""
     if count() == 1:
         return tensor
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -93,18 +93,18 @@ def mean(tensor: Tensor) -> Tensor:
 
 
 def means(values: Sequence[float]) -> list[float]:
-    """The mean of each number over the processes."""
+    """Return the mean of each number over the processes."""
     found: list[float] = mean(torch.tensor(values, dtype=torch.float64)).tolist()
     return found
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether the flag is true in any process."""
+    """Return whether the flag is true in any process."""
     return means([float(flag)])[0] > 0
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows [N, ...] of every process, in the order of the processes. N may differ."""
+    """Return the rows [N, ...] of every process, in the order of the processes. N may differ."""
     if count() == 1:
         return rows
     with _together():
@@ -118,7 +118,7 @@ def gathered(rows: Tensor) -> Tensor:
 
 
 def from_main(text: str) -> str:
-    """The text of the main process, on every process."""
+    """Return the text of the main process, on every process."""
     if count() == 1:
         return text
     encoded = list(text.encode()) if is_main() else []

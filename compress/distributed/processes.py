@@ -14,37 +14,37 @@ _LOCAL = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_CO
 
 
 def count() -> int:
-    """The number of processes of this run, on all machines."""
+    """Return the number of processes of this run, on all machines."""
     return _from_launcher(_COUNT, 1)
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's number, from 0."""
     return _from_launcher(_RANK, 0) if count() > 1 else 0
 
 
 def local_rank() -> int:
-    """This process's number on its machine, from 0."""
+    """Return this process's number on its machine, from 0."""
     return _from_launcher(_LOCAL, rank()) if count() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this is process 0."""
+    """Return whether this is process 0."""
     return rank() == 0
 
 
 def share(size: int) -> slice:
-    """The share of ``size`` items that this process owns. Each item has one owner. Shares differ by at most one."""
+    """Return which of ``size`` items this process owns. Each item has one owner. Shares differ by at most one item."""
     return slice(rank() * size // count(), (rank() + 1) * size // count())
 
 
 def on_cpu() -> bool:
-    """Whether the launcher was started with ``--cpu``."""
+    """Return whether the launcher was started with ``--cpu``."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
 
 
 def alone_by_mistake() -> bool:
-    """Whether ``accelerate launch --cpu`` was asked for several processes but started one. mpirun starts several."""
+    """Return whether ``accelerate launch --cpu`` started one process instead of several. Only mpirun starts several."""
     return count() == 1 and on_cpu() and "MASTER_ADDR" in os.environ
 
 

@@ -1,1 +1,1 @@
-"""What the Python API and the stages both do to models in memory: train, learn masks, cut, quantize, export."""
+"""Operations on models in memory for the Python API and the stages: train, learn masks, prune, quantize, export."""

@@ -1,4 +1,4 @@
-"""Write a model in memory as a sealed directory: a torch artifact, or an ONNX one that passed the parity gate."""
+"""Write a model in memory as a sealed directory: a torch artifact, or an ONNX one that was compared with torch."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from compress.surgery.quantization import QuantizationSpec, packed_state, restor
 
 @contextmanager
 def new_directory(out: str | Path, name: str = "out") -> Iterator[tuple[Path, Path]]:
-    """A partial directory and the final path that it is sealed as; nothing is left where the work fails.
+    """Yield a partial directory and the final path that it is renamed to. If the work fails, nothing is left.
 
-    Raises UserError where something other than an empty directory is there already, and where none can be made.
+    Raises UserError if the path exists and is not an empty directory, or if the directory cannot be created.
     """
-    final = Path(out).resolve()  # "missing/.." does not exist until "missing" does, and then it is another directory
+    final = Path(out).resolve()  # "missing/.." exists only once "missing" does, and then it is another directory
     if final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise UserError(f"{name}: {final} exists already; give a new directory")
     partial = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")  # never a directory of the user
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{name}: {final} cannot be made ({error.strerror})") from None
+        raise UserError(f"{name}: {final} cannot be created ({error.strerror})") from None
     try:
         yield partial, final
     finally:
@@ -45,7 +45,7 @@ def new_directory(out: str | Path, name: str = "out") -> Iterator[tuple[Path, Pa
 
 
 def same_shape(model: nn.Module, family: ModelFamily) -> nn.Module:
-    """A stock model with random weights and the sizes of this one, also where its config cannot say them."""
+    """Return a transformers model with random weights and the sizes of this one, even if no config can express them."""
     empty = build(model.config)
     known = ancestry_of(model, family)
     now = {axis: len(known.kept.get(axis, range(size))) for axis, size in known.sizes.items()}
@@ -54,7 +54,7 @@ def same_shape(model: nn.Module, family: ModelFamily) -> nn.Module:
 
 
 def deployed(model: nn.Module, family: ModelFamily) -> tuple[nn.Module, Packed | None]:
-    """The model as it is deployed, in evaluation mode, and its packed tensors if it is quantized."""
+    """Return the model as it is deployed, in evaluation mode, and its packed tensors if it is quantized."""
     if "quantized" not in traits_of(model):
         return model, None
     tensors, spec = packed_state(model)
@@ -64,7 +64,7 @@ def deployed(model: nn.Module, family: ModelFamily) -> tuple[nn.Module, Packed |
 
 
 def write_torch(model: Any, out: str | Path, tokenizer: Any) -> Path:
-    """Save as a directory that ``compress.load`` opens; a float model of stock shape opens anywhere."""
+    """Save a model as a directory that ``compress.load`` opens. transformers opens it if a config has its sizes."""
     family = family_of(model.config)
     with new_directory(out) as (partial, final):
         _write_settings(model, tokenizer, partial)
@@ -81,7 +81,7 @@ def write_torch(model: Any, out: str | Path, tokenizer: Any) -> Path:
 def write_onnx(
     model: Any, out: str | Path, tokenizer: Any, *, graph: GraphKind, seed: int, head: Literal["tied", "split"]
 ) -> dict[str, float]:
-    """Export, check against torch, and seal; the figures are those of the parity gate."""
+    """Export a model, compare it with torch, and seal it. Return the values of the comparison."""
     family = family_of(model.config)
     with new_directory(out) as (partial, final):
         _write_settings(model, tokenizer, partial)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from compress.data import Split
+from compress.engine.models import device_of
 from compress.models.dropout import set_dropout
 from compress.training.config import Group, TrainConfig
 from compress.training.forward import Side
@@ -33,19 +34,19 @@ def fit(
 
     Args:
         student: the model that trains; it is moved to ``place.device``.
-        terms: the loss is their weighted sum.
+        terms: the loss terms; the loss is their weighted sum.
         config: steps, batch, learning rates and so on.
-        place: where to write, device and seed.
+        place: the directory for checkpoints, the device and the seed.
         data: rows to train on.
-        evaluate: rows that choose the checkpoint; None takes the last.
-        teacher: a frozen model, or None where no term needs one; it is moved to ``place.device`` too.
-        groups: what trains, by learning rate; by default every parameter as ``weights``.
-        extra: state that must travel with the checkpoints.
-        own: responses of the student itself, in some of the steps.
+        evaluate: rows that choose the checkpoint; with None, the last step is kept.
+        teacher: a frozen model, or None if no term needs one; it is moved to ``place.device`` too.
+        groups: the parameters that train, by kind of learning rate; by default every parameter as ``weights``.
+        extra: further state to save in checkpoints.
+        own: the sampler for steps that train on the student's own responses.
     """
     device = torch.empty(0, device=place.device).device  # "cuda" becomes "cuda:0"
     for side in filter(None, (student, teacher)):
-        if side.device != device:  # an 8-bit teacher of bitsandbytes is in place and refuses to be moved
+        if device_of(side.model) != device:  # an 8-bit teacher of bitsandbytes is in place and refuses to be moved
             side.model.to(device)
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     torch.manual_seed(place.seed)

@@ -1,4 +1,4 @@
-"""Learn or score which units of a model matter.
+"""Learn masks or compute scores that tell which units (heads, FFN neurons, hidden dimensions) of a model matter.
 
 ``learned`` (SIMPLE, Tao et al. 2023, section 3.1) trains masks from 1. The baselines leave masks at 1 and score units:
 ``magnitude`` by the L2 norm of a unit's weights, ``loss_aware`` by the summed |m dL/dm|, ``movement`` by the summed
@@ -52,21 +52,21 @@ def unit_values(
     device: str | torch.device = "cpu",
     trainer: Trainer | None = None,
 ) -> tuple[dict[str, Tensor], Coverage, dict[str, float]]:
-    """Mask values or scores per unit, by axis; the model has no masks afterwards.
+    """Return a dict from axis (prunable dimension) to one mask value or score per unit.
 
-    With ``weights_lr`` the weights train, too, otherwise they are frozen.
+    The model has no masks afterwards. The weights train only if ``weights_lr`` is given; otherwise they are frozen.
 
     Args:
-        model: a stock model; ``requires_grad`` of its parameters is set.
-        family: the table of the model.
+        model: a transformers model; this sets ``requires_grad`` of its parameters.
+        family: the family of the model, which describes its architecture.
         axes: kinds of axes to mask.
-        method: how values are found.
+        method: how values are computed.
         weights_lr: learning rate of the weights, or None to freeze them.
         device: where scores are summed.
-        trainer: runs the loop; not needed for ``magnitude``.
+        trainer: runs the training loop; not needed for ``magnitude``.
 
     Returns:
-        The values, what was touched (axes in place of modules, units in place of parameters), and the training metrics.
+        The values, the coverage (which counts axes as modules and units as parameters), and the training metrics.
 
     Raises:
         ModelError: the model has no axis of one of these kinds.
@@ -90,7 +90,7 @@ def unit_values(
 
 
 def used_terms(terms: Sequence[LossTerm], method: Method) -> list[LossTerm]:
-    """The terms that take part: ``mask_l1`` is a constant where masks stay at 1."""
+    """Return the terms that the method uses: without ``mask_l1`` if masks stay at 1, where it is a constant."""
     return [term for term in terms if method == "learned" or not isinstance(term, MaskL1)]
 
 
@@ -99,7 +99,7 @@ def _trained(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     masks = masks_of(model)
     scores = None if method == "learned" else _Scores(masks, method).to(device)
-    # the last masks count: sparsity grows while the evaluation falls
+    # keep the last masks: sparsity grows while the quality in evaluations falls
     changes = {"keep": "last", "lr": weights_lr or 0.0} | ({} if scores is None else {"mask_lr": 0.0})
     groups: dict[Group, list[nn.Parameter]] = {
         "masks": list(masks.values()),
@@ -126,7 +126,7 @@ def _coverage(model: nn.Module, family: ModelFamily, values: Mapping[str, Tensor
 
 
 class _Scores(nn.Module):
-    """Importance summed over batches from the gradients that reach masks held at 1; travels with checkpoints."""
+    """Scores summed over batches from the gradients of masks that stay at 1. Checkpoints contain them."""
 
     def __init__(self, masks: dict[str, nn.Parameter], method: Method) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class _Scores(nn.Module):
         return add
 
     def values(self) -> dict[str, Tensor]:
-        """The sums by axis. Where some are negative, all are raised by one number so that the lowest is 0."""
+        """Return a dict from axis name to the sums. If some are negative, all are shifted so that the lowest is 0."""
         sums = {name.replace("/", "."): buffer for name, buffer in self.named_buffers()}
         lowest = min(0.0, *(total.min().item() for total in sums.values()))
         return {axis: total - lowest for axis, total in sums.items()}

@@ -1,4 +1,4 @@
-"""Checks of the models that callers hand in, and what a model remembers of the one it was cut from."""
+"""Check the models that callers pass, and record on a pruned model which parts of the original model (root) it kept."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from compress.surgery.quantization import Product, Table
 from compress.training.forward import Side
 
 ANCESTRY = "compress_ancestry"
-"""Attribute of a model that was cut: an :class:`Ancestry`. Copies of the model keep it; stock saving ignores it."""
+"""Attribute of a pruned model: an :class:`Ancestry`. Copies of the model keep it; ``save_pretrained`` ignores it."""
 
 
 @dataclass(frozen=True)
 class Ancestry:
-    """The root model that a model was cut from: its units per axis, and the units and layers that are left of it."""
+    """The original model (root) of a pruned model: its number of units per axis, and the units and layers left.
+
+    An axis is a prunable dimension, such as the heads of a layer.
+    """
 
     sizes: Mapping[str, int]
     kept: Mapping[str, list[int]] = field(default_factory=dict)
@@ -35,7 +38,7 @@ class Ancestry:
 
 
 def ancestry_of(model: nn.Module, family: ModelFamily) -> Ancestry:
-    """What the model remembers; a model that was never cut is its own root."""
+    """Return the ancestry recorded on the model. A model that was never pruned is its own root."""
     known = getattr(model, ANCESTRY, None)
     if isinstance(known, Ancestry):
         return known
@@ -45,47 +48,45 @@ def ancestry_of(model: nn.Module, family: ModelFamily) -> Ancestry:
 
 
 def remember(model: nn.Module, known: Ancestry) -> None:
-    """Note on a model what it kept of its root, before its tensors stop showing it."""
+    """Record on a model what it kept of its root, before its tensors change."""
     setattr(model, ANCESTRY, known)
 
 
 def remember_cut(model: nn.Module, before: Ancestry, keep: Mapping[str, Any]) -> None:
-    """Note on a cut model which units of its root are left."""
+    """Record on a pruned model which units of its root are left."""
     kept = {axis: units.tolist() for axis, units in compose(before.kept, keep).items()}
     remember(model, Ancestry(before.sizes, kept, before.layers))
 
 
 def remember_layers(model: nn.Module, family: ModelFamily, before: Ancestry, keep: Mapping[str, Sequence[int]]) -> None:
-    """Note on a model that lost layers which layers of its root are left."""
+    """Record on a model that lost layers which layers of its root are left."""
     layers = {stack: left.tolist() for stack, left in compose(before.layers, keep).items()}
     sizes, kept = renumbered(family, before.sizes, keep), renumbered(family, before.kept, keep)
     remember(model, Ancestry(sizes, kept, layers))
 
 
 def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> ModelFamily:
-    """The family of a stock model with its language-model head.
+    """Check that a transformers model is supported and has a language-model head, and return its family.
 
     Args:
-        model: what the caller gave.
-        name: the argument, for messages.
-        forbids: of ``masked`` and ``quantized``, what the model must not be.
+        model: the caller's argument.
+        name: the name of the argument, for messages.
+        forbids: traits that the model must not have, such as ``masked`` and ``quantized``.
 
     Raises:
-        ModelError: something else, a family that is not supported, another type than float32, several devices or none,
-            or a forbidden trait.
+        ModelError: it is no transformers model, its family is not supported, its parameters are not float32 or not on
+            one device, or it has a forbidden trait.
     """
     if hasattr(model, "_orig_mod"):
         raise ModelError(f"{name}: is compiled by torch.compile; give the original model (model._orig_mod)")
     config = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or config is None:
-        raise ModelError(
-            f"{name}: a {type(model).__name__} is not a transformers model; give one such as GPT2LMHeadModel"
-        )
+        raise ModelError(f"{name}: expected a transformers model such as GPT2LMHeadModel, got {type(model).__name__}")
     with located(name):
         family = family_of(config)
     if any(not _has(model, path) for path in (family.body, family.head, *family.embeddings)):
         raise ModelError(
-            f"{name}: a {type(model).__name__} has no language-model head at {family.head!r}; give the class with one"
+            f"{name}: {type(model).__name__} has no language-model head at {family.head!r}; give the class with one"
         )
     if bitsandbytes_products(model):
         raise ModelError(f"{name}: is quantized by bitsandbytes; give the model before quantization")
@@ -101,7 +102,7 @@ def checked(model: Any, name: str = "model", *, forbids: Sequence[str] = ()) -> 
 
 
 def traits_of(model: nn.Module) -> frozenset[str]:
-    """What a model in memory is: ``masked``, ``quantized``, ``pruned``."""
+    """Return the traits of a model in memory: some of ``masked``, ``quantized`` and ``pruned``."""
     quantized = any(isinstance(module, Product | Table) for module in model.modules())
     known = getattr(model, ANCESTRY, None)
     pruned = isinstance(known, Ancestry) and bool(known.kept)
@@ -110,22 +111,22 @@ def traits_of(model: nn.Module) -> frozenset[str]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model lives."""
+    """Return the device of a model."""
     return next(model.parameters()).device
 
 
 def side_of(model: nn.Module, family: ModelFamily) -> Side:
-    """A model as the objective sees it, with the units and layers it kept of its root."""
+    """Return a model for the training objective, with the units and layers of its original model (root) it kept."""
     known = ancestry_of(model, family)
     return Side(model, family, known.kept, known.layers)
 
 
 @contextmanager
 def undisturbed(*models: nn.Module | None) -> Iterator[None]:
-    """Put back what work on these models changes besides their weights.
+    """Restore afterwards everything about these models that the block changes, except their weights.
 
-    That is the device, the mode of every module, ``requires_grad`` of every parameter, gradients that were there, the
-    list of keys that saving ignores, and the random state of Python and torch.
+    That is the device, the mode of every module, ``requires_grad`` and earlier gradients of every parameter, the list
+    of keys that saving ignores, and the random state of Python and torch.
     """
     given = [model for model in models if model is not None]
     places = [(model, device_of(model)) for model in given]

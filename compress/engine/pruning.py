@@ -1,4 +1,4 @@
-"""Cut a model to size by the values of its units (SIMPLE, Tao et al. 2023)."""
+"""Prune a model by the values of its units: heads, FFN neurons, hidden dimensions (SIMPLE, Tao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ Ratio = Annotated[
 class Target(Strict):
     """How many units to keep.
 
-    ``keep`` is one exact fraction for every masked axis, or one per kind of axis; ``parameters`` asks instead for the
-    largest uniform fraction within a budget, a share of the model's parameters (up to 1) or a count. ``uniform`` keeps
-    the same number of units in every layer; without it units are ranked across layers, sizes are rounded, and every
-    layer keeps at least one. Query heads that share keys and values are then ranked in rows of one head per kept group,
-    by the mean of their values; every kept group keeps at least one head, and half a row is rounded down.
+    ``keep`` is one exact fraction for every masked axis (prunable dimension), or one per kind of axis. ``parameters``
+    selects instead the largest uniform fraction within a budget: a share of the model's parameters (up to 1) or a
+    number of parameters. ``uniform`` keeps the same number of units in every layer. Otherwise units are ranked across
+    layers, sizes are rounded, and every layer keeps at least one unit. Query heads that share keys and values are then
+    ranked in rows (one head of each kept group) by their mean value. Every kept group keeps at least one head, and half
+    a row is rounded down.
     """
 
     keep: dict[AxisKind, Ratio] | Ratio | None = None
@@ -50,12 +51,12 @@ class Target(Strict):
     uniform: bool = True
 
     def sizes(self, config: Any, sizes: Mapping[str, int], kinds: Mapping[str, AxisKind]) -> dict[str, int]:
-        """Units to keep on each masked axis.
+        """Return a dict from masked axis to the number of units to keep.
 
         Args:
-            config: the stock config.
-            sizes: units on every axis now.
-            kinds: the kind of each masked axis.
+            config: the transformers config.
+            sizes: a dict from axis name to its present number of units.
+            kinds: a dict from masked axis to its kind.
 
         Raises:
             ModelError: a fraction that does not give whole numbers, a kind without masks, or an impossible budget.
@@ -91,7 +92,7 @@ class Target(Strict):
         return rounded
 
     def wanted(self, config: Any, sizes: Mapping[str, int], kinds: Mapping[str, AxisKind]) -> dict[str, int]:
-        """Units to keep on each masked axis, before query heads are shared out among groups."""
+        """Return a dict from masked axis to the units to keep, before query heads are distributed among groups."""
         ratios = self._ratios(config, sizes, kinds)
         return _rounded({axis: sizes[axis] * ratios[kind] for axis, kind in kinds.items()})
 
@@ -130,7 +131,7 @@ def cut_to(model: nn.Module, values: Mapping[str, Tensor], target: Target) -> tu
     """Keep the units with the largest |value| and remove the rest, in place.
 
     Returns:
-        What was touched, and the kept units by axis.
+        The coverage, and a dict from axis name to the kept units.
     """
     config: Any = model.config
     family = family_of(config)
@@ -149,7 +150,7 @@ def cut_to(model: nn.Module, values: Mapping[str, Tensor], target: Target) -> tu
 
 
 def _require_equal_groups(exact: Mapping[str, Fraction], sizes: Mapping[str, int], groups: Mapping[str, str]) -> None:
-    """Refuse a fraction of query heads that kept groups cannot hold equally."""
+    """Raise ModelError for a fraction of query heads that does not divide equally among the kept groups."""
     for heads, group in groups.items():
         if heads not in exact or (sizes[heads] == sizes[group] and group not in exact):
             continue
@@ -171,9 +172,10 @@ def _rounded(exact: Mapping[str, Fraction]) -> dict[str, int]:
 def _across_layers(
     wanted: Mapping[str, int], kinds: Mapping[str, AxisKind], scores: Mapping[str, Tensor], axes: Sequence[Axis]
 ) -> dict[str, int]:
-    """Share each kind's total among layers by ranking all its units together.
+    """Distribute the total of each kind of axis among layers by ranking all its units together.
 
-    A row is one unit; of query heads that share keys and values it is one head of each kept group, with their mean.
+    A row is one unit. For query heads that share keys and values, a row is one head of each kept group, with the mean
+    of their values.
     """
     groups, now = _groups(axes), {axis.name: axis.size for axis in axes}
     shared: dict[str, int] = {}
@@ -190,7 +192,10 @@ def _across_layers(
 
 
 def _taken(total: int, rows: Mapping[str, Tensor], width: Mapping[str, int]) -> dict[str, int]:
-    """Units per axis: its first row, then the highest rows of all, each while more than half of it is wanted."""
+    """Return a dict from axis to its number of units.
+
+    Every axis keeps its first row. Then the highest rows of all axes are kept, while more than half a row is missing.
+    """
     taken = dict(width)
     rest = total - sum(taken.values())
     owner = [axis for axis in rows for _ in range(len(rows[axis]) - 1)]
@@ -204,5 +209,5 @@ def _taken(total: int, rows: Mapping[str, Tensor], width: Mapping[str, int]) -> 
 
 
 def _groups(axes: Sequence[Axis]) -> dict[str, str]:
-    """The axis of groups for each axis of heads that has one."""
+    """Return a dict from each axis of heads that has an axis of groups to that axis."""
     return {axis.holds: axis.name for axis in axes if axis.holds}

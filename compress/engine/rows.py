@@ -1,4 +1,4 @@
-"""Data that callers hand in, as rows for one model: texts, pairs, a ``datasets.Dataset``, a ``DataLoader``."""
+"""Convert a caller's data into rows for one model: texts, pairs, a ``datasets.Dataset`` or a ``DataLoader``."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ ALLOWED = (
 
 
 def as_split(data: Any, config: Any, tokenizer: Any = None, *, name: str = "data", block: int | None = None) -> Split:
-    """Rows for a model with this stock config.
+    """Return the data as rows for a model with this transformers config.
 
     Texts are joined by line breaks and read as one stream in blocks of ``block`` tokens (by default the model's
-    context). Rows of ``input_ids`` and batches of a ``DataLoader`` carry labels as transformers takes them: not
-    shifted, -100 where nothing is scored, padding left out by ``attention_mask``.
+    context). Rows of ``input_ids`` and batches of a ``DataLoader`` have labels in the form that transformers accepts:
+    not shifted, and -100 for tokens that are not scored. ``attention_mask`` marks padding.
 
     Raises:
-        DataError: data of another kind, without rows, or that does not fit the model; ``name`` is the argument.
-        ModelError: a tokenizer with more tokens than the model's vocabulary.
+        DataError: the data is of another kind, has no rows or does not fit the model. The message starts with ``name``.
+        ModelError: the tokenizer has more tokens than the model's vocabulary.
     """
     require_tokenizer(tokenizer, config)
     if block is not None and (type(block) is not int or block < 2):
-        text = f"{block!r} is not a number of tokens; allowed: whole numbers from 2, or None"
+        text = f"expected a whole number from 2, or None, got {block!r}"
         raise DataError(Problem(("block",), text))
     interface = ModelInterface.of(config, tokenizer)
     if block is not None and block > interface.context:
@@ -46,7 +46,7 @@ def as_split(data: Any, config: Any, tokenizer: Any = None, *, name: str = "data
             return data
         rows = _listed(data, interface.task)
     if tokenizer is None and _holds_text(rows[0]):
-        raise DataError(Problem(("tokenizer",), f"is missing, and {name} holds texts; give the tokenizer of the model"))
+        raise DataError(Problem(("tokenizer",), f"is missing, but {name} has texts; give the tokenizer of the model"))
     from compress.data.encoding import Encoder  # imports `datasets`, which takes a second
 
     encoder = Encoder(DataSpec(train=Source(text=(name,)), block=block), interface, tokenizer, name)
@@ -55,19 +55,19 @@ def as_split(data: Any, config: Any, tokenizer: Any = None, *, name: str = "data
 
 
 def require_block_read(split: Split, data: Any, name: str = "data") -> None:
-    """Refuse a block for rows that none is cut from: rows of tokens, sources and targets, and rows made before."""
+    """Raise DataError if a block is given for rows that it does not cut: token rows, pairs, and finished rows."""
     cut = split.text is not None or (split.model.task == "causal" and split.examples)
     if split is data or not cut:
-        text = "would change nothing, it cuts running text and prompts with responses"
+        text = "would change nothing, because it cuts only running text and prompts with responses"
         raise DataError(Problem(("block",), f"{text}, and {name} has neither; leave it out"))
 
 
 def require_tokenizer(tokenizer: Any, config: Any) -> None:
-    """Refuse a tokenizer that produces token ids outside the vocabulary of the model."""
+    """Raise ModelError for a tokenizer that produces token ids outside the vocabulary of the model."""
     if tokenizer is None:
         return
     if not callable(tokenizer) or not hasattr(tokenizer, "get_vocab"):
-        raise ModelError(f"tokenizer: a {type(tokenizer).__name__} is not a transformers tokenizer")
+        raise ModelError(f"tokenizer: expected a transformers tokenizer, got {type(tokenizer).__name__}")
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= config.vocab_size:
         raise ModelError(
@@ -77,38 +77,38 @@ def require_tokenizer(tokenizer: Any, config: Any) -> None:
 
 
 def _require_same_reader(split: Split, interface: ModelInterface) -> None:
-    """Refuse rows that were made for a model of another task, vocabulary or context."""
+    """Raise DataError for rows that were made for a model with another task, vocabulary or context length."""
     made = split.model
     if made.task != interface.task:
-        raise DataError(f"holds rows of a {made.task} model, and this is a {interface.task} model")
+        raise DataError(f"contains rows for a {made.task} model, but this is a {interface.task} model")
     if made.vocabulary > interface.vocabulary:
         raise DataError(
-            f"holds rows over {made.vocabulary} tokens, and the model's vocabulary has {interface.vocabulary}"
+            f"contains rows for a vocabulary of {made.vocabulary} tokens, but the model has {interface.vocabulary}"
         )
     if made.context > interface.context and split.longest > interface.context:
-        raise DataError(f"has rows of {split.longest} tokens, and the model takes {interface.context}")
+        raise DataError(f"has rows of {split.longest} tokens, but the model accepts at most {interface.context}")
 
 
 def _listed(data: Any, task: Task) -> list[Any]:
-    """The rows, all of one kind: that of the first."""
+    """Return the rows. Raise DataError unless all are of the same kind as the first."""
     if isinstance(data, DataLoader):
         rows = list(unbatched(data, task))
     elif isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
-        raise DataError(f"a {type(data).__name__} is not data to read; allowed: {ALLOWED}")
+        raise DataError(f"{type(data).__name__} is not supported; allowed: {ALLOWED}")
     else:
         rows = list(data)
     if not rows:
         raise DataError("has no rows")
     kinds = [_kind(row) for row in rows]
     if kinds[0] is None:
-        raise DataError(f"row 0 is a {type(rows[0]).__name__}; allowed: {ALLOWED}")
+        raise DataError(f"row 0 has type {type(rows[0]).__name__}; allowed: {ALLOWED}")
     if other := next((at for at, kind in enumerate(kinds) if kind != kinds[0]), None):
-        raise DataError(f"row {other} is a {type(rows[other]).__name__}, and row 0 is a {kinds[0]}")
+        raise DataError(f"row {other} has type {type(rows[other]).__name__}, but row 0 has type {kinds[0]}")
     return rows
 
 
 def _holds_text(row: Any) -> bool:
-    """Whether a row needs a tokenizer."""
+    """Return whether a row needs a tokenizer."""
     columns = set(row) if isinstance(row, Mapping) else set()
     pair = any({given, expected} <= columns for given, expected in _PAIRS)
     return _kind(row) in ("text", "pair") or pair or ("text" in columns and "input_ids" not in columns)
@@ -166,13 +166,13 @@ def _from_columns(rows: list[Mapping[str, Any]], encoder: Any) -> Split:
 
 def _text(value: Any, at: int) -> str:
     if not isinstance(value, str):
-        raise DataError(f"row {at} holds a {type(value).__name__} where a text belongs")
+        raise DataError(f"row {at}: expected a string, got {type(value).__name__}")
     return value
 
 
 def _several(target: Any, at: int) -> tuple[str, ...]:
-    """The references of a row: a text, or several."""
+    """Return the references of a row, which contains one text or several."""
     texts = (target,) if not isinstance(target, list | tuple) else tuple(target)
     if not texts:
-        raise DataError(f"row {at} has an empty list of targets; give one text at least")
+        raise DataError(f"row {at} has an empty list of targets; give at least one text")
     return tuple(_text(text, at) for text in texts)

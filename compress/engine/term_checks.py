@@ -1,4 +1,4 @@
-"""What is wrong with loss terms and a teacher before any work."""
+"""Check loss terms and a teacher before any training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compress.training.objective import LossTerm, Outline
 
 
 class Known(Outline, Protocol):
-    """What is known of a student or teacher before any work."""
+    """Facts about a student or teacher that are known before any training."""
 
     @property
     def traits(self) -> frozenset[str]: ...
@@ -21,7 +21,7 @@ class Known(Outline, Protocol):
 def term_problems(
     terms: Sequence[LossTerm], source: Known, teacher: Known | None, *, masked: bool = False
 ) -> Iterator[Problem]:
-    """What is wrong with a stage's terms and teacher before any work; ``masked``: masks train."""
+    """Yield the problems of a stage's terms and teacher. ``masked`` says whether masks train."""
     if not terms:
         yield Problem(("terms",), "is empty; give at least one term")
     for i, term in enumerate(terms):

@@ -17,14 +17,17 @@ _COLUMNS = ("input_ids", "attention_mask", "labels")
 
 
 def cell(row: Mapping[str, Any], column: str, at: int) -> Any:
-    """A value of row ``at``. Raises DataError, with the row, if it is not there."""
+    """Return the value of ``column`` in row ``at``. Raises DataError, with the row number, if there is none."""
     if column not in row:
-        raise DataError(f"row {at} has no {column}, and row 0 has")
+        raise DataError(f"row {at} has no {column}, but row 0 has")
     return row[column]
 
 
 def token_row(row: Mapping[str, Any], task: Task, at: int) -> TokenRow:
-    """A row without padding; the labels of a decoder have a length of their own. Raises DataError for other values."""
+    """Return a row without padding. Labels of an encoder-decoder may have another length than ``input_ids``.
+
+    Raises DataError if a value is not a list of whole numbers, or if lengths differ.
+    """
     ids = _ints(cell(row, "input_ids", at), "input_ids", at)
     labels = _ints(row["labels"], "labels", at) if row.get("labels") is not None else None
     mask = [True] * len(ids)
@@ -42,7 +45,7 @@ def token_row(row: Mapping[str, Any], task: Task, at: int) -> TokenRow:
 
 
 def unbatched(loader: DataLoader[Any], task: Task) -> Iterator[TokenRow]:
-    """The rows of the batches. Raises DataError for batches of another form."""
+    """Yield the rows of the batches. Raises DataError for batches of another form."""
     count = 0
     for batch in loader:
         if not isinstance(batch, Mapping) or "input_ids" not in batch:
@@ -67,4 +70,4 @@ def _ints(values: Any, column: str, at: int) -> list[int]:
     try:
         return [index(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
     except TypeError:
-        raise DataError(f"row {at}: {column} is not a list of whole numbers") from None
+        raise DataError(f"row {at}: expected {column} to be a list of whole numbers") from None

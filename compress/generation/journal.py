@@ -68,7 +68,7 @@ def _line(batch: list[list[int]]) -> str:
 
 
 def _whole(journal: Path) -> list[list[list[int]]]:
-    """The batches before the first damaged line. A killed process may leave half a line, a power loss garbage."""
+    """Return the batches before the first damaged line, which a killed process or a power loss may leave."""
     found: list[list[list[int]]] = []
     lines = journal.read_text(errors="replace").splitlines(keepends=True) if journal.exists() else []
     for line in lines:

@@ -46,7 +46,7 @@ class OnPolicy(Strict):
         return fraction
 
     def problems(self, terms: Sequence[LossTerm]) -> Iterator[Problem]:
-        """Problems of these terms with responses that are not from the data. Paths start at ``terms`` of the stage."""
+        """Yield the problems of terms that cannot use sampled responses. Paths start at ``terms`` of the stage."""
         for i, term in enumerate(terms):
             if term.needs_labels:
                 text = f"{term.type} scores the tokens of the data, but on_policy replaces them"
@@ -56,7 +56,7 @@ class OnPolicy(Strict):
                 yield Problem(("terms", i), text)
 
     def responses(self, source: Artifact, model: nn.Module, data: Split, seed: int, precision: str) -> StudentResponses:
-        """The sampler of responses of ``model``, which was made from ``source`` and trains on ``data``."""
+        """Return the sampler of responses of ``model``, which was made from ``source`` and trains on ``data``."""
         autocast = torch.bfloat16 if precision == "bf16" else None
         return StudentResponses(self, TorchSubject.with_model(source, model), data.model, seed, autocast)
 
@@ -72,11 +72,11 @@ class StudentResponses:
     autocast: torch.dtype | None
 
     def chosen(self, step: int) -> bool:
-        """Whether step ``step`` (from 0) uses the student's responses. The result is the same in every process."""
+        """Return whether step ``step`` (from 0) uses the student's responses. Every process gets the same answer."""
         return bool(np.random.default_rng([self.seed, step]).random() < self.config.fraction)
 
     def batch(self, batch: Batch, step: int, part: int) -> Batch:
-        """This process's rows of part ``part`` of a step, with responses sampled in evaluation mode."""
+        """Return this process's rows of part ``part`` of a step, with responses sampled in evaluation mode."""
         model, config = self.student.side.model, self.config
         prompts = prompts_in(batch, self.interface.task)
         decoding = Generation(

@@ -59,7 +59,7 @@ class Generation(Strict):
         return self
 
     def options(self) -> dict[str, Any]:
-        """The settings that have an effect, under the names that ``generate`` of both runtimes uses."""
+        """Return the settings that have an effect, under the names that ``generate`` of both runtimes uses."""
         found = self.model_dump(include={"max_new_tokens", "do_sample", "min_new_tokens"})
         found |= {"no_repeat_ngram_size": self.no_repeat_ngram_size} if self.no_repeat_ngram_size else {}
         if self.do_sample:
@@ -81,7 +81,7 @@ class Decoding(Generation):
         return self.seeds if self.do_sample else self.seeds[:1]
 
     def conditions(self) -> dict[str, Any]:
-        """The settings that have an effect, under their names in a recipe."""
+        """Return the settings that have an effect, under their names in a recipe."""
         if self.do_sample:
             return self.model_dump(exclude={"num_beams", "length_penalty"})
         penalty = {"length_penalty"} if self.num_beams > 1 else set()
@@ -90,13 +90,13 @@ class Decoding(Generation):
 
 
 def ends_of(artifact: Artifact, tokenizer: Any) -> list[int]:
-    """The end tokens of a model in either runtime, from its generation settings and its tokenizer."""
+    """Return the end tokens of a model in either runtime, from its generation settings and its tokenizer."""
     own = as_tokens(decoding_settings(artifact.path).get("eos_token_id"))
     return list(dict.fromkeys([*own, *as_tokens(getattr(tokenizer, "eos_token_id", None))]))
 
 
 def forced_tokens(config: Any) -> dict[str, Any]:
-    """The tokens with which the responses of a model must begin and end, in either runtime."""
+    """Return the tokens with which the responses of a model must begin and end, in either runtime."""
     return {name: getattr(config, name, None) for name in ("forced_bos_token_id", "forced_eos_token_id")}
 
 

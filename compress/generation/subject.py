@@ -31,16 +31,16 @@ from compress.training.forward import Side, nll, run_body
 
 
 class Subject(Protocol):
-    """What quality measurements and training need from a model."""
+    """The methods that quality measurements and training need from a model."""
 
     runtime: str
 
     def nll(self, batch: Batch) -> tuple[float, int]:
-        """Summed negative log-likelihood of the scored positions in nats, and the number of positions."""
+        """Return summed negative log-likelihood of the scored positions in nats, and the number of positions."""
         ...
 
     def logits(self, batch: Batch) -> Tensor:
-        """Logits in float32 on the CPU, [B, T, V]."""
+        """Return logits in float32 on the CPU, [B, T, V]."""
         ...
 
     def generate(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
@@ -68,7 +68,7 @@ class TorchSubject:
 
     @classmethod
     def with_model(cls, artifact: Artifact, model: nn.Module) -> Self:
-        """A model with the tokenizer and the end tokens of the artifact it was made from."""
+        """Return a model with the tokenizer and the end tokens of the artifact it was made from."""
         tokenizer = artifact.tokenizer()
         return cls(Side(model, artifact.family()), tokenizer, ends_of(artifact, tokenizer))
 
@@ -85,13 +85,13 @@ class TorchSubject:
         return [until_end(row, self.ends) for row in self._new_tokens(prompts, settings, seed)]
 
     def complete(self, prompts: Sequence[list[int]], decoding: Generation, seed: int) -> list[list[int]]:
-        """Responses to train on. A row includes its end token where the model wrote one; no end token is forced."""
+        """Return responses to train on. A row includes its end token if the model wrote one; none is forced."""
         settings = generation_settings(self.side.config, self.tokenizer, self.ends, decoding)
         settings.forced_eos_token_id = None  # otherwise a student would learn to stop where a response was cut
         return [through_end(row, self.ends) for row in self._new_tokens(prompts, settings, seed)]
 
     def _new_tokens(self, prompts: Sequence[list[int]], settings: GenerationConfig, seed: int) -> list[list[int]]:
-        """The new tokens of each row, with padding after its end. The model's generation settings are restored."""
+        """Return the new tokens of each row, with padding after its end, and restore the model's settings."""
         model: Any = self.side.model
         seq2seq = self.side.family.task == "seq2seq"
         ids, mask = padded(prompts, settings.pad_token_id, left=not seq2seq)

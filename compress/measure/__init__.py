@@ -1,1 +1,1 @@
-"""Numbers about artifacts, each with the conditions it was taken under."""
+"""Measure artifacts, and record each value with the conditions under which it was measured."""

@@ -24,7 +24,7 @@ class MemoryRead:
         self._out = torch.empty(len(self._matrix))
 
     def bytes_per_second(self) -> float:
-        """The fastest of a few reads, with torch's current threads. Other work on the machine only slows reads down."""
+        """Return the rate of the fastest of a few reads with torch's current threads. Other work only slows reads."""
         return max(BYTES / self._seconds() for _ in range(READS))
 
     def _seconds(self) -> float:

@@ -12,7 +12,7 @@ from compress.measure.record import Record, Speed, scored
 
 
 class Labelled(Protocol):
-    """What a row of a table is made from."""
+    """The source of a row of a table."""
 
     @property
     def label(self) -> str:
@@ -49,13 +49,13 @@ class Measured:
     label: str
     record: Record
     change: float | None = None
-    """Relative change of the first figure against the uncompressed model: 0.05 is 5 % more."""
+    """Relative change of the first metric value against the uncompressed model: 0.05 is 5 % more."""
     faster: float | None = None
     """How many times as fast per token it is as the artifact that it is compared with."""
 
 
 def laid_out(rows: Sequence[Row], columns: Iterable[Column[Row]]) -> Table:
-    """One line per row. Columns without any text are left out; without any column there is no line."""
+    """Return one line per row. Columns without any text are left out; without any column there is no line."""
     written = [(column.title, column.unit, [column.cell(row) for row in rows]) for column in columns]
     filled = [column for column in written if any(column[2])]
     return Table(
@@ -65,7 +65,7 @@ def laid_out(rows: Sequence[Row], columns: Iterable[Column[Row]]) -> Table:
 
 
 def columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
-    """Every column of the table of measurements."""
+    """Yield every column of the table of measurements."""
     yield Column("parameters", "", lambda row: formats.count(row.record.parameters))
     yield Column("size", "MB", lambda row: formats.megabytes(row.record.bytes))
     yield Column("smaller", "than fp32 / fp16", _ratios)
@@ -82,7 +82,7 @@ def _of_quality(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
 
 
 def _score(key: str) -> Callable[[Measured], str]:
-    """The text of one figure of ``quality``."""
+    """Return a function from a row to the text of one value of ``quality``."""
     return lambda row: formats.number(row.record.scores.get(key))
 
 
@@ -105,5 +105,5 @@ def _ratios(row: Measured) -> str:
 
 
 def _beside(cell: Callable[[Speed], str]) -> Callable[[Measured], str]:
-    """What is shown only of artifacts that were timed beside a first one."""
+    """Return ``cell`` for artifacts that were timed together with a first one, and an empty text for others."""
     return lambda row: cell(row.record.speed) if row.record.speed.faster else ""

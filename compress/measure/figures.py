@@ -1,4 +1,4 @@
-"""Labels, directions and order of figures, by their keys in a record."""
+"""Labels, directions and order of metric values, by their keys in a record."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def name_and_way(key: str) -> tuple[str, str]:
 
 
 def figure_of(key: str, recorded: Mapping[str, Figure] | None = None) -> Figure:
-    """What is declared of a figure: by the record it stands in, or else by a built-in metric.
+    """Return the declaration of a metric value: from its record, or else from a built-in metric.
 
-    A figure that nobody declared has its key for a label, no direction, and a place after those of built-in metrics.
+    A value without a declaration has its key as label, no direction, and a place after those of built-in metrics.
     """
     name, _ = name_and_way(key)
     own = {name_and_way(other)[0]: figure for other, figure in (recorded or {}).items()}
@@ -27,12 +27,12 @@ def figure_of(key: str, recorded: Mapping[str, Figure] | None = None) -> Figure:
 
 
 def name_of(key: str, recorded: Mapping[str, Figure] | None = None) -> str:
-    """The name of a figure in running text."""
+    """Return the name of a metric value in running text."""
     label, (_, way) = figure_of(key, recorded).label, name_and_way(key)
     return f"{label} ({way})" if way else label
 
 
 @cache
 def _built_in() -> dict[str, Figure]:
-    """The figures of built-in metrics. Plug-ins are not loaded: a report may be written where they are missing."""
+    """Return the declared values of built-in metrics. Plug-ins may be missing when a report is written."""
     return {key: figure for name in METRICS.builtin for key, figure in METRICS.get(name).figures.items()}

@@ -14,7 +14,7 @@ from compress.models.description import AttentionBlock, Block, CrossAttention, d
 
 
 def model_step_bytes(model: nn.Module) -> int:
-    """Bytes of a torch model that one more token reads: the decoder's weights once, and one row of each embedding.
+    """Return the bytes of a torch model that one more token reads: the decoder's weights, and a row of each embedding.
 
     A tied head is read completely, in addition to that row. The key and value projections of an encoder's states run
     once per text, so they do not count.

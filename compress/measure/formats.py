@@ -25,12 +25,12 @@ def number(value: float | None) -> str:
 
 
 def megabytes(value: float | None) -> str:
-    """Bytes as MB of 2^20 bytes."""
+    """Return bytes as MB of 2^20 bytes."""
     return "" if value is None else number(value / MB)
 
 
 def count(value: int | None) -> str:
-    """A count as millions or thousands: ``124.4 M``."""
+    """Return a count as millions or thousands: ``124.4 M``."""
     if value is None:
         return ""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
@@ -40,17 +40,17 @@ def count(value: int | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A factor: ``14.2x``."""
+    """Return a factor: ``14.2x``."""
     return "" if value is None else f"{value:.{1 if value >= 1.95 else 2}f}x"
 
 
 def percent(value: float | None) -> str:
-    """A relative change with its sign: ``+5.7 %``."""
+    """Return a relative change with its sign: ``+5.7 %``."""
     return "" if value is None else f"{100 * value:+.1f} %"
 
 
 def share(part: float, whole: float) -> str:
-    """A part of a whole: ``98 %``. Rounding alone never gives 100 % or 0 %."""
+    """Return a part of a whole: ``98 %``. Rounding alone never gives 100 % or 0 %."""
     if not whole:
         return "0 %"
     exact = 100 * part / whole
@@ -60,19 +60,19 @@ def share(part: float, whole: float) -> str:
 
 
 def percentiles(value: Percentiles | None) -> str:
-    """Median and 95th percentile: ``3.41 / 3.80``."""
+    """Return median and 95th percentile: ``3.41 / 3.80``."""
     if value is None:
         return ""
     return number(value.p50) if value.p95 is None else f"{number(value.p50)} / {number(value.p95)}"
 
 
 def duration(seconds: float | None) -> str:
-    """A time span in its two largest units: ``1 h 04 min``."""
+    """Return a time span in its two largest units: ``1 h 04 min``."""
     return "" if seconds is None else progress.duration(seconds)
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of nested JSON as (dotted key, text)."""
+    """Yield the leaves of nested JSON as (dotted key, text)."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))

@@ -76,10 +76,10 @@ class Measurement(Strict):
         raise NotImplementedError
 
     def problems(self, configs: Mapping[str, Any], data: Data | None) -> Iterator[Problem]:
-        """Problems that can be found before any work. Paths start at a field of this measurement.
+        """Yield problems that can be found before any work. Paths start at a field of this measurement.
 
         Args:
-            configs: the stock config of each measured model.
+            configs: a dict from the name of each measured model to its transformers config.
             data: the run's data as these models read it.
         """
         return iter(())

@@ -37,7 +37,7 @@ def measure_in_fresh_process(directory: Path, kind: str, work: Workload) -> dict
 
 
 def peak_rss() -> int:
-    """Peak memory of this process since its start, in bytes."""
+    """Return peak memory of this process since its start, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # rusage also counts the parent, which was copied to start this process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -57,7 +57,7 @@ def _opener(directory: Path, kind: str, threads: int) -> Callable[[], Stepper]:
     torch.set_num_threads(threads)
     artifact = adopt(directory)
     with torch.device("meta"):
-        build(artifact.config())  # imports the stock classes
+        build(artifact.config())  # imports the transformers classes
     return lambda: TorchStepper.of(artifact, "cpu")
 
 

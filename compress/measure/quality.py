@@ -31,7 +31,7 @@ def _listed(value: object) -> object:
 
 
 def read_metric(value: object) -> object:
-    """A name that the registry knows, or else a metric of ``evaluate``. Raises ValueError for an unknown name."""
+    """Return the name of a registered metric, or else a metric of ``evaluate``. Raise ValueError if it is unknown."""
     if isinstance(value, Mapping):
         return Imported.model_validate(value)
     if isinstance(value, Imported) or value in METRICS.names():
@@ -50,7 +50,7 @@ class Quality(Measurement):
     """Quality of torch and ONNX artifacts, measured by the same code in float32.
 
     ``perplexity`` and ``agreement`` (with ``reference``) read the logits of given tokens. The other metrics compare
-    generated text with all references. ``compress-lm describe NAME`` says what each one computes. Other packages add
+    generated text with all references. ``compress-lm describe NAME`` explains each metric. Other packages add
     metrics, and those of the ``evaluate`` library are given as ``{path: FILE}`` or by name.
     """
 
@@ -115,7 +115,7 @@ class Quality(Measurement):
         return scripts | {name: f"version {version}" for name, version in versions.items() if version != 1}
 
     def metrics(self) -> dict[str, Metric]:
-        """The metrics by name. Scripts among them are run."""
+        """Return the metrics by name. Scripts among them are run."""
         here = self.recipe_directory
         found = [each.opened(here) if isinstance(each, Imported) else METRICS.get(each) for each in self.metric]
         return dict(zip(self.called, found, strict=True))
@@ -260,7 +260,7 @@ class Quality(Measurement):
     def _scores(
         self, metrics: Mapping[str, Metric], said: Sequence[Response], split: Split
     ) -> tuple[Values, dict[str, str]]:
-        """The figures of all metrics, and the signature of each metric that gives one."""
+        """Return the values of all metrics, and the signature of each metric that has one."""
         texts, references = [answer.text for answer in said], [example.references for example in split.examples]
         full = [answer.full for answer in said]
         scores: dict[str, Values] = {}
@@ -268,12 +268,12 @@ class Quality(Measurement):
         for name, metric in metrics.items():
             values, signature = checked(name, metric.function(texts, references, **self._taken(metric, full=full)))
             scores[name] = {key: float(value) for key, value in values.items() if is_number(value)}
-            if signature:  # that of a single figure has its name, which may tell settings, as bleu_zh does
+            if signature:  # the signature of a single value has its name, which may contain settings, as in bleu_zh
                 signatures[next(iter(scores[name])) if len(scores[name]) == 1 else name] = signature
         return joined(scores), signatures
 
     def _taken(self, metric: Metric, **given: Any) -> dict[str, Any]:
-        """The further arguments of a metric's function."""
+        """Return the further arguments of a metric's function."""
         return {name: given[name] if name in given else getattr(self, name) for name in metric.takes}
 
 

@@ -1,4 +1,4 @@
-"""The record of one artifact: everything that was measured of it, as JSON holds it."""
+"""The record of one artifact: everything that was measured of it, in the form of its JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Speed(View):
     floor_ms: float | None = None
     above_floor: float | None = None
     faster: dict[str, float] = Field(default_factory=dict)
-    """How many times as fast as the first artifact that was timed beside it, for ``prefill`` and ``per_token``."""
+    """How many times as fast as the first artifact of the same timing run, for ``prefill`` and ``per_token``."""
 
     @property
     def timed(self) -> bool:
@@ -59,13 +59,13 @@ class Record(View):
     compression_ratio_fp16: float | None = None
     quality: dict[str, Any] = Field(default_factory=dict)
     figures: dict[str, Figure] = Field(default_factory=dict)
-    """What metrics that are not built in declare of their figures."""
+    """A dict from value name to its label, direction and order, for metrics that are not built in."""
     speed: Speed = Speed()
     conditions: Any = None
 
     @property
     def scores(self) -> dict[str, float]:
-        """The figures of ``quality`` in the order that is declared; those of equal order as they were measured."""
+        """The values of ``quality`` in their declared order. Values of equal order stay in the order of measurement."""
         found = {
             key: (figure, float(value))
             for key, value in self.quality.items()
@@ -77,7 +77,7 @@ class Record(View):
 
 
 def scored(records: Iterable[Record]) -> dict[str, Figure]:
-    """Every figure that some record has, and what is declared of it."""
+    """Return a dict from each metric value that some record has to its declaration."""
     records = list(records)
     declared = {key: figure for record in records for key, figure in record.figures.items()}
     return {key: figure_of(key, declared) for record in records for key in record.scores}

@@ -16,7 +16,7 @@ Values = dict[str, Any]
 
 
 def checked(name: str, result: Mapping[str, Any]) -> tuple[Values, str]:
-    """The values that a metric returned, and its signature. Raises if none is a number, or one is not finite."""
+    """Return the values of a metric's result, and its signature. Raise if none is a number, or one is not finite."""
     values = {key: _plain(value) for key, value in result.items() if key != "signature"}
     figures = {key: value for key, value in values.items() if is_number(value)}
     if not figures:
@@ -29,17 +29,17 @@ def checked(name: str, result: Mapping[str, Any]) -> tuple[Values, str]:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of a result is a figure."""
+    """Return whether a value of a result is a number."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON can hold it, if it is a number of another library."""
+    """Return a number of another library, such as numpy, as a Python number, and any other value unchanged."""
     return (int if isinstance(value, Integral) else float)(value) if is_number(value) else value
 
 
 def joined(results: Mapping[str, Values]) -> Values:
-    """The values of several metrics. Raises RecipeError if two of them give one key with different values."""
+    """Return the values of several metrics. Raises RecipeError if two of them give one key with different values."""
     found: Values = {}
     origins: dict[str, str] = {}
     for name, values in results.items():
@@ -52,7 +52,7 @@ def joined(results: Mapping[str, Values]) -> Values:
 
 
 def declared(metrics: Mapping[str, Metric], values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What metrics that are not built in declare of these values. A report may be written where they are missing."""
+    """Return the declarations of these values by metrics that are not built in, which a report may need later."""
     others = [metric for name, metric in metrics.items() if metric is not _built_in(name)]
     figures = {key: figure for metric in others for key, figure in metric.figures.items()}
     return {key: figures[key].model_dump(exclude_defaults=True) for key in values if key in figures}

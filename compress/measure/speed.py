@@ -99,7 +99,7 @@ class Speed(Measurement):
         return times, max(bandwidths)
 
     def workload(self, vocabulary: int) -> Workload:
-        """The workload of every model. ``vocabulary`` is the smallest of all models, so that each knows every token."""
+        """Return the workload of every model. ``vocabulary`` is the smallest of all, so every token is valid."""
         threads = self.threads or len(os.sched_getaffinity(0))
         return Workload(self.prompt_tokens, self.new_tokens, self.batch, threads, vocabulary)
 
@@ -160,13 +160,13 @@ def _step_bytes(artifact: Artifact, stepper: Stepper) -> int:
 
 
 def floor(step_bytes: int, bandwidth: float, per_token_ms: float) -> dict[str, float]:
-    """The time to read the weights of one step from memory, and the ratio of the time of a step to it."""
+    """Return the time to read the weights of one step from memory, and the ratio of the time of a step to it."""
     floor_ms = 1000 * step_bytes / bandwidth
     return {"weight_bytes_per_token": step_bytes, "floor_ms": floor_ms, "above_floor": per_token_ms / floor_ms}
 
 
 def summary(times: Sequence[Times], work: Workload) -> dict[str, Any]:
-    """Medians and 95th percentiles in milliseconds, and new tokens per second."""
+    """Return medians and 95th percentiles in milliseconds, and new tokens per second."""
     steps = [step for each in times for step in each.steps]
     return {
         "prefill_ms": _percentiles([each.prefill for each in times]),

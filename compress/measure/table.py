@@ -14,7 +14,7 @@ from compress.measure.record import Record
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table in the common style. ``right`` names the columns that are aligned to the right (numbers)."""
+    """Return an empty table in the common style. ``right`` names the columns of numbers, which are right-aligned."""
     empty = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
         empty.add_column(column, justify="right" if column in right else "left", no_wrap=column in ("name", *right))
@@ -22,15 +22,15 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def records_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """The measured values, one line per artifact: the columns of the report, without details and changes of quality.
+    """Return the measured values, one line per artifact: the columns of the report, without its details.
 
-    On a narrow screen, cells and titles continue on a second line. Names are never cut.
+    Changes of quality are only in the report. On a narrow screen, cells and titles continue on a second line. Names are never cut.
     """
     read = [Record.model_validate(record) for record in records]
     rows = [Measured(record.name, record, faster=record.speed.faster.get("per_token")) for record in read]
     found = laid_out(rows, (column for column in columns(rows) if not column.detail))
     shown = table()
-    shown.add_column("name\n", no_wrap=True)  # titles stand in the first line, units in the second
+    shown.add_column("name\n", no_wrap=True)  # titles are in the first line, units in the second
     for title, unit in found.titles[1:]:
         shown.add_column(Text.assemble(title, "\n", (unit, "not bold dim")), justify="right")
     for label, *cells in found.lines or [[row.label] for row in rows]:

@@ -1,4 +1,4 @@
-"""A torch model that decodes token by token, as ``generate`` of the stock library would."""
+"""A torch model that decodes token by token, as ``generate`` of transformers does."""
 
 from __future__ import annotations
 

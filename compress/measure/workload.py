@@ -32,7 +32,7 @@ class Workload:
     vocabulary: int
 
     def ids(self) -> Array:
-        """The same random prompts [B, T] for every model."""
+        """Return the same random prompts [B, T] for every model."""
         return np.random.default_rng(0).integers(0, self.vocabulary, (self.batch, self.prompt))
 
 

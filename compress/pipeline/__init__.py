@@ -1,4 +1,4 @@
-"""Runs a recipe: plans it, makes or reuses each artifact, and measures it."""
+"""Run a recipe: plan it, make or reuse each artifact, and measure it."""
 
 from compress.pipeline.inputs import Inputs
 from compress.pipeline.plan import Plan, make_plan

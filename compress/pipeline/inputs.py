@@ -41,7 +41,7 @@ class Inputs:
         self._tokenizers: dict[str, Any] = {}
 
     def model(self, name: str) -> Artifact | None:
-        """The model, or None if it has not been built yet."""
+        """Return the model, or None if it has not been built yet."""
         if name not in self._models:
             spec = self.recipe.models[name]
             with self._reported("models", name):
@@ -51,7 +51,7 @@ class Inputs:
         return self._models.get(name)
 
     def made(self, name: str) -> Artifact:
-        """The model. It is built now if it does not exist yet."""
+        """Return the model. It is built now if it does not exist yet."""
         artifact = self.model(name)
         if artifact is None:
             with self._reported("models", name):
@@ -59,7 +59,7 @@ class Inputs:
         return artifact
 
     def config(self, name: str) -> Any:
-        """The stock configuration of a model, built or not. A configuration that no stock model can have is refused."""
+        """Return the transformers config of a model, built or not. Raise an error if no model can have this config."""
         if name not in self._configs:
             artifact = self.model(name)
             with self._reported("models", name):
@@ -70,7 +70,7 @@ class Inputs:
         return self._configs[name]
 
     def shape(self, name: str) -> Shape:
-        """The properties of a model that are known before any work."""
+        """Return the properties of a model that are known before any work."""
         config, artifact = self.config(name), self.model(name)
         axes = family_of(config).axes(config)
         if artifact is None:
@@ -90,7 +90,7 @@ class Inputs:
         )
 
     def data(self, name: str) -> Data | None:
-        """The data as model ``name`` reads it. Models with the same tokenizer and interface share one view.
+        """Return the data as model ``name`` reads it. Models with the same tokenizer and interface share one view.
 
         None if the recipe has no data.
         """
@@ -106,18 +106,18 @@ class Inputs:
         return self._data[at]
 
     def tokenizer(self, name: str) -> Any:
-        """The tokenizer of a model, built or not. None if it has none."""
+        """Return the tokenizer of a model, built or not. None if it has none."""
         artifact = self.model(name)
         return artifact.tokenizer() if artifact else self._tokenizer(name)
 
     def slot(self, name: str) -> Slot:
-        """The place of a model that is built from a config: ``00-NAME-<key>``."""
+        """Return the place of a model that is built from a config: ``00-NAME-<key>``."""
         parts = [self._settings(name), self.recipe.seed, self._tokenizer_content(name)]
         versions = {package: installed(package) for package in ("torch", "transformers", "tokenizers")}
         return Slot(self.workdir, 0, name, key(["model", *parts, versions]), proof="config.json")
 
     def stage_slot(self, item: Link, models: Mapping[str, Artifact]) -> Slot:
-        """The place of a stage's result: ``NN-NAME-<key>``. ``models`` holds the artifacts it is made from."""
+        """Return the place of a stage's result: ``NN-NAME-<key>``. ``models`` holds the artifacts it is made from."""
         data = self.data(item.root)
         hashes = {role: identity(models[name]) for role, name in item.inputs.items()}
         hashes["data"] = data.digest if data else ""
@@ -126,7 +126,7 @@ class Inputs:
         )
 
     def finished(self, slot: Slot) -> Artifact | None:
-        """The finished result in a slot, if there is one. A damaged result is an error that says what to do."""
+        """Return the finished result in a slot, if there is one. A damaged result is an error that says what to do."""
         if slot.found is None:
             return None
         try:
@@ -164,7 +164,7 @@ class Inputs:
         return settings
 
     def _tokenizer(self, name: str) -> Any:
-        """The tokenizer of a model that has not been built yet. A new tokenizer is trained once."""
+        """Return the tokenizer of a model that has not been built yet. A new tokenizer is trained once."""
         if name not in self._tokenizers:
             self._tokenizers[name] = self._new_tokenizer(name)
         return self._tokenizers[name]
@@ -196,7 +196,7 @@ class Inputs:
             return read_corpus(spec.train, spec.start(self.recipe.base))
 
     def _existing(self, field: str, path: str) -> str | Path:
-        """A directory relative to the recipe. If there is none, the text itself, provided it can be a hub id."""
+        """Return a directory relative to the recipe. If there is none, the text itself, provided it can be a hub id."""
         here = self.recipe.base / Path(path).expanduser()
         if here.exists():
             return here

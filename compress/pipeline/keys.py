@@ -20,18 +20,18 @@ _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", 
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of ``value`` as JSON with sorted keys."""
+    """Return the SHA-256 hash of ``value`` as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def key(value: Any) -> str:
-    """The 12 hexadecimal digits at the end of a result directory's name."""
+    """Return the 12 hexadecimal digits at the end of a result directory's name."""
     return digest(value)[:12]
 
 
 @cache
 def installed(package: str) -> str:
-    """Version of an installed package, or ``none``."""
+    """Return the version of an installed package, or ``none``."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -45,14 +45,14 @@ def packages(traits: frozenset[str] = frozenset()) -> dict[str, str]:
 
 
 def compress_version() -> str:
-    """This package's own version, installed or not."""
+    """Return this package's own version, installed or not."""
     from compress import __version__
 
     return __version__
 
 
 def identity(artifact: Artifact) -> str:
-    """Hash of a model, of how it computes, of what it was cut from, and of its tokenizer and settings."""
+    """Return the hash of a model, of how it computes, of what it was cut from, and of its tokenizer and settings."""
     manifest = artifact.manifest
     beside = {name: sha for name, sha in manifest.files.items() if name.startswith(_TOKENIZER)}
     facts = manifest.model_dump(mode="json", include={"quantization", "kept", "layers"})
@@ -60,7 +60,7 @@ def identity(artifact: Artifact) -> str:
 
 
 def stage_key(stage: Stage, *, seed: int, inputs: Mapping[str, str]) -> str:
-    """Key of a stage's result. ``inputs`` are the hashes of its source, teacher and targets, and of the data.
+    """Return the key of a stage's result. ``inputs`` are the hashes of source, teacher, targets and data.
 
     Names that a recipe gives to models and stages are left out, so renaming does not rerun anything.
     """

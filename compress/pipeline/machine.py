@@ -13,11 +13,11 @@ import torch
 from compress.pipeline.keys import packages
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-"""CPU instructions that decide the speed of products with packed weights."""
+"""CPU instructions that determine the speed of matrix products with packed weights."""
 
 
 def environment(device: str) -> dict[str, Any]:
-    """The facts about this machine that are recorded with every measured number."""
+    """Return the facts about this machine that are recorded with every measured number."""
     found: dict[str, Any] = {
         "system": platform.platform(),
         "processor": _processor(),
@@ -39,13 +39,13 @@ def _processor() -> str:
 
 
 def _reported(*names: str) -> str | None:
-    """The value that the system reports for its first processor under one of these names, or None."""
+    """Return the value that the system reports for its first processor under one of these names, or None."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(names) and ":" in line), None)
 
 
 def _cache_bytes() -> int:
-    """The size of the largest cache of the first processor. 0 if the system does not report it."""
+    """Return the size of the largest cache of the first processor. 0 if the system does not report it."""
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max((int(size.removesuffix("K")) * 2**10 for size in sizes if size.endswith("K")), default=0)

@@ -1,4 +1,4 @@
-"""Runs the measurements of a recipe, and joins their numbers into one record per artifact."""
+"""Run the measurements of a recipe, and join their numbers into one record per artifact."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def measure(
 
 
 def measured_keys(inputs: Inputs, links: Sequence[Link], artifacts: Mapping[str, Artifact]) -> dict[str, str]:
-    """A key per artifact, computed from the artifact and the data as it reads them.
+    """Return a key per artifact, computed from the artifact and the data as it reads them.
 
     ``run.json`` and ``measurements.json`` both hold it, so that a report never joins an artifact with numbers of
     another one.
@@ -67,7 +67,7 @@ def _roots(inputs: Inputs, links: Sequence[Link]) -> dict[str, str]:
 def _parts(
     measurement: Measurement, inputs: Inputs, artifacts: Mapping[str, Artifact], roots: Mapping[str, str]
 ) -> Iterator[Measurement]:
-    """One measurement per view of the data, because models with different tokenizers read different tokens."""
+    """Yield one measurement per view of the data, because models with different tokenizers read different tokens."""
     if not measurement.needs_data:
         yield measurement
         return

@@ -1,4 +1,4 @@
-"""Plans a run, and finds every problem that can be found without training."""
+"""Plan a run, and find every problem that can be found without training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Row:
     parameters: int | None = None
     steps: str = ""
     note: str = ""
-    """A remark on the result that its traits do not make."""
+    """A remark on the result that its traits do not express."""
     state: str = ""
     """``given``, ``built``, ``reused``, ``continued`` or ``runs``."""
 
@@ -90,7 +90,7 @@ def _check_data(inputs: Inputs, links: tuple[Link, ...]) -> None:
 
 
 def _check_share(inputs: Inputs, item: Link) -> None:
-    """Every process must have a sequence of each batch."""
+    """Raise an error unless every process gets at least one sequence of each batch."""
     data, train = inputs.data(item.root), getattr(item.stage, "train", None)
     if data is None or data.train is None or train is None:
         return
@@ -101,7 +101,7 @@ def _check_share(inputs: Inputs, item: Link) -> None:
 
 
 def _room_problems(inputs: Inputs, item: Link, links: Sequence[Link]) -> Iterator[Problem]:
-    """Problems of terms that store values for each row of the data, given the number of rows."""
+    """Yield problems of terms that store values for each row of the data, given the number of rows."""
     data = inputs.data(item.root)
     for i, term in enumerate(getattr(item.stage, "terms", ())):
         if data and data.train and isinstance(term, StateTerm) and term.numbered:
@@ -121,7 +121,7 @@ def _check_measurements(inputs: Inputs, shapes: Mapping[str, Shape]) -> None:
 
 
 def trains(stage: Stage) -> bool:
-    """Whether a stage will read ``data.train``. A training stage does, unless it has zero steps."""
+    """Return whether a stage will read ``data.train``. A training stage does, unless it has zero steps."""
     return stage.trains and getattr(getattr(stage, "train", None), "steps", None) != 0
 
 

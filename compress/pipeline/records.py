@@ -1,4 +1,4 @@
-"""Joins all measurements of an artifact into one record."""
+"""Join all measurements of an artifact into one record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from compress.measure.measurement import Measurement
 
 Plain = dict[tuple[str, ...], tuple[Measurement, Any]]
-"""The measurement that has the plain names, and its split: by type for the run, by type and artifact for each one."""
+"""The measurement with plain names, and its split. Keys are its type (for the run), or its type and an artifact."""
 
 
 def join(record: dict[str, Any], numbers: Mapping[str, Any], measurement: Measurement, plain: Plain) -> None:
@@ -19,7 +19,7 @@ def join(record: dict[str, Any], numbers: Mapping[str, Any], measurement: Measur
     All numbers and conditions of one measurement get the same kind of name: a plain one, or one such as
     ``perplexity (split eval)`` with the settings that differ from the measurement with plain names. The longer name is
     used if the artifact already has a plain number of this name, or if the split is not the first one that the run
-    measured on, for this or any other artifact. So figures of different splits never share a name.
+    measured on, for this or any other artifact. So values of different splits never have the same name.
     """
     mine = measurement, numbers.get("conditions", {}).get(measurement.type, {}).get("split")
     first, split = plain.setdefault((measurement.type,), mine)
@@ -45,7 +45,7 @@ def _merge(there: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 def difference(first: Measurement, other: Measurement) -> str:
-    """The settings of ``other`` that differ from ``first``, such as ``split eval, batch 4``. Empty if none differ.
+    """Return the settings of ``other`` that differ from ``first``, such as ``split eval, batch 4``, or an empty text.
 
     Only settings that say how to measure are compared, not those that say what is measured.
     """
@@ -54,7 +54,7 @@ def difference(first: Measurement, other: Measurement) -> str:
 
 
 def _settings(given: BaseModel, left_out: Collection[str] = (), prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting with its text. This includes defaults, which a dump may leave out."""
+    """Yield every setting with its text. This includes defaults, which a dump may leave out."""
     for name in [name for name in type(given).model_fields if name not in left_out]:
         value = getattr(given, name)
         if isinstance(value, BaseModel):

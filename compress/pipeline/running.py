@@ -1,4 +1,4 @@
-"""Runs the stages of a recipe in order. Each makes one artifact from earlier ones; finished artifacts are reused."""
+"""Run the stages of a recipe in order. Each makes one artifact from earlier ones; finished artifacts are reused."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def run(
         recipe: a recipe, or the path of one.
         workdir: where results are written; by default ``runs/NAME``.
         device: ``cpu`` or ``cuda``; by default ``cuda`` if there is one.
-        console: shows progress; without it nothing is printed.
+        console: prints progress; without it nothing is printed.
 
     Returns:
         The artifacts by name, and one record of numbers per artifact.
 
     Raises:
-        UserError: an argument or a recipe that cannot be used.
-        CompressError: a stage that failed; the kind says how.
+        UserError: an argument or the recipe cannot be used.
+        CompressError: a stage failed. The subclass tells how.
 
     Examples:
         >>> path = compress.save(model, directory / "model")
@@ -81,11 +81,11 @@ def run(
         16
     """
     if not isinstance(recipe, Recipe | str | os.PathLike):
-        raise UserError(f"recipe: a {type(recipe).__name__} is neither a recipe nor the path of one")
+        raise UserError(f"recipe: expected a recipe or the path of one, got {type(recipe).__name__}")
     if not isinstance(workdir, str | os.PathLike | None):
-        raise UserError(f"workdir: a {type(workdir).__name__} is not a path; give one such as 'runs/small'")
+        raise UserError(f"workdir: expected a path such as 'runs/small', got {type(workdir).__name__}")
     if not isinstance(console, Console | None):
-        raise UserError(f"console: a {type(console).__name__} is not a rich.console.Console; give one, or None")
+        raise UserError(f"console: expected a rich.console.Console or None, got {type(console).__name__}")
     chosen = choose_device(device)
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe)
@@ -98,12 +98,12 @@ def run(
 
 
 def default_workdir(recipe: Recipe) -> Path:
-    """The default work directory of a recipe."""
+    """Return the default work directory of a recipe."""
     return Path("runs") / recipe.name
 
 
 def choose_device(device: Device | None) -> Device:
-    """The requested device, or the best available one. Raises UserError for any other, and for ``cuda`` without it."""
+    """Return the requested device, or the best available one. Raise UserError for an unknown or missing device."""
     if device not in (None, "cpu", "cuda"):
         raise UserError(f"device: {device!r} is not known; allowed: cpu, cuda")
     available = torch.cuda.is_available()
@@ -151,7 +151,7 @@ class _Running:
         return records
 
     def _opened(self) -> dict[str, Artifact]:
-        """The artifacts that hold a model."""
+        """Return the artifacts that hold a model."""
         return {name: artifact for name, artifact in self.artifacts.items() if GENERATED not in artifact.traits}
 
     def _stage(self, item: Link) -> None:
@@ -267,5 +267,5 @@ def _coverage(step: Step) -> str:
 
 
 def megabytes(count: int) -> str:
-    """Bytes as MB of 2^20."""
+    """Return bytes as MB of 2^20."""
     return f"{count / 2**20:,.2f} MB"

@@ -62,7 +62,7 @@ class _Answers:
 def answer_problems(
     inputs: Inputs, item: Link, links: Sequence[Link], shapes: Mapping[str, Shape]
 ) -> Iterator[Problem]:
-    """Problems of a stage that generates responses or trains on them. Paths start at a field of the stage."""
+    """Yield problems of a stage that generates responses or trains on them. Paths start at a field of the stage."""
     data, stage = inputs.data(item.root), item.stage
     student = shapes[item.source]
     on_policy = getattr(stage, "on_policy", None)
@@ -88,7 +88,7 @@ def answer_problems(
 
 
 def longest_answer(inputs: Inputs, item: Link, links: Sequence[Link]) -> int | None:
-    """Maximum number of predicting positions in a row with generated targets. None without generated targets."""
+    """Return the largest number of predicting positions in a row with generated targets, or None without targets."""
     found = _taken(inputs, item, links)
     if found is None:
         return None
@@ -96,7 +96,7 @@ def longest_answer(inputs: Inputs, item: Link, links: Sequence[Link]) -> int | N
 
 
 def _taken(inputs: Inputs, item: Link, links: Sequence[Link]) -> _Answers | None:
-    """The responses that a stage trains on."""
+    """Return the responses that a stage trains on."""
     maker = next((other for other in links if other.name == item.targets), None)
     data = inputs.data(maker.root) if maker else None
     if maker is None or data is None or data.train is None:
@@ -120,7 +120,7 @@ def _target_problems(
 
 
 def _unlike(inputs: Inputs, made: Shape, student: Shape) -> str:
-    """The model that generated targets, and what the student lacks to train on them. Empty if they are alike."""
+    """Return the model that generated targets, and what the student lacks to train on them. Empty if they are alike."""
     tokenizers = [inputs.tokenizer(root) for root in (student.root, made.root)]
     mine, theirs = (
         ModelInterface.of(shape.config, tokenizer) for shape, tokenizer in zip((student, made), tokenizers, strict=True)
@@ -144,6 +144,6 @@ def _unlike(inputs: Inputs, made: Shape, student: Shape) -> str:
 
 
 def _prompted(data: Data) -> bool:
-    """Whether the training rows mark their prompts. Rows of an encoder-decoder always do."""
+    """Return whether the training rows mark their prompts. Rows of an encoder-decoder always do."""
     source, split = data.spec.train, data.train
     return bool(split and source and (split.model.task == "seq2seq" or source.prompted))

@@ -13,7 +13,7 @@ from compress.stages.stage import Shape
 
 
 def teacher_problems(inputs: Inputs, item: Link, shapes: Mapping[str, Shape]) -> Iterator[Problem]:
-    """Problems between the teacher of a training stage and the data as its student reads them.
+    """Yield problems between the teacher of a training stage and the data as its student reads them.
 
     The vocabularies are compared if both models have a tokenizer. Ready rows of token ids need no tokenizer.
     """
@@ -36,7 +36,7 @@ def teacher_problems(inputs: Inputs, item: Link, shapes: Mapping[str, Shape]) ->
 
 
 def difference(student: Any, teacher: Any) -> tuple[int, str, str] | None:
-    """The first id that stands for different tokens. Ids that only one of them has are not a difference."""
+    """Return the first id that stands for different tokens. Ids that only one of them has are not a difference."""
     ours, theirs = ({id_: token for token, id_ in each.get_vocab().items()} for each in (student, teacher))
     ids = (id_ for id_ in sorted(ours.keys() & theirs.keys()) if ours[id_] != theirs[id_])
     return next(((id_, ours[id_], theirs[id_]) for id_ in ids), None)

@@ -83,7 +83,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in ``path``, or None if the file is missing or incomplete."""
+    """Return the value in ``path``, or None if the file is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except ValueError:

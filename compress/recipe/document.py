@@ -38,7 +38,7 @@ class Document:
     origins: Mapping[Location, str]
 
     def where(self, location: Sequence[str | int]) -> str:
-        """The origin of the value at ``location``, or of the closest enclosing value."""
+        """Return the origin of the value at ``location``, or of the closest enclosing value."""
         location = tuple(location)
         while location and location not in self.origins:
             location = location[:-1]
@@ -46,7 +46,7 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """Read a YAML file. Repeated keys, tags, keys that are not text and endless aliases are refused."""
+    """Read a YAML file. Raise RecipeError for repeated keys, tags, keys that are not text and endless aliases."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -129,7 +129,7 @@ def _plain(text: str) -> Any:
 
 
 def write_document(data: Any, base: Path) -> str:
-    """Plain data as YAML text. The first line names the directory that relative paths start from."""
+    """Return plain data as YAML text. The first line names the directory that relative paths start from."""
     stream = StringIO()
     YAML().dump(data, stream)
     return f"# As run. Relative paths start from {base.resolve()}\n{stream.getvalue()}"

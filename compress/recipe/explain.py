@@ -1,4 +1,4 @@
-"""Turns a pydantic error into one line: file and line, path to the field, value, and what is allowed."""
+"""Turn a pydantic error into one line: file and line, path to the field, value, and what is allowed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS = dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "it
 
 
 def explain(error: ValidationError, document: Document) -> str:
-    """The first problem in one line, and the number of further problems."""
+    """Return the first problem in one line, and the number of further problems."""
     found: dict[Location, list[Mapping[str, Any]]] = {}
     for detail in error.errors(include_url=False):
         found.setdefault(written(detail["loc"], document.data, detail["type"] == "missing"), []).append(detail)

@@ -1,4 +1,4 @@
-"""Reads a recipe from a file."""
+"""Read a recipe from a file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a YAML file.
-        settings: values in place of those in the file, such as ``stages.small.train.steps=10``.
+        settings: values that replace those in the file, such as ``stages.small.train.steps=10``.
 
     Returns:
         The recipe; it is frozen.
 
     Raises:
-        RecipeError: a recipe that cannot run. One line names the file and its line, the field, its value and what is
+        RecipeError: the recipe cannot run. One line names the file and its line, the field, its value and what is
             allowed.
-        UserError: an argument of a wrong type, or a file that cannot be read.
+        UserError: an argument has the wrong type, or the file cannot be read.
 
     Examples:
         >>> stages = "[{type: learn_masks, method: magnitude}, {type: prune, name: half, keep: 2/4}]"
@@ -38,10 +38,10 @@ def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         3
     """
     if not isinstance(path, str | os.PathLike):
-        raise RecipeError(f"path: a {type(path).__name__} is not the path of a recipe; give one such as 'recipe.yaml'")
+        raise RecipeError(f"path: expected the path of a recipe such as 'recipe.yaml', got {type(path).__name__}")
     listed = isinstance(settings, Sequence) and not isinstance(settings, str)
     if not listed or not all(isinstance(setting, str) for setting in settings):
-        raise RecipeError(f"settings: {settings!r} is not a list of settings; give texts such as 'seed=1'")
+        raise RecipeError(f"settings: expected a list of strings such as ['seed=1'], got {settings!r}")
     document = override(read_document(Path(path)), settings)
     if not isinstance(document.data, Mapping):
         raise RecipeError(f"{document.where(())}: a recipe is a mapping (key: value) that starts with 'version: 1'")

@@ -51,7 +51,7 @@ class ModelSpec(Strict):
     path: str | None = None
     """A directory (relative to the recipe) or a hub id."""
     config: dict[str, Any] | str | None = None
-    """A stock configuration, or a JSON file with one, for a model with random weights."""
+    """A transformers config, or a JSON file with one, for a model with random weights."""
     tokenizer: str | TrainBpe | None = None
     """With ``config``: the directory of a tokenizer, or ``{train_bpe: N}``; none for data of token ids."""
 
@@ -126,7 +126,7 @@ class Recipe(Strict):
         return stage_names(self.stages)
 
     def plain(self) -> dict[str, Any]:
-        """The recipe as plain data: as written in its file, or only the fields that were given."""
+        """Return the recipe as plain data: as written in its file, or only the fields that were given."""
         return self._document.data if self._document else self.model_dump(mode="json", exclude_unset=True)
 
     def written_in(self, document: Document, base: Path) -> None:
@@ -136,7 +136,7 @@ class Recipe(Strict):
             measurement.written_in(base)
 
     def error(self, problem: Problem) -> RecipeError:
-        """The error for a problem with this recipe. It starts with file and line if the recipe came from a file."""
+        """Return the error for a problem with this recipe. It starts with file and line if the recipe has a file."""
         if self._document is None:
             return RecipeError(problem)
         return RecipeError(f"{self._document.where(written(problem.path, self._document.data))}: {problem}")

@@ -1,4 +1,4 @@
-"""Resolves and checks the source, teacher, targets and result of each stage. No file is opened."""
+"""Resolve and check the source, teacher, targets and result of each stage. No file is opened."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Link:
 
 
 def stage_names(stages: Sequence[Stage]) -> list[str]:
-    """The name of each stage's result: its ``name``, or its type if it has none."""
+    """Return the name of each stage's result: its ``name``, or its type if it has none."""
     return [stage.name or stage.type for stage in stages]
 
 
@@ -89,7 +89,7 @@ def static_problems(
     measure: Sequence[Measurement],
     unopened: Collection[str] = (),
 ) -> Iterator[Problem]:
-    """Every mistake in names, references and order, the earliest stage first.
+    """Yield every mistake in names, references and order, the earliest stage first.
 
     ``unopened`` names models that may have more traits than ``models`` lists. Their missing traits are not reported.
     """

@@ -127,7 +127,7 @@ def label(figure: Figure, axes: Axes, marks: Sequence[Mark]) -> None:
 
 
 def _offsets(width: float) -> list[tuple[float, float]]:
-    """Positions for a label around its point, away from horizontal and vertical lines through it. Nearest first."""
+    """Return positions for a label around its point, nearest first, not on horizontal or vertical lines through it."""
     return [(dx, dy) for dy in (9.0, -9.0, 20.0, -20.0) for dx in (5.0, -5.0 - width)]
 
 

@@ -37,7 +37,7 @@ class Example:
         return [("input", self.input), *given, *((", ".join(found), text) for text, found in names.items())]
 
     def difference(self, names: Sequence[str]) -> float:
-        """How much the other texts differ from that of the first name, by words: 0 if equal, 1 with no word in common.
+        """Return how much the other texts differ from that of the first name: 0 if equal, 1 without a common word.
 
         The result is the mean over the other names, and 0 if there are none.
         """
@@ -47,7 +47,7 @@ class Example:
 
 
 def examples(rows: Sequence[Row]) -> list[Example]:
-    """The examples that a report shows: the first rows, and then those on which the artifacts differ most.
+    """Return the examples that a report shows: the first rows, and then those on which the artifacts differ most.
 
     Artifacts that generated for the same rows are shown together. Runs on other rows get separate examples.
     """
@@ -71,7 +71,7 @@ def _chosen(found: Sequence[Example]) -> list[Example]:
 
 
 def _kept(rows: Sequence[Row]) -> list[Example]:
-    """Every kept row once, with all texts generated for it."""
+    """Return every kept row once, with all texts generated for it."""
     found: dict[tuple[object, ...], Example] = {}
     for row in rows:
         for label, sample in _samples(row):
@@ -83,7 +83,7 @@ def _kept(rows: Sequence[Row]) -> list[Example]:
 
 
 def _references(sample: dict[str, Any]) -> tuple[str, ...]:
-    """All references. Records of older versions have only the first one."""
+    """Return all references. Records of older versions have only the first one."""
     one = sample.get("reference")
     return tuple(map(str, sample.get("references", [one] if one else [])))
 
@@ -97,7 +97,7 @@ def _samples(row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _seed(row: Row, key: str) -> str:
-    """The seed of sampled text. If there were several seeds, the last one's text is kept."""
+    """Return the seed of sampled text. If there were several seeds, the last one's text is kept."""
     conditions = row.record.conditions if isinstance(row.record.conditions, dict) else {}
     decoding = conditions.get(key, {}).get("decoding", {})
     return f"seed {decoding['seeds'][-1]}" if decoding.get("do_sample") and decoding.get("seeds") else ""

@@ -1,4 +1,4 @@
-"""Finds quantized exports that are not faster than the float export of the same run, and explains why."""
+"""Find quantized exports that are not faster than the float export of the same run, and explain why."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Reasons = Callable[[Row, Row, Sequence[Row]], Iterator[str]]
 
 
 def slow_exports(workdir: Path) -> list[str]:
-    """One line for each quantized export of a run that is not faster than the float one, per token or at a prompt.
+    """Return a line for each quantized export of a run that is not faster than the float one, per token or at a prompt.
 
     An export that is equally fast to within ``TIE`` is reported as such. The reasons come from the records of the
     artifact and the machine.
@@ -64,7 +64,7 @@ def _why(row: Row, base: Row, rows: Sequence[Row], reasons: Reasons) -> list[str
 
 
 def _unpacked(row: Row) -> set[Any]:
-    """Bits of codes without a kernel for float32 inputs. Their products are computed in float."""
+    """Return the bits of codes without a kernel for float32 inputs. Their linear layers are computed in float."""
     return {product.get("bits") for product in row.products} - FLOAT_KERNEL_BITS if row.weight_only else set()
 
 
@@ -75,7 +75,7 @@ def _of_floats(bits: set[Any]) -> Iterator[str]:
 
 def _of_products(row: Row) -> Iterator[str]:
     if row.weight_only:
-        yield "its products have float32 inputs, so codes are converted to float32 numbers at each use"
+        yield "its linear layers have float32 inputs, so codes are converted to float32 numbers at each use"
         return
     if blocks := {product["block"] for product in row.products if product.get("block")} - set(FAST_BLOCKS):
         yield f"its block size {_listed(blocks)} has no fast kernel; only {_listed(FAST_BLOCKS)} have one"
@@ -100,11 +100,11 @@ def _at_a_prompt(row: Row, base: Row, rows: Sequence[Row]) -> Iterator[str]:
         yield f"reading all weights of {base.label} from memory takes {times}, so fewer bytes save little"
     if (faster := next(_more_bits(row, rows), None)) is not None:
         bits = _listed({product.get("bits") for product in faster.products})
-        yield f"products of {bits}-bit codes are faster there ({faster.label}: {number(faster.prefill)} ms)"
+        yield f"matrix products of {bits}-bit codes are faster there ({faster.label}: {number(faster.prefill)} ms)"
 
 
 def _reading(row: Row) -> float | None:
-    """Milliseconds to read every byte of the model files at the measured memory bandwidth."""
+    """Return the milliseconds it takes to read every byte of the model files at the measured memory bandwidth."""
     speed, size = row.record.speed, row.record.bytes
     if size is None or speed.floor_ms is None or not speed.weight_bytes_per_token:
         return None
@@ -112,7 +112,7 @@ def _reading(row: Row) -> float | None:
 
 
 def _more_bits(row: Row, rows: Sequence[Row]) -> Iterator[Row]:
-    """Exports of the run with as many parameters as ``row`` that have more bits per code but read a prompt faster."""
+    """Yield exports of the run with as many parameters as ``row`` and more bits per code that read a prompt faster."""
     for other in rows:
         alike = other.run is row.run and other.onnx and other.record.parameters == row.record.parameters
         if not (alike and row.products and other.products) or other.weight_only or row.weight_only:

@@ -51,7 +51,7 @@ class Row:
 
     @property
     def quality(self) -> dict[str, float]:
-        """The figures of quality, the most informative first."""
+        """A dict from metric name to value, the most informative first."""
         return self.record.scores
 
     @property
@@ -73,14 +73,14 @@ class Row:
 
     @property
     def products(self) -> list[dict[str, Any]]:
-        """The quantized matrices that are used in products. Tables used only for lookup are left out."""
+        """The quantized matrices of linear layers. Tables that are used only for lookup are left out."""
         matrices = (self.manifest.quantization or {}).get("matrices", [])
         tables = self.run.details(self.record.name).get("tables", ())
         return [matrix for matrix in matrices if matrix.get("module") not in tables]
 
     @property
     def weight_only(self) -> bool:
-        """Whether its weights are quantized but the inputs of its products are not."""
+        """Whether its weights are quantized but the inputs of its linear layers are not."""
         return bool(self.products) and all(matrix.get("activations") == "none" for matrix in self.products)
 
     @property
@@ -98,14 +98,14 @@ Value = Callable[[Row], float | None]
 
 
 def quality(metric: str) -> Value:
-    """A function that reads one quality metric from a row."""
+    """Return a function that reads one quality metric from a row."""
     return lambda row: row.quality.get(metric)
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Every artifact of every run. A name that several runs use is written ``run/name``.
+    """Return every artifact of every run. A name that several runs use is written ``run/name``.
 
-    Figures that a later run measured on another split name that split, as they do within one run.
+    Values that a later run measured on another split have the split in their name, as they do within one run.
     """
     uses = Counter(record.name for run in runs for record in run.records)
     splits: dict[str, str] = {}
@@ -122,7 +122,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 
 def _with_splits(record: Record, splits: dict[str, str]) -> Record:
-    """A copy of the record in which figures name their split if earlier figures (``splits``) used another one."""
+    """Return a copy of the record in which values name their split if earlier values (``splits``) used another one."""
     conditions = record.conditions if isinstance(record.conditions, dict) else {}
     ways: dict[str, str] = {}
     for key, how in conditions.items():
@@ -143,24 +143,24 @@ def _with_splits(record: Record, splits: dict[str, str]) -> Record:
 
 
 def figures_of(rows: Iterable[Row]) -> dict[str, Figure]:
-    """Every figure of quality that some artifact has, and what is declared of it."""
+    """Return a dict from each quality value that some artifact has to its declaration."""
     return scored(row.record for row in rows)
 
 
 def reference(rows: Iterable[Row], row: Row, value: Value) -> Row | None:
-    """The uncompressed artifact of the run to compare ``row`` with, in the same runtime if there is one."""
+    """Return the uncompressed artifact of the run to compare ``row`` with, in the same runtime if there is one."""
     plain = [other for other in rows if other.plain and other.run is row.run and value(other) is not None]
     same_runtime = [other for other in plain if other.onnx == row.onnx]
     return next(iter(same_runtime or plain), None)
 
 
 def original(rows: Iterable[Row], row: Row, value: Value) -> Row | None:
-    """The first uncompressed artifact of the run for which ``value`` was measured, in any runtime."""
+    """Return the first uncompressed artifact of the run for which ``value`` was measured, in any runtime."""
     return next((o for o in rows if o.plain and o.run is row.run and value(o) is not None), None)
 
 
 def change(rows: Iterable[Row], row: Row, metric: str) -> float | None:
-    """Relative change of ``metric`` against the run's uncompressed model: 0.05 is 5 % more."""
+    """Return the relative change of ``metric`` against the run's uncompressed model: 0.05 is 5 % more."""
     base = original(rows, row, quality(metric))
     if base is None or base is row or metric not in row.quality or not base.quality[metric]:
         return None
@@ -168,7 +168,7 @@ def change(rows: Iterable[Row], row: Row, metric: str) -> float | None:
 
 
 def speedup(rows: Iterable[Row], row: Row) -> float | None:
-    """The speedup of ``row`` over its reference per generated token. None if its times are those of an emulation."""
+    """Return the speedup of ``row`` over its reference per generated token, or None if its times are emulated."""
     base = reference(rows, row, lambda other: other.per_token)
     if base is None or base is row or row.emulated or not row.per_token or not base.per_token:
         return None
@@ -176,7 +176,7 @@ def speedup(rows: Iterable[Row], row: Row) -> float | None:
 
 
 def unquantized(rows: Iterable[Row], row: Row) -> Row | None:
-    """The timed float export of the run with as many parameters as ``row``. If there is none, its reference."""
+    """Return the timed float export of the run with as many parameters as ``row``. If there is none, its reference."""
     rows, size = list(rows), row.record.parameters
     floats = (o for o in rows if o.run is row.run and o.onnx and o.manifest.quantization is None and o.per_token)
     same_size = (other for other in floats if size is not None and other.record.parameters == size)
@@ -184,7 +184,7 @@ def unquantized(rows: Iterable[Row], row: Row) -> Row | None:
 
 
 def exports(rows: Sequence[Row]) -> list[Row]:
-    """The exports of each run that timed both float and quantized ones. The first float export of a run comes first."""
+    """Return the exports of runs that timed both float and quantized ones. A run's first float export comes first."""
     found: list[Row] = []
     for run in {id(row.run): row.run for row in rows}.values():
         timed = [row for row in rows if row.run is run and row.onnx and row.record.speed.timed]
@@ -195,7 +195,7 @@ def exports(rows: Sequence[Row]) -> list[Row]:
 
 
 def smallest(rows: Iterable[Row]) -> Row | None:
-    """The smallest of the compressed artifacts with the most complete measurements."""
+    """Return the smallest of the compressed artifacts with the most complete measurements."""
 
     def order(row: Row) -> tuple[int, float]:
         return -bool(row.quality) - bool(row.per_token and not row.emulated), row.megabytes or float("inf")
@@ -204,7 +204,7 @@ def smallest(rows: Iterable[Row]) -> Row | None:
 
 
 def front(points: Sequence[tuple[float, float]], *, lower_is_better: bool = True) -> list[tuple[float, float]]:
-    """The points that no other point beats on both coordinates. The first is better if lower, and sorts the result."""
+    """Return the points that no other point beats on both coordinates, sorted by the first (lower is better)."""
     sign = 1 if lower_is_better else -1
     best: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (point[0], sign * point[1])):

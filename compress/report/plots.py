@@ -19,12 +19,12 @@ HISTOGRAMS = 12
 
 
 def size_against_quality(rows: Sequence[Row]) -> str | None:
-    """Quality over megabytes."""
+    """Draw quality over megabytes."""
     return _trade_off(rows, lambda row: row.megabytes, "model files, MB", "size")
 
 
 def latency_against_quality(rows: Sequence[Row]) -> str | None:
-    """Quality over milliseconds per token."""
+    """Draw quality over milliseconds per token."""
     return _trade_off(rows, lambda row: row.per_token, "ms per new token, median", "latency")
 
 
@@ -64,7 +64,7 @@ def _mark(row: Row, x: float, y: float) -> Mark:
 
 
 def losses(name: str, stage: Stage) -> str | None:
-    """The training loss of a stage, and each of its terms times its weight. The terms add up to the loss."""
+    """Draw the training loss of a stage, and each of its terms times its weight. The terms add up to the loss."""
     steps = [line for line in stage.history if "loss" in line]
     if len(steps) < 2:
         return None
@@ -92,7 +92,7 @@ def draw_losses(axes: Axes, steps: Sequence[Mapping[str, Any]], weights: Mapping
 
 
 def weights_of(stage: Stage) -> dict[str, float]:
-    """The weight of each term by its name in the training curve: its type, plus its index if the type is repeated."""
+    """Return a dict from each term's name in the training curve (its type, and an index if repeated) to its weight."""
     terms = stage.step.config.get("terms", []) if stage.step else []
     types = [term.get("type", "") for term in terms]
     names = [name if types.count(name) == 1 else f"{name}.{at}" for at, name in enumerate(types)]
@@ -100,7 +100,7 @@ def weights_of(stage: Stage) -> dict[str, float]:
 
 
 def evaluations(name: str, stage: Stage) -> str | None:
-    """The loss of a stage on held-out text, with the lowest point marked."""
+    """Draw the loss of a stage on held-out text, with the lowest point marked."""
     points = [(line["step"], line["eval_nll"]) for line in stage.history if "eval_nll" in line]
     if len(points) < 2:
         return None
@@ -120,7 +120,7 @@ def draw_evaluations(axes: Axes, points: Sequence[tuple[int, float]]) -> None:
 
 
 def histograms(name: str, stage: Stage) -> str | None:
-    """The weight distributions of a quantized stage, with the quantizer's clip values."""
+    """Draw the weight distributions of a quantized stage, with the quantizer's clip values."""
     found = stage.details.get("histograms", [])
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""Reads the records of a work directory.
+"""Read the records of a work directory.
 
 Only JSON is read. Only the fields that a report uses are named here; all others are kept and passed through.
 """
@@ -129,7 +129,7 @@ class Run:
         return tuple(taken.get(name) or Record(name=name, path=path) for name, path in self.file.models.items())
 
     def late(self, record: Record) -> bool:
-        """Whether the run has not yet measured the current version of this artifact."""
+        """Return whether the run has not yet measured the current version of this artifact."""
         return not any(other.name == record.name and self._belongs(other) for other in self.measured.artifacts)
 
     def _belongs(self, record: Record) -> bool:
@@ -138,7 +138,7 @@ class Run:
         return self.file.models.get(record.name) == record.path
 
     def sources(self, stage: Stage) -> str:
-        """The source of ``stage``, its teacher, and its targets."""
+        """Return the source of ``stage``, its teacher, and its targets."""
         if stage.step is None:
             return ""
         digest, config = stage.step.inputs.get("source"), stage.step.config
@@ -148,11 +148,11 @@ class Run:
         return ", ".join([source, *others])
 
     def manifest(self, name: str) -> Manifest:
-        """The manifest of the artifact called ``name``. It is empty for a model that no stage has changed."""
+        """Return the manifest of the artifact called ``name``. It is empty for a model that no stage has changed."""
         return next((stage.manifest for stage in self.stages if stage.entry.name == name), Manifest())
 
     def details(self, name: str) -> dict[str, Any]:
-        """The details that a stage wrote about the artifact called ``name``. Empty for a model that no stage made."""
+        """Return the details that a stage wrote about the artifact ``name``. Empty for a model that no stage made."""
         return next((stage.details for stage in self.stages if stage.entry.name == name), {})
 
 
@@ -199,7 +199,7 @@ def _view(kind: type[Known], path: Path) -> Known:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in ``path``. It is empty if the file does not exist."""
+    """Return the object in ``path``. It is empty if the file does not exist."""
     if not path.is_file():
         return {}
     try:

@@ -161,7 +161,7 @@ def _cell(text: str) -> str:
 
 
 def _verbatim(text: str, longest: int | None = None) -> str:
-    """Text that a Markdown table shows unchanged. If longer than ``longest``, it is cut after a word."""
+    """Return text that a Markdown table shows unchanged. If longer than ``longest``, it is cut after a word."""
     text = text.strip()
     if longest is not None and len(text) > longest:
         text = f"{text[:longest].rsplit(maxsplit=1)[0]} […]"

@@ -15,14 +15,14 @@ Cell = Callable[[Row], str]
 
 
 def measured(rows: Sequence[Row]) -> Table:
-    """Every artifact with all of its measurements."""
+    """Return every artifact with all of its measurements."""
     first = next(iter(figures_of(rows)), "")
     compared = [Measured(row.label, row.record, change(rows, row, first), speedup(rows, row)) for row in rows]
     return laid_out(compared, columns(compared))
 
 
 def exports(rows: Sequence[Row]) -> Table:
-    """The effect of the export settings: each export compared with the first float export of its run."""
+    """Return the effect of the export settings: each export compared with the first float export of its run."""
     found = numbers.exports(rows)
     figures = figures_of(found)
     first = next(iter(figures), "")
@@ -42,7 +42,7 @@ def exports(rows: Sequence[Row]) -> Table:
 
 
 def _times(rows: Sequence[Row], value: Value) -> Cell:
-    """The factor by which a row's value is lower than that of the first row of its run."""
+    """Return the factor by which a row's value is lower than that of the first row of its run."""
     share = _share_of_first(rows, value)
     return lambda row: formats.ratio(1 / found) if (found := share(row)) else ""
 
@@ -62,7 +62,7 @@ def _share_of_first(rows: Sequence[Row], value: Value) -> Value:
 
 
 def tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """The most important figures of the smallest artifact, as pairs (figure, label)."""
+    """Return the most important numbers of the smallest artifact, as pairs (number, label)."""
     row = smallest(rows)
     if row is None:
         return []
@@ -81,7 +81,7 @@ def tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def stages(runs: Sequence[Run]) -> Table:
-    """What each stage did."""
+    """Return a table of what each stage did."""
     return Table(
         titles=[
             ("stage", ""),
@@ -134,7 +134,7 @@ def _whole(value: float) -> float:
 
 
 def conditions(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """The conditions of all measurements. A condition of only some artifacts names them."""
+    """Return the conditions of all measurements. A condition of only some artifacts names them."""
     values: dict[str, dict[str, list[str]]] = {}
     for row in rows:
         for key, text in _own_conditions(row):
@@ -159,7 +159,7 @@ def _who(found: dict[str, list[str]], everyone: int) -> str:
 
 
 def environment(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """The machine, the versions and the seeds. Values that differ between runs are listed for each run."""
+    """Return the machine, the versions and the seeds. Values that differ between runs are listed for each run."""
     pairs = [
         (f"{run.name}: {key}", key, text)
         for run in runs
@@ -170,7 +170,7 @@ def environment(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def lineage(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """(artifact, the stages it went through, its digest)."""
+    """Return (artifact, the stages it went through, its digest)."""
     return [
         (row.label, " → ".join(map(_lineage_step, row.manifest.lineage)) or "as given", row.manifest.digest)
         for row in rows

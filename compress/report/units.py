@@ -14,11 +14,14 @@ from compress.report.read import Manifest
 from compress.report.words import kind_of
 
 BINS = 96
-"""An axis with more units is drawn as this many groups of neighbouring units, each with the share kept."""
+"""An axis (prunable dimension) with more units is drawn as this many groups of neighbours, each with the share kept."""
 
 
 def kept_units(name: str, manifest: Manifest) -> str | None:
-    """One panel per kind of axis, one row per layer, one cell per unit or group of units. Kept units are filled."""
+    """Draw one panel per kind of axis (heads, FFN neurons, hidden dimensions), with one row per layer.
+
+    A cell is one unit, or a group of neighbouring units. Kept units are filled.
+    """
     if not manifest.kept:
         return None
     grids = {kind: _grid(axes, manifest) for kind, axes in _by_kind(manifest.kept).items()}
@@ -38,7 +41,7 @@ def _by_kind(kept: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
 
 
 def _grid(axes: Sequence[str], manifest: Manifest) -> NDArray[np.float64]:
-    """The share of kept units, [layers, cells]."""
+    """Return the share of kept units, [layers, cells]."""
     return np.array([_cells(manifest.kept[axis], manifest.sizes[axis]) for axis in axes])
 
 

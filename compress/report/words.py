@@ -20,7 +20,7 @@ from compress.report.read import Run
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """What the run achieved, in one sentence."""
+    """Return one sentence about the smallest model of the run: its size, speed and quality."""
     row = smallest(rows)
     if row is None:
         small = [other.label for other in rows if not other.plain]
@@ -71,7 +71,7 @@ def _device(row: Row) -> str:
 
 
 def device_of(row: Row) -> str:
-    """The recorded device on which the speed of ``row`` was measured. ``cpu`` if none was recorded."""
+    """Return the recorded device on which the speed of ``row`` was measured. ``cpu`` if none was recorded."""
     recorded = [row.record.conditions, row.record.speed.model_extra, row.run.environment]
     for key, value in flat(recorded):
         if key.split(".")[-1] in ("device", "provider"):
@@ -80,7 +80,7 @@ def device_of(row: Row) -> str:
 
 
 def warnings(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
-    """Warnings that a reader should know before using the numbers."""
+    """Return the warnings that a reader should know before using the numbers."""
     found = [*slow(rows), *_emulated(rows), *_mixed(rows), *_reload(runs)]
     if len([run for run in runs if any(row.per_token for row in rows if row.run is run)]) > 1:
         found.append("Times of different runs were measured at different moments; compare them only within one run.")
@@ -115,7 +115,7 @@ def _reload(runs: Sequence[Run]) -> Iterator[str]:
             if any(len(lengths) > 1 for lengths in sizes.values()):
                 yield f"{name} keeps different sizes in different layers; only compress.load opens it."
             elif stage.step and stage.step.coverage and stage.step.coverage.note:
-                yield f"{name} has a shape without stock class; it {stage.step.coverage.note}."
+                yield f"{name} has a shape that no transformers class supports; it {stage.step.coverage.note}."
             elif sizes.get("encoder.heads") != sizes.get("decoder.heads"):
                 yield f"{name} has unequal encoder and decoder heads; only compress.onnx.runtime runs its ONNX export."
 
@@ -128,7 +128,7 @@ def _sizes_by_kind(kept: dict[str, list[int]]) -> dict[str, set[int]]:
 
 
 def kind_of(axis: str) -> str:
-    """The name of an axis without its layer: ``decoder.layer.3.heads`` becomes ``decoder.heads``."""
+    """Return the name of an axis without its layer: ``decoder.layer.3.heads`` becomes ``decoder.heads``."""
     parts = axis.split(".")
     if "layer" in parts:
         at = parts.index("layer")
@@ -137,7 +137,7 @@ def kind_of(axis: str) -> str:
 
 
 def not_measured(rows: Sequence[Row]) -> list[str]:
-    """Numbers that a reader may expect but that were not measured, with the reason."""
+    """Return the numbers that a reader may expect but that were not measured, with the reason."""
     late = [row.label for row in rows if row.late]
     here = [row for row in rows if not row.late]
     missing = {

@@ -24,7 +24,7 @@ cannot compute on a CPU."""
 
 
 class BitsAndBytes(Stage):
-    """Quantize the products without training: ``nf4``, ``fp4`` (QLoRA, arXiv 2305.14314) or ``int8`` (LLM.int8,
+    """Quantize the linear layers without training: ``nf4``, ``fp4`` (QLoRA, arXiv 2305.14314) or ``int8`` (LLM.int8,
     arXiv 2208.07339).
 
     Token embeddings and a tied head stay float32. The result can be loaded, but no other stage accepts it.
@@ -48,7 +48,7 @@ class BitsAndBytes(Stage):
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
         if family_of(source.config).uniform_config(source.config, source.sizes) is None:
-            text = "bitsandbytes loads through the stock classes, which cannot express these sizes; prune uniformly"
+            text = "bitsandbytes loads with the transformers classes, which cannot express these sizes; prune uniformly"
             yield Problem((), text)
         if self.quant_type == "int8":
             return

@@ -43,16 +43,16 @@ def _is_kept(value: Any) -> bool:
 
 
 class DropLayers(Stage):
-    """Keep some layers of each stack and permanently remove the others. DQ-BART (Li et al. 2022) makes its initial
-    students this way.
+    """Keep some layers of each stack (encoder or decoder) and permanently remove the others. DQ-BART (Li et al. 2022)
+    makes its initial students this way.
 
     ``keep`` is a number of layers, a list of layer numbers from 0, or a mapping from stacks to either of these
     (``{encoder: 3, decoder: [5]}``). Without a mapping it applies to every stack. A stack that the mapping does not
     name keeps all its layers.
 
     If ``keep`` is a number and the stack has six layers, DQ-BART's choice applies: 1: 5; 2: 0, 5; 3: 0, 2, 5;
-    4: 0, 2, 3, 5; 5: 0, 1, 3, 4, 5. In a stack of any other depth the kept layers are evenly spaced from the first to
-    the last, halves rounded down. A single kept layer is the last one.
+    4: 0, 2, 3, 5; 5: 0, 1, 3, 4, 5. In a stack with another number of layers the kept ones are evenly spaced from the
+    first to the last, halves rounded down. A single kept layer is the last one.
 
     Layer numbers refer to the layers that the source has now. The result numbers its layers from 0 again. Kept layers
     keep their masks.
@@ -105,7 +105,7 @@ class DropLayers(Stage):
         )
 
     def _layers(self, config: Any) -> Layers:
-        """The kept layers of each stack that loses some. Raises ModelError if the model has no such layers."""
+        """Return a dict from each stack that loses layers to the kept ones. Raises ModelError for unknown layers."""
         stacks = {stack.name: stack for stack in family_of(config).stacks}
         named = self.keep if isinstance(self.keep, dict) else dict.fromkeys(stacks, self.keep)
         if unknown := sorted(set(named) - set(stacks)):

@@ -24,20 +24,20 @@ from compress.surgery.quantization import ActivationName, QuantizationSpec
 
 
 class ExportOnnx(Stage):
-    """Write ``model.onnx`` with a key/value cache, or an encoder and a decoder. The graph is float or packed, like the
-    source.
+    """Write ``model.onnx`` with a key/value cache, or an encoder and a decoder. The weights are float or packed, like
+    those of the source.
 
     ``graph: decoding`` is built from onnxruntime's fused operators. ``plain`` is the output of torch's exporter for the
-    stock model, and is float only. A packed graph treats the inputs of products as the source does. It quantizes them
-    in 8 bits per block, as the fast kernels do, or leaves them in float (weight-only). No kernel quantizes them as
-    ``granularity: tensor`` does. With ``replace`` or ``float`` the exported model differs from the trained one, so
-    measure its quality again on the exported artifact.
+    transformers model, and is float only. A packed graph treats the inputs of linear layers as the source does. It
+    quantizes them in 8 bits per block, as the fast kernels do, or leaves them in float (weight-only). No kernel
+    quantizes them as ``granularity: tensor`` does. With ``replace`` or ``float`` the exported model differs from the
+    trained one, so measure its quality again on the exported artifact.
     """
 
     type: Literal["export_onnx"] = "export_onnx"
     graph: Literal["decoding", "plain"] = "decoding"
     activations: Literal["exact", "replace", "float"] = "exact"
-    """Inputs of packed products: as in the source (exact), in 8 bits per block (replace), or in float32 (float)."""
+    """Inputs of packed linear layers: as in the source (exact), in 8 bits per block (replace), or float32 (float)."""
     head: Literal["tied", "split"] = added("tied")
     """In a packed model the token embedding reads the head's codes (tied) or its own float32 rows (split)."""
 
@@ -56,7 +56,7 @@ class ExportOnnx(Stage):
         _write_tokenizer_file(source, out)
         parity = export(model, out, packed=packed, graph=self.graph, seed=context.seed)
         (out / "details.json").write_text(json.dumps({"parity": parity, "tables": source.family().embeddings}))
-        with torch.device("meta"):  # a stock model, because the quantizer of a product does not count as a module
+        with torch.device("meta"):  # without quantizers, which would count as modules
             modules = len(owners(build(source.config())))
         numbers = sum(tensor.numel() for tensor in stock_tensors(model))
         coverage = Coverage(
@@ -93,7 +93,7 @@ class ExportOnnx(Stage):
             text = f"replace has nothing to replace; allowed: exact{', float' if quantized else ''}"
             yield Problem(("activations",), text)
         if self.activations == "float" and source.activations in (None, "none"):
-            text = "float changes nothing, because inputs of products are float32 already; allowed: exact"
+            text = "float changes nothing, because inputs of linear layers are float32 already; allowed: exact"
             yield Problem(("activations",), text)
 
 
@@ -105,7 +105,7 @@ def _write_tokenizer_file(source: Artifact, out: Path) -> None:
 
 
 def _with_inputs(source: Artifact, spec: QuantizationSpec, activations: ActivationName) -> QuantizationSpec:
-    """The same specification, with another quantization of the inputs of products."""
+    """Return the same specification, with another quantization of the inputs of linear layers."""
     tables = source.family().embeddings
     taken = {"activations": activations, "clip": None}
     matrices = tuple(each if each.module in tables else each.model_copy(update=taken) for each in spec.matrices)
@@ -114,7 +114,7 @@ def _with_inputs(source: Artifact, spec: QuantizationSpec, activations: Activati
 
 def _notes(source: Artifact, spec: QuantizationSpec | None) -> Iterator[str]:
     if not source.stock_shape():
-        yield "opens only in compress.onnx.runtime, because no stock class has this shape"
+        yield "opens only in compress.onnx.runtime, because no transformers class has this shape"
     if spec is not None and spec.note:
         yield spec.note
 

@@ -55,12 +55,12 @@ class TaughtStage(TrainingStage):
     """The artifact whose outputs the terms compare the student with."""
 
     def taught_by(self, context: Context) -> Artifact | None:
-        """The teacher's artifact, if the stage names one."""
+        """Return the teacher's artifact, if the stage names one."""
         return context.models[self.teacher] if self.teacher else None
 
 
 def side(artifact: Artifact, model: nn.Module) -> Side:
-    """A model for the objective, with the units and layers of its root that it kept."""
+    """Return a model for the training objective, with the units and layers of its original model (root) it kept."""
     return Side(model, artifact.family(), artifact.manifest.kept, artifact.manifest.layers)
 
 
@@ -107,7 +107,7 @@ def finished(source: Artifact, model: nn.Module, out: Path, metrics: Mapping[str
 
 
 def require_ancestor(terms: Sequence[LossTerm], source: Artifact, teacher: Artifact | None) -> None:
-    """Reject terms that compare unit by unit if the teacher lacks units of the student's root."""
+    """Raise ModelError for terms that compare unit by unit if the teacher lacks units of the student's root."""
     if teacher is None or (teacher.manifest.root == source.manifest.root and not teacher.manifest.kept):
         return
     for term in terms:

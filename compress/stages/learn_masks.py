@@ -33,7 +33,7 @@ def _default_terms(given: dict[str, Any]) -> tuple[LossTerm, ...]:
 
 
 class UnitFields(Stage):
-    """Which units are masked, and how.
+    """Fields that select which units are masked, and how.
 
     The default of ``terms`` depends on these fields, so they must be validated before it. Pydantic validates the fields
     of the last base class first, which is why this class is a separate base.

@@ -23,14 +23,15 @@ from compress.surgery.masks import detach, fold
 class Prune(Stage):
     """Keep the units with the largest |m| and permanently remove the others (SIMPLE, Tao et al. 2023).
 
-    ``keep`` is one exact fraction for every masked axis (``2/4``) or one per kind (``{heads: 2/4, ffn: 1/4}``).
+    Units are heads, FFN neurons or hidden dimensions; each such prunable dimension of the model is an axis. ``keep`` is
+    one exact fraction for every masked axis (``2/4``) or one per kind (``{heads: 2/4, ffn: 1/4}``).
     ``parameters`` is a budget instead: a share of the source's parameters, or a count. The largest uniform fraction
     within the budget is kept.
 
-    Uniform cuts keep the same number of units in every layer, which stock classes can express. ``uniform: false`` ranks
-    heads and FFN neurons across layers, rounds their number, and keeps at least one of each per layer. Query heads that
-    share keys and values are ranked in rows of one head per kept group. Some sizes have no stock class, for example
-    where a config ties the ratio of heads to hidden size and the cut changes it. Such models open with
+    Uniform cuts keep the same number of units in every layer, which transformers configs can express. ``uniform:
+    false`` ranks heads and FFN neurons across layers, rounds their number, and keeps at least one of each per layer.
+    Query heads that share keys and values are ranked in rows of one head per kept group. No config can express some
+    sizes, for example if it fixes the ratio of heads to hidden size and the cut changes it. Such models open with
     ``compress.load`` only; plan, run and report say so.
 
     Kept units get mask 1. ``fold: true`` multiplies their mask values into the weights.

@@ -70,7 +70,7 @@ class Quantize(TaughtStage):
         return self
 
     def quantization(self) -> Quantization:
-        """The settings that the quantization of the model needs."""
+        """Return the settings that the quantization of the model needs."""
         return Quantization(
             weights=self.weights,
             embedding=self.embedding,

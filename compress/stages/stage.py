@@ -30,14 +30,14 @@ class Context:
     bar: bool = True
 
     def trained_on(self, targets: str | None) -> Context:
-        """This context, with the targets of ``data.train`` replaced by those of the artifact named ``targets``."""
+        """Return this context with the targets of ``data.train`` taken from the artifact named ``targets``."""
         if targets is None or self.data is None:
             return self
         data = with_targets(self.data, self.models[targets].path / TARGETS, targets)
         return replace(self, data=data)
 
     def train(self, name: str) -> Split:
-        """The rows to train on. Raises DataError, with the stage's ``name``, if there are none."""
+        """Return the rows to train on. Raises DataError, with the stage's ``name``, if there are none."""
         if self.data is None or self.data.train is None:
             raise DataError(f"{name}: trains, but the recipe has no data.train")
         return self.data.train
@@ -51,13 +51,14 @@ class Result:
     coverage: Coverage
     kept: Mapping[str, list[int]] = field(default_factory=dict)
     layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """The layers of the source that stayed, by stack. An absent stack keeps all. ``kept`` uses new layer numbers."""
+    """A dict from stack (encoder or decoder) to the kept layers of the source. A stack that is not in it keeps all.
+    ``kept`` uses new layer numbers."""
     quantization: QuantizationSpec | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 LOAD_ONLY = "opens with compress.load only"
-"""The note on a model whose sizes no stock class can express."""
+"""The note on a model whose sizes no transformers config can express."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,20 @@ class Shape:
     sizes: Mapping[str, int]
     traits: frozenset[str]
     root: str
-    """Name of the recipe's base model that this one was made from. A base names itself."""
+    """Name of the recipe's model that this one was made from. For a model of the recipe, its own name."""
     masked: tuple[AxisKind, ...] = ()
-    """Kinds of axes that carry masks."""
+    """Kinds of axes (prunable dimensions: ``hidden``, ``heads``, ``groups``, ``ffn``) that have masks."""
     scored: bool = False
-    """Whether a masked model holds scores of its units and all its masks are 1."""
+    """Whether a masked model has scores of its units and all its masks are 1."""
     layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """The root's layers that are left, by stack; an absent stack has all."""
+    """A dict from stack to the layers of the original model (root) that are left. A stack that is not in it has all."""
     activations: Activations | None = None
-    """How a quantized model quantizes the inputs of its products. None for a model that is not quantized."""
+    """How a quantized model quantizes the inputs of its linear layers. None for a model that is not quantized."""
 
     @property
     def note(self) -> str:
         """A note on the result that its traits do not express."""
-        if self.traits & {"quantized", "onnx", "bitsandbytes", "targets"}:  # no stock class opens these anyway
+        if self.traits & {"quantized", "onnx", "bitsandbytes", "targets"}:  # transformers cannot open these anyway
             return ""
         return "" if family_of(self.config).uniform_config(self.config, self.sizes) else LOAD_ONLY
 
@@ -115,13 +116,13 @@ class Stage(Strict):
 
     @classmethod
     def traits_after(cls, source: frozenset[str]) -> frozenset[str]:
-        """The traits of the result: those of the source, without ``takes``, plus ``gives``."""
+        """Return the traits of the result: those of the source, without ``takes``, plus ``gives``."""
         return source - cls.takes | cls.gives
 
     def problems(self, source: Shape, teacher: Shape | None) -> Iterator[Problem]:
-        """Problems that can be found without training. Paths start at a field of this stage."""
+        """Yield problems that can be found without training. Paths start at a field of this stage."""
         return iter(())
 
     def shape(self, source: Shape) -> Shape:
-        """Facts about the result that are known before any work. Called only if :meth:`problems` finds nothing."""
+        """Return the facts about the result that are known before any work. Called only if there are no problems."""
         return replace(source, name=self.name or self.type, traits=self.traits_after(source.traits))

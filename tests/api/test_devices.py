@@ -31,7 +31,8 @@ def far(tiny_gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     teacher.places = [SECOND]
     monkeypatch.setattr(teacher, "to", lambda device: teacher.places.append(torch.device(device)))
     real = models.device_of
-    monkeypatch.setattr(models, "device_of", lambda model: model.places[-1] if model is teacher else real(model))
+    for module in (models, fitting):
+        monkeypatch.setattr(module, "device_of", lambda model: model.places[-1] if model is teacher else real(model))
     return teacher
 
 

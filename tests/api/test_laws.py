@@ -303,8 +303,12 @@ def test_texts_and_prompts_read_as_a_recipe_reads_them(model: Any, tokenizer: An
 
 
 BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
-    "no model": (lambda m, t: compress.score("gpt2"), ModelError, "model: a str is not a transformers model"),
-    "a body": (lambda m, t: compress.score(m.transformer), ModelError, "model: a GPT2Model has no language-model head"),
+    "no model": (
+        lambda m, t: compress.score("gpt2"),
+        ModelError,
+        "model: expected a transformers model such as GPT2LMHeadModel, got str",
+    ),
+    "a body": (lambda m, t: compress.score(m.transformer), ModelError, "model: GPT2Model has no language-model head"),
     "another family": (lambda m, t: compress.score(_of_type(m, "t5")), ModelError, "model: model_type 't5' is not"),
     "half": (
         lambda m, t: compress.score(copy.deepcopy(m).half()),
@@ -323,8 +327,8 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
         ModelError,
         "filter: includes lm_head but not transformer.wte",
     ),
-    "bits": (lambda m, t: compress.quantize_(m, weights=5), UserError, r"weights.bits: .*2, 3, 4 or 8.*given: 5"),
-    "group size": (lambda m, t: compress.quantize_(m, group_size=48), UserError, "weights.group_size: .*given: 48"),
+    "bits": (lambda m, t: compress.quantize_(m, weights=5), UserError, r"weights: .*2, 3, 4 or 8.*given: 5"),
+    "group size": (lambda m, t: compress.quantize_(m, group_size=48), UserError, "group_size: .*given: 48"),
     "two granularities": (
         lambda m, t: compress.quantize_(m, group_size=32, granularity="row"),
         UserError,
@@ -340,9 +344,9 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
         UserError,
         "activations: scheme: paper is now called granularity: tensor",
     ),
-    "method": (lambda m, t: compress.quantize_(m, method="magic"), UserError, "weights.method: .*magic"),
+    "method": (lambda m, t: compress.quantize_(m, method="magic"), UserError, "method: .*magic"),
     "no rows": (lambda m, t: compress.finetune(m, [], steps=1), DataError, "data: has no rows"),
-    "a path": (lambda m, t: compress.finetune(m, "a.txt", steps=1), DataError, "data: a str is not data to read"),
+    "a path": (lambda m, t: compress.finetune(m, "a.txt", steps=1), DataError, "data: str is not supported"),
     "columns": (lambda m, t: compress.finetune(m, [{"x": 1}], steps=1), DataError, "data: has the columns x; allowed"),
     "no tokenizer": (lambda m, t: compress.finetune(m, ["a b"], steps=1), DataError, "tokenizer: is missing"),
     "other vocabulary": (
@@ -384,17 +388,25 @@ BAD: dict[str, tuple[Callable[[Any, Any], Any], type[CompressError], str]] = {
     "a filter by name": (
         lambda m, t: compress.quantize_(m, filter="mlp"),
         UserError,
-        "filter: a str is not a function",
+        "filter: expected a function such as lambda name, module: True, got str",
     ),
     "a block of one": (
         lambda m, t: compress.finetune(m, ROWS, steps=1, block=1),
         DataError,
-        "block: 1 is not a number",
+        "block: expected a whole number from 2, or None, got 1",
     ),
     "no rate": (lambda m, t: compress.finetune(m, ROWS, steps=1, lr=0), UserError, "lr: is 0"),
     "no rate of masks": (lambda m, t: compress.learn_masks(m, ROWS, steps=1, mask_lr=0), UserError, "mask_lr: is 0"),
-    "half a layer": (lambda m, t: compress.drop_layers(m, 1.5), UserError, "keep: 1.5 is not a number of layers"),
-    "true layers": (lambda m, t: compress.drop_layers(m, True), UserError, "keep: True is not a number of layers"),
+    "half a layer": (
+        lambda m, t: compress.drop_layers(m, 1.5),
+        UserError,
+        "keep: expected a number of layers or a list such as .*, got 1.5",
+    ),
+    "true layers": (
+        lambda m, t: compress.drop_layers(m, True),
+        UserError,
+        "keep: expected a number of layers or a list such as .*, got True",
+    ),
     "masks without order": (
         lambda m, t: compress.prune(m, compress.Masks({"hidden": torch.full((32,), torch.nan)}, True), keep="2/4"),
         ModelError,

@@ -74,7 +74,7 @@ def test_codes_are_not_trained_unseen(tmp_path: Path, tiny_gpt2: Any) -> None:
     model = tiny_gpt2()
     compress.quantize_(model, weights=4)
     loaded = compress.load(compress.save(model, tmp_path / "saved")).requires_grad_(True)
-    with pytest.raises(ModelError, match="model: was loaded from packed codes, which do not train"):
+    with pytest.raises(ModelError, match="model: was loaded from packed codes, which cannot train"):
         compress.finetune(loaded, rows_for(model), steps=1, progress=False)
     with torch.no_grad():
         loaded.transformer.h[0].mlp.c_fc.weight.mul_(2)
@@ -97,11 +97,13 @@ def test_inputs_that_no_kernel_quantizes_are_refused(tmp_path: Path, tiny_gpt2: 
     for product in (module for module in model.modules() if isinstance(module, Product)):
         product.spec = product.spec.model_copy(update={"activations": "symmetric"})
     made = compress.save(model, tmp_path / "saved")
-    with pytest.raises(ModelError, match="model: quantizes the inputs of products as no kernel does"):
+    with pytest.raises(
+        ModelError, match="model: quantizes the inputs of linear layers per tensor, which no kernel computes"
+    ):
         compress.export_onnx(made, tmp_path / "onnx")
 
 
 def test_dequantize_needs_codes(tmp_path: Path, tiny_gpt2: Any) -> None:
     saved = compress.save(tiny_gpt2(), tmp_path / "saved")
-    with pytest.raises(UserError, match="dequantize: would change nothing, .*saved holds no packed codes"):
+    with pytest.raises(UserError, match="dequantize: would change nothing, .*saved contains no packed codes"):
         compress.load(saved, dequantize=True)

@@ -60,7 +60,7 @@ def test_a_plain_number_has_the_name_of_its_script(bart: Artifact, folder: Path)
     found = scores(["ab", "a"], [["cd"], ["cd"]])
     assert found.pop("signature").startswith("evaluate, same_length.py")
     assert found == {"same_length": 0.5}
-    with pytest.raises(DataError, match="same_length compares a text with one reference, and some rows have 2"):
+    with pytest.raises(DataError, match="same_length compares a text with one reference, but some rows have 2"):
         measured(bart, folder, {"path": "same_length.py"})
 
 
@@ -69,7 +69,7 @@ def test_a_plain_number_has_the_name_of_its_script(bart: Artifact, folder: Path)
     [
         (None, "there is no file .*mine.py"),
         ("class Nothing:\n", "mine.py is not Python: "),
-        ("x = 1\n", "mine.py holds no metric; it needs a subclass of evaluate.Metric"),
+        ("x = 1\n", "mine.py contains no metric; it needs a subclass of evaluate.Metric"),
         ("import no_such_library\n" + EMPTY, r"mine.py cannot be loaded: .*no_such_library"),
         (
             (SCRIPTS / "same_length.py").read_text().replace('datasets.Value("string")', 'datasets.Value("int32")'),

@@ -75,4 +75,4 @@ def test_sizes_that_stock_classes_cannot_express_are_refused(tmp_path: Path, req
     assert not list(BitsAndBytes().problems(shape, None))
     uneven = {**base.sizes(), "layer.0.heads": 3}
     odd = Shape(name="base", config=base.config(), sizes=uneven, traits=frozenset({"pruned"}), root="base")
-    assert "stock classes" in next(BitsAndBytes().problems(odd, None)).text
+    assert "transformers classes" in next(BitsAndBytes().problems(odd, None)).text

@@ -177,7 +177,7 @@ def test_sizes_without_a_stock_class(base: Artifact, tmp_path: Path) -> None:
     source = sealed(tmp_path / "pruned", base, traits=["pruned"], kept=keep)
     result = run(ExportOnnx(), source, tmp_path / "out")
     assert result.kept == keep
-    assert "opens only in compress.onnx.runtime, because no stock class has this shape" in result.coverage.note
+    assert "opens only in compress.onnx.runtime, because no transformers class has this shape" in result.coverage.note
     ids = torch.randint(1, 67, (1, 5))
     with torch.no_grad():
         expected = model(ids).logits

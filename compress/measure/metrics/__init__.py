@@ -1,4 +1,4 @@
-"""Metrics of ``quality``: one function a file, with what it declares of its figures.
+"""Metrics of ``quality``: one function per file, with the label, direction and order of its values.
 
 Scores are between 0 and 100, except perplexities, bits, nats, the word counts of ``length`` and their ratio.
 """
@@ -12,13 +12,13 @@ from compress.registry import METRICS
 
 
 def score(name: str, predictions: Sequence[str], references: Sequence[Sequence[str]], **taken: Any) -> dict[str, Any]:
-    """Return the figures of a metric of texts. Each prediction is compared with one or several references.
+    """Return the values of a metric of texts by name. Each prediction is compared with one or several references.
 
     Args:
         name: the name of the metric.
         predictions: the texts to score.
         references: the reference texts of each prediction. Their number may differ between predictions.
-        taken: further arguments that the metric takes: ``sentences`` of ``rouge``, ``bleu_tokenize`` of ``bleu``,
+        taken: further arguments of the metric: ``sentences`` of ``rouge``, ``bleu_tokenize`` of ``bleu``,
             ``full`` of ``length``.
     """
     return dict(METRICS.get(name).function(predictions, references, **taken))

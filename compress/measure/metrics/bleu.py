@@ -15,7 +15,7 @@ def bleu(
 ) -> dict[str, float | str]:
     """Corpus BLEU of sacreBLEU between 0 and 100: cased, exponential smoothing, several references.
 
-    The figure of a tokenizer other than 13a has the tokenizer in its name, as in ``bleu_zh``, because scores with
+    A score with a tokenizer other than 13a has the tokenizer in its name, as in ``bleu_zh``, because scores with
     different tokenizers cannot be compared.
     """
     from sacrebleu.metrics import BLEU as Scorer
@@ -27,7 +27,7 @@ def bleu(
 
 
 def streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """References as sacreBLEU reads them: the first of each text, then the second, with None where there is none."""
+    """Return references as sacreBLEU reads them: the first of each text, then the second, and None for missing ones."""
     most = max(map(len, references))
     return [[row[at] if at < len(row) else None for row in references] for at in range(most)]
 

@@ -28,14 +28,14 @@ from compress.schema import Strict
 
 
 class Imported(Strict):
-    """A metric of ``evaluate``, from a script or from the cache of that library. Its numbers become figures."""
+    """A metric of ``evaluate``, from a script or from the cache of that library. All numbers it returns are kept."""
 
     path: str | None = None
     """A Python file, relative to the recipe, with a subclass of ``evaluate.Metric``. ``check`` and ``run`` run it."""
     name: str | None = None
     """The name of a metric that ``evaluate.load`` has put into its cache. Nothing is downloaded."""
     figures: dict[str, Figure] = Field(default_factory=dict)
-    """The label, direction and order of its figures, by key."""
+    """A dict from the key of a value to its label, direction and order."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -49,7 +49,7 @@ class Imported(Strict):
         return Path(self.path).stem if self.path is not None else str(self.name).split("/")[-1]
 
     def script(self, base: Path) -> Path:
-        """The script. A relative path starts from ``base``. Raises RecipeError if there is none."""
+        """Return the script. A relative path starts from ``base``. Raises RecipeError if there is none."""
         if self.path is not None:
             found = base / Path(self.path).expanduser()
             if not found.is_file():
@@ -62,14 +62,14 @@ class Imported(Strict):
         return cached
 
     def content(self, base: Path) -> str:
-        """SHA-256 of the script and of the files beside it that it imports."""
+        """Return SHA-256 of the script and of the files beside it that it imports."""
         sha = hashlib.sha256()
         for file in _files(self.script(base)):
             sha.update(file.read_bytes())
         return sha.hexdigest()
 
     def opened(self, base: Path) -> Metric:
-        """Load the script. Raises RecipeError if it holds no metric of texts."""
+        """Load the script. Raises RecipeError if it contains no metric of texts."""
         script, name = self.script(base), self.called
         module = _load(script, self.content(base))
         several = _takes_several(module, name)
@@ -95,7 +95,7 @@ NOT_CACHED = "A metric of evaluate has a name once evaluate.load has cached it; 
 
 
 def cached_script(name: str) -> Path | None:
-    """The newest script of a metric in the cache of ``evaluate``. None if there is none."""
+    """Return the newest script of a metric in the cache of ``evaluate``. None if there is none."""
     owner, _, stem = name.rpartition("/")
     folder = _modules() / "evaluate_modules" / "metrics" / f"{owner or 'evaluate-metric'}--{stem}"
     return max(folder.glob(f"*/{stem}.py"), key=lambda script: script.stat().st_mtime, default=None)
@@ -103,7 +103,7 @@ def cached_script(name: str) -> Path | None:
 
 @cache
 def _modules() -> Path:
-    """The directory in which ``evaluate`` keeps scripts. Read before :func:`_cache` sets another one."""
+    """Return the directory in which ``evaluate`` keeps scripts. Read before :func:`_cache` sets another one."""
     import evaluate
 
     return Path(evaluate.config.HF_MODULES_CACHE)
@@ -116,7 +116,7 @@ def _load(script: Path, content: str) -> Any:
 
     tree = _parsed(script)
     if not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree)):
-        raise RecipeError(_problem(f"{script} holds no metric; it needs a subclass of evaluate.Metric"))
+        raise RecipeError(_problem(f"{script} contains no metric; it needs a subclass of evaluate.Metric"))
     try:
         return evaluate.load(str(script), keep_in_memory=True, cache_dir=_cache())
     except ImportError as error:
@@ -125,7 +125,7 @@ def _load(script: Path, content: str) -> Any:
 
 @cache
 def _cache() -> str:
-    """A directory for the modules that ``evaluate`` copies and imports. It is removed when the process ends.
+    """Return a directory for the modules that ``evaluate`` copies and imports. It is removed when the process ends.
 
     The setting does not change if a module was loaded before, because Python then imports ``evaluate_modules`` from
     another directory already.
@@ -141,7 +141,7 @@ def _cache() -> str:
 
 
 def _files(script: Path) -> Iterator[Path]:
-    """The script, and the files beside it that ``evaluate`` copies with it: those of ``from .name import``."""
+    """Yield the script, and the files beside it that ``evaluate`` copies with it: those of ``from .name import``."""
     yield script
     names = {
         (node.module or alias.name).split(".")[0]
@@ -160,7 +160,7 @@ def _parsed(script: Path) -> ast.Module:
 
 
 def _takes_several(module: Any, name: str) -> bool:
-    """Whether a metric takes several references for each text. Raises RecipeError if it does not compare texts."""
+    """Return whether a metric accepts several references per text. Raises RecipeError if it does not compare texts."""
     kinds = module.features if isinstance(module.features, list) else [module.features]
     of_texts = [
         kind
@@ -176,11 +176,11 @@ def _takes_several(module: Any, name: str) -> bool:
 
 
 def _inner(kind: Any) -> Any:
-    """What a list of ``datasets`` features holds, or the feature itself."""
+    """Return the element type of a list of ``datasets`` features, or the feature itself."""
     return getattr(kind, "feature", kind)
 
 
 def _single(references: Sequence[Sequence[str]], name: str) -> list[str]:
     if (most := max(map(len, references), default=0)) > 1:
-        raise DataError(_problem(f"{name} compares a text with one reference, and some rows have {most}"))
+        raise DataError(_problem(f"{name} compares a text with one reference, but some rows have {most}"))
     return [row[0] for row in references]

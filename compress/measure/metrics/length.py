@@ -13,8 +13,8 @@ def length(
 ) -> dict[str, float | str]:
     """Mean and median words of texts and references, their ratio, and shares x 100 of empty and of full texts.
 
-    Words are separated by whitespace. A row counts the mean of its references. ``full`` says of each text whether it
-    has all tokens that it may have.
+    Words are separated by whitespace. Several references of a row count as their mean. ``full`` contains, for each
+    text, whether it has the maximum number of tokens.
     """
     written = [len(text.split()) for text in texts]
     wanted = [statistics.fmean(len(text.split()) for text in row) for row in references]

@@ -1,4 +1,4 @@
-"""What a metric is: one function, and what it declares of the figures that the function returns."""
+"""A metric: one function, and the label, direction and order of each value that it returns."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Better = Literal["higher", "lower"]
 
 
 class Figure(Strict):
-    """What a table, a plot and a sentence say of one figure of a metric."""
+    """How tables, plots and sentences show one value of a metric."""
 
     label: str = ""
     """The name that readers see. By default the key, with blanks for underscores."""
     better: Better | None = None
-    """The direction of better models; none for a figure that has no direction, such as a length."""
+    """Whether lower or higher is better; None for a value without a direction, such as a length."""
     order: int = 80
-    """The place among the columns. The first figure is also the one in the headline and in the plots."""
+    """The place among the columns. The first value also appears in the headline and in the plots."""
     detail: bool = False
     """Whether the table in the terminal leaves it out."""
     condition: bool = False
@@ -28,7 +28,7 @@ class Figure(Strict):
 
 @dataclass(frozen=True)
 class Metric:
-    """A function, the figures it returns, and what it reads.
+    """A function, the values it returns, and the input that it needs.
 
     Args:
         function: if it reads texts, ``function(texts, references, **taken)``, where ``references`` holds one or several

@@ -1,4 +1,4 @@
-"""Perplexity of given tokens, and the figures that do not depend on the vocabulary."""
+"""Perplexity of given tokens, and related values that do not depend on the vocabulary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Remove units permanently. The result is a smaller stock model that computes the same as the masked one."""
+"""Remove units (heads, FFN neurons, hidden dimensions) permanently. The result computes the same as the masked model.
+
+An axis is a prunable dimension: the heads or FFN neurons of one layer, or the hidden dimensions of the whole model.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Keep = Mapping[str, Tensor | Sequence[int]]
 
 
 def ranked(scores: Mapping[str, Tensor], sizes: Mapping[str, int], axes: Iterable[Axis] = ()) -> dict[str, Tensor]:
-    """The ``sizes[axis]`` units with the largest |score| of each axis, in ascending order. Ties go to the earlier unit.
+    """Return the ``sizes[axis]`` units of each axis with the largest |score|, ascending. Ties go to the earlier unit.
 
     If ``axes`` has an axis of groups, groups are chosen first. Then the same number of units is chosen from each kept
     group. A group that holds a single unit is kept or removed with that unit.
@@ -61,7 +64,7 @@ def _top(axis: str, scores: Tensor | None, size: int) -> Tensor:
 
 
 def compose(first: Keep, second: Keep) -> dict[str, Tensor]:
-    """The units of the root model that remain after cutting ``first`` and then ``second``.
+    """Return the units of the original model (root) that remain after cutting ``first`` and then ``second``.
 
     The indices of ``second`` count the units that ``first`` kept.
     """
@@ -76,10 +79,10 @@ def compose(first: Keep, second: Keep) -> dict[str, Tensor]:
 def cut(model: nn.Module, family: ModelFamily, keep: Keep) -> Coverage:
     """Keep only these units of the current model, in place, and report what was touched.
 
-    Parameters are replaced by smaller ones. Shared parameters stay shared, and buffers stay unchanged. The stock
-    forward runs at any sizes. The config is updated if the stock classes can express the new sizes; otherwise it stays
-    the config of the model before the cut. If the stock forward scales token embeddings by the hidden size, the weights
-    are rescaled to compensate. When a group is removed, its query heads are removed too.
+    Parameters are replaced by smaller ones. Shared parameters stay shared, and buffers stay unchanged. The
+    forward pass of transformers runs at any sizes. The config is updated if the transformers classes can express the
+    new sizes; otherwise it stays the config of the model before the cut. If transformers scales token embeddings by the
+    hidden size, the weights are rescaled to compensate. When a group is removed, its query heads are removed too.
 
     Raises ModelError for an unknown axis, for indices that are not ascending and in range, for an axis left empty, for
     kept groups that would hold different numbers of query heads, and for a model with masks attached.
@@ -117,7 +120,7 @@ def cut_to_sizes(model: nn.Module, family: ModelFamily, sizes: Mapping[str, int]
 
 
 def losing(axes: Iterable[Axis], keep: Keep) -> dict[str, Tensor]:
-    """The axes that lose units, with the indices of the units they keep. Raises ModelError as :func:`cut` does."""
+    """Return the axes that lose units, with the indices of the units they keep. Raises ModelError like :func:`cut`."""
     axes = list(axes)
     sizes = {axis.name: axis.size for axis in axes}
     indices = {}
@@ -153,7 +156,7 @@ def _with_held(axes: Iterable[Axis], indices: dict[str, Tensor]) -> dict[str, Te
 
 
 def _smaller(model: nn.Module, axes: Iterable[Axis], indices: Mapping[str, Tensor]) -> dict[nn.Parameter, nn.Parameter]:
-    """Each distinct parameter that loses channels, with its replacement."""
+    """Return each distinct parameter that loses channels, with its replacement."""
     channels = {
         (side.parameter, side.dim): side.slot.channels(indices[side.axis.name], side.axis.size)
         for side in sides(model, axes)

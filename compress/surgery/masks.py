@@ -1,9 +1,12 @@
-"""Masks on the axes of a stock model: a learnable factor per unit that scales the unit. A factor of 0 removes it.
+"""Masks on the prunable dimensions (axes) of a transformers model: a learnable factor per unit; 0 removes the unit.
+
+Axes are the heads and FFN neurons of each layer and the hidden dimensions; a unit is one head, neuron or dimension.
 
 SIMPLE (Tao et al., Findings of ACL 2023, figure 1). The hidden mask multiplies each write to the residual stream (the
-outputs of embeddings and of products that write to it) and each normalization's output once. Masks of heads and of FFN
-units multiply the input of the product that reads them. Normalizations compute their statistics over the units with
-m != 0, as the cut model does. So m = 1 gives the unmasked model, and a binary m gives the model that ``cut`` returns.
+outputs of embeddings and of linear layers that write to it) and each normalization's output once. Masks of heads and of
+FFN neurons multiply the input of the linear layer that reads them. Normalizations compute their statistics over the
+units with m != 0, as the cut model does. So m = 1 gives the unmasked model, and a binary m gives the model that ``cut``
+returns.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Masks(nn.Module):
         return self.get_parameter(_key(axis))
 
     def named(self) -> dict[str, nn.Parameter]:
-        """The mask parameters by axis name."""
+        """Return a dict from axis name to mask parameter."""
         return {axis.name: self[axis.name] for axis in self.axes}
 
     @torch.no_grad()
@@ -55,7 +58,7 @@ class Masks(nn.Module):
 
 
 def masks_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The mask parameters by axis. Raises ModelError for a model without masks."""
+    """Return a dict from axis name to mask parameter. Raises ModelError for a model without masks."""
     return _attached(model).named()
 
 
@@ -65,8 +68,8 @@ def attach(
     """Mask every axis of these kinds and return the masks. They start at ``values`` (by axis name), or at one.
 
     The masks become the submodule ``compress_masks``. They move, train and checkpoint with the model, but
-    ``save_pretrained`` writes only the stock tensors. Raises NothingDoneError if no axis is of these kinds, and
-    ModelError for a model that already has masks.
+    ``save_pretrained`` writes only the tensors of the plain model. Raises NothingDoneError if no axis is of these
+    kinds, and ModelError for a model that already has masks.
     """
     if hasattr(model, MASKS):
         raise ModelError("this model has masks attached already")
@@ -86,7 +89,7 @@ def attach(
 
 
 def kind_problems(kinds: Iterable[AxisKind], axes: Iterable[Axis]) -> Iterator[Problem]:
-    """A problem of the field ``axes`` for each kind that no axis has."""
+    """Yield a problem of the field ``axes`` for each kind that no axis has."""
     have = list(dict.fromkeys(axis.kind for axis in axes))
     for kind in kinds:
         if kind not in have:
@@ -94,7 +97,7 @@ def kind_problems(kinds: Iterable[AxisKind], axes: Iterable[Axis]) -> Iterator[P
 
 
 def detach(model: nn.Module) -> dict[str, Tensor]:
-    """Remove the masks, restore the stock model, and return the mask values by axis."""
+    """Remove the masks, restore the transformers model, and return a dict from axis name to mask values."""
     masks = _attached(model)
     _ignore_on_save(model, add=False)
     for handle in masks.handles:
@@ -195,7 +198,7 @@ def _layer_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
 def _rms_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
     """RMS normalization whose mean square runs over the opened units [hidden], in float32 or wider.
 
-    With all units open, the result equals the stock one bit for bit. With none open, it is finite.
+    With all units open, the result equals that of the plain module bit for bit. With none open, it is finite.
     """
     wide = states.to(torch.promote_types(states.dtype, torch.float32)).where(opened, 0)
     count = opened.sum().clamp(min=1).to(wide.dtype)
@@ -209,7 +212,7 @@ _NORMS: dict[NormKind, NormOver] = {"layer": _layer_norm_over, "rms": _rms_norm_
 
 
 def _ignore_on_save(model: Any, *, add: bool) -> None:
-    """Make ``save_pretrained`` leave the masks out. The stock library reads this list of state dict keys."""
+    """Make ``save_pretrained`` leave the masks out. Transformers reads this list of state dict keys."""
     keys = {f"{MASKS}.{key}" for key, _ in _attached(model).named_parameters()}
     others = set(getattr(model, "_keys_to_ignore_on_save", None) or ()) - keys
     model._keys_to_ignore_on_save = others | keys if add else others

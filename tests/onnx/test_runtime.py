@@ -316,7 +316,7 @@ def test_decoding_by_hand_has_limits(exported: Callable[..., Any]) -> None:
         with pytest.raises(UserError, match=f"capacity: {capacity} is not a whole number from 1 to the context of 16"):
             runtime.start(1, capacity)
     for longest in (1, 17):
-        with pytest.raises(UserError, match=f"longest: {longest} is not between the tokens given and the context of"):
+        with pytest.raises(UserError, match=f"longest: {longest} is out of range; it must be at least the number"):
             runtime.begin([[1, 2]], longest=longest)
     with pytest.raises(ValueError, match=r"a mask of shape \(1,\) for tokens of shape \(1, 2\)"):
         runtime.start(1).feed(np.ones((1, 2), np.int64), np.ones(1))

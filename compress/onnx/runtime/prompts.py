@@ -12,7 +12,7 @@ Array = np.ndarray[Any, Any]
 
 
 def prompts(input_ids: Any, attention_mask: Any, vocabulary: int) -> tuple[Array, Array | None]:
-    """Tokens [B, T] int64 and their mask, if any, from arrays or from lists of rows of equal length.
+    """Return tokens [B, T] int64 and their mask, if any, from arrays or from lists of rows of equal length.
 
     A hidden position may hold any whole number; one outside the vocabulary is read as 0.
 

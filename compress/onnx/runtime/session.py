@@ -174,7 +174,7 @@ def _cache_tensors(session: ort.InferenceSession) -> list[tuple[ort.NodeArg, ort
 
 
 def _spread(buffer: Array, rows: Array, length: int) -> Array:
-    """A new buffer with more rows, filled up to this length."""
+    """Return a new buffer with more rows, filled up to this length."""
     found = np.zeros((len(rows), *buffer.shape[1:]), buffer.dtype)
     found[:, :, :length] = buffer[rows, :, :length]
     return found

@@ -37,7 +37,7 @@ def attention_relation(
     if mask is None:
         mask = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
     elif mask.shape != student.shape[:-1]:
-        raise ValueError(f"mask must be {tuple(student.shape[:-1])}, got {tuple(mask.shape)}")
+        raise ValueError(f"mask must have the shape {tuple(student.shape[:-1])}, got {tuple(mask.shape)}")
     mask = mask.bool()
     visible = mask.unsqueeze(-2).expand(*mask.shape, mask.shape[-1])
     if causal:

@@ -71,10 +71,10 @@ class Stack:
     """Embeddings, a chain of blocks, a last normalization, and the head (none for an encoder).
 
     A block's ``norm`` names the normalization that its input goes through. ``token_scale`` multiplies the rows of
-    ``tokens``; position p reads row p + ``position_offset`` of ``positions`` (empty: no learned positions);
-    ``rotary`` names the module with the frequencies of rotary positions (empty: none); ``embedding_norm`` normalizes
-    the embeddings of a pre-normalized stack before its first block (empty: nothing does); the buffer ``logits_bias``
-    is added to the logits.
+    ``tokens``; position p reads row p + ``position_offset`` of ``positions``; ``rotary`` names
+    the module with the frequencies of rotary positions; ``embedding_norm`` normalizes the embeddings of a
+    pre-normalized stack before its first block; the buffer ``logits_bias`` is added to the logits. A name is empty if
+    the stack has no such module.
     """
 
     tokens: str

@@ -83,7 +83,7 @@ def slot_dims(module: nn.Module, side: Literal["in", "out"]) -> list[tuple[str, 
     elif is_norm(module) and side == "out":
         weight = ("weight", 0)
     else:
-        raise ModelError(f"{type(module).__name__} has no {side!r} side that could shrink")
+        raise ModelError(f"{type(module).__name__} has no {side!r} dimension that can be pruned")
     has_bias = side == "out" and getattr(module, "bias", None) is not None
     return [weight, ("bias", 0)] if has_bias else [weight]
 

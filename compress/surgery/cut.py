@@ -17,7 +17,7 @@ from compress.models.structure import MASKS, Axis, sides, sized_axes, stock_tens
 from compress.surgery.coverage import Coverage
 
 Keep = Mapping[str, Tensor | Sequence[int]]
-"""Ascending indices of the units to keep, by axis. An axis that is not listed keeps all of its units."""
+"""A dict from axis name to the ascending indices of the units to keep. An axis that is not listed keeps all units."""
 
 
 def ranked(scores: Mapping[str, Tensor], sizes: Mapping[str, int], axes: Iterable[Axis] = ()) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def ranked(scores: Mapping[str, Tensor], sizes: Mapping[str, int], axes: Iterabl
 
 def _top_within(axis: str, scores: Tensor | None, size: int, kept_groups: Tensor, groups: int) -> Tensor:
     if scores is None:
-        raise ModelError(f"axis {axis!r} has no scores to choose {size} units by")
+        raise ModelError(f"axis {axis!r} has no scores to choose the {size} units to keep")
     each, rest = divmod(size, len(kept_groups))
     held = len(scores) // groups
     if rest or not 1 <= each <= held:
@@ -57,7 +57,7 @@ def _top_within(axis: str, scores: Tensor | None, size: int, kept_groups: Tensor
 
 def _top(axis: str, scores: Tensor | None, size: int) -> Tensor:
     if scores is None:
-        raise ModelError(f"axis {axis!r} has no scores to choose {size} units by")
+        raise ModelError(f"axis {axis!r} has no scores to choose the {size} units to keep")
     if not 1 <= size <= len(scores):
         raise ModelError(f"axis {axis!r} cannot keep {size} units; allowed: 1 to {len(scores)}")
     return scores.detach().abs().argsort(descending=True, stable=True)[:size].sort().values.cpu()
@@ -126,7 +126,7 @@ def losing(axes: Iterable[Axis], keep: Keep) -> dict[str, Tensor]:
     indices = {}
     for axis, units in keep.items():
         if axis not in sizes:
-            raise ModelError(f"keep names axis {axis!r}; this model has {', '.join(sizes)}")
+            raise ModelError(f"keep names axis {axis!r}, which this model lacks; allowed: {', '.join(sizes)}")
         index = torch.as_tensor(units, dtype=torch.long).cpu()
         ascending = len(index) > 0 and bool((index.diff() > 0).all())
         if not ascending or index[0] < 0 or index[-1] >= sizes[axis]:

@@ -17,7 +17,9 @@ from compress.models.structure import MASKS, LayerStack, Projection, sized_axes,
 from compress.surgery.coverage import Coverage, owners
 
 Layers = Mapping[str, Sequence[int]]
-"""Ascending numbers of the layers to keep, by stack. A stack that is not listed keeps all of its layers."""
+"""A dict from stack (``encoder`` or ``decoder``) to the ascending numbers of the layers to keep.
+
+A stack that is not listed keeps all of its layers."""
 
 DQ_BART: Mapping[int, tuple[int, ...]] = {
     1: (5,),
@@ -40,7 +42,7 @@ def chosen(count: int, depth: int) -> list[int]:
     ModelError for a count outside 1 ... depth.
     """
     if not 1 <= count <= depth:
-        raise ModelError(f"{count} of {depth} layers; allowed: 1 to {depth}")
+        raise ModelError(f"cannot keep {count} of {depth} layers; allowed: 1 to {depth}")
     if depth == 6:
         return list(DQ_BART[count])
     if count == 1:
@@ -117,7 +119,7 @@ def _check(model: Any, family: ModelFamily, keep: Layers) -> None:
     depths = {stack.name: stack.depth(model.config) for stack in family.stacks}
     for name, layers in keep.items():
         if name not in depths:
-            raise ModelError(f"keep names layers {name!r}; this model has {', '.join(depths)}")
+            raise ModelError(f"keep names layers {name!r}, which this model lacks; allowed: {', '.join(depths)}")
         ascending = len(layers) > 0 and all(a < b for a, b in pairwise(layers))
         if not ascending or layers[0] < 0 or layers[-1] >= depths[name]:
             raise ModelError(f"keep of {name!r} must be ascending layers, at least one, below {depths[name]}")

@@ -52,7 +52,9 @@ class Masks(nn.Module):
         found = {axis: value.numel() for axis, value in values.items()}
         if found != expected:
             wrong = sorted(dict(found.items() ^ expected.items()))
-            raise ModelError(f"masks do not fit the model's axes; they differ in {', '.join(wrong[:3])}")
+            raise ModelError(
+                f"masks must have the names and sizes of the model's axes; they differ in {', '.join(wrong[:3])}"
+            )
         for axis, value in values.items():
             self[axis].copy_(value)
 
@@ -65,7 +67,7 @@ def masks_of(model: nn.Module) -> dict[str, nn.Parameter]:
 def attach(
     model: nn.Module, family: ModelFamily, axes: Collection[AxisKind], values: Mapping[str, Tensor] | None = None
 ) -> Masks:
-    """Mask every axis of these kinds and return the masks. They start at ``values`` (by axis name), or at one.
+    """Mask every axis of these kinds and return the masks. They start at ``values``, a dict from axis name, or at 1.
 
     The masks become the submodule ``compress_masks``. They move, train and checkpoint with the model, but
     ``save_pretrained`` writes only the tensors of the plain model. Raises NothingDoneError if no axis is of these
@@ -76,7 +78,7 @@ def attach(
     every = sized_axes(model, family)
     chosen = [axis for axis in every if axis.kind in axes]
     if not chosen:
-        raise NothingDoneError(f"masks on {sorted(axes)}: the model has no such axis")
+        raise NothingDoneError(f"masks on {sorted(axes)}: the model has no axis of these kinds")
     like = model.get_submodule(family.head).get_parameter("weight")
     masks = Masks(chosen, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     if values is not None:

@@ -31,8 +31,8 @@ def counterparts(student: Deep, teacher: Deep, term: str) -> list[int]:
     ours, theirs = _of_root(student), _of_root(teacher)
     if not (student.layers or teacher.layers) and len(ours) != len(theirs):
         raise ModelError(
-            f"{term} needs as many layers in the teacher as in the student: it has {len(theirs)}, "
-            f"the student {len(ours)}"
+            f"{term} needs as many layers in the teacher as in the student: the teacher has "
+            f"{len(theirs)}, the student {len(ours)}"
         )
     if missing := [str(layer) for layer in ours if layer not in theirs]:
         few = "layer" if len(missing) == 1 else "layers"

@@ -118,7 +118,7 @@ class TokenContrastive(StateTerm):
         return losses_BT.sum() / mask.sum().clamp(min=1)
 
     def _rows(self, student: View) -> tuple[Tensor, ...]:
-        """Return the indices that select the bank's row for each token, [B, T] each."""
+        """Return the index tensors, each [B, T], that select the bank's row for each token."""
         tokens = student.tokens_BT
         if self.bank == "vocabulary":
             return (tokens,)

@@ -125,7 +125,8 @@ def nll(side: Side, batch: Batch) -> tuple[float, int]:
 def mean_nll(side: Side, data: Split, batch: int, dtype: torch.dtype | None) -> float:
     """Return the mean negative log-likelihood, in nats, of the ``data.eval`` tokens that count in the loss.
 
-    The processes share its batches. Matrix products run in ``dtype``, or in float32 for None. Raises DataError if no token counts.
+    The processes share its batches. Matrix products run in ``dtype``, or in float32 for None. Raises DataError if no
+    token counts.
     """
     totals = [0.0, 0.0]
     with (
@@ -139,7 +140,7 @@ def mean_nll(side: Side, data: Split, batch: int, dtype: torch.dtype | None) -> 
             totals[1] += count
     total, tokens = collectives.means(totals)
     if not tokens:
-        raise DataError("data.eval has no scored tokens")
+        raise DataError("data.eval has no tokens that count in the loss")
     return total / tokens
 
 

@@ -81,7 +81,7 @@ class Updater:
         means: dict[str, float] = defaultdict(float)
         parts, scored = self._parts(step, batches)
         if not scored:
-            raise DataError(f"{self.guard.name}: the batch of step {step + 1} has no token to score")
+            raise DataError(f"{self.guard.name}: the batch of step {step + 1} has no token that counts in the loss")
         self.model.train()
         for part in parts:
             batch = {name: tensor.to(self.device) for name, tensor in part.items()}

@@ -185,7 +185,7 @@ BAD: list[tuple[str, Mapping[str, Any], str]] = [
     ("benchmark", {"rounds": 0}, "rounds: "),
     ("benchmark", {"threads": "x"}, "threads: "),
     ("drop_layers", {"keep": "1"}, "keep: '1' is not a number of layers"),
-    ("drop_layers", {"keep": 0}, "keep: 0 of 2 layers; allowed: 1 to 2"),
+    ("drop_layers", {"keep": 0}, "keep: cannot keep 0 of 2 layers; allowed: 1 to 2"),
     ("prune", {"masks": {"hidden": torch.ones(32)}}, "masks: a dict is not a Masks"),
     ("prune", {"keep": ["2/4"]}, "keep: write an exact fraction"),
     ("prune", {"keep": OMITTED, "parameters": "x"}, "parameters: "),

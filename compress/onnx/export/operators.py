@@ -21,7 +21,7 @@ def tokens(graph: Graph, weights: Weights, stack: Stack, ids: str) -> str:
 
 
 def embeddings(graph: Graph, weights: Weights, stack: Stack, ids: str, positions: str) -> tuple[str, str]:
-    """Add the two terms of the embeddings: learned positions of ``positions`` [B, S] (empty: none), and tokens."""
+    """Add the two terms of the embeddings: learned positions of ``positions`` [B, S] ("" for none), and tokens."""
     added = ""
     if stack.positions:
         offset = stack.position_offset
@@ -72,7 +72,7 @@ def chain(
 ) -> str:
     """Add the blocks and the last normalization, [B, S, D].
 
-    ``start`` holds the first term that is added to the residual stream (empty: none), and the stream. ``output`` adds
+    ``start`` holds the first term that is added to the residual stream ("" for none), and the stream. ``output`` adds
     the nodes of a block that reads the named value, and returns the next term.
     """
     added, residual = start

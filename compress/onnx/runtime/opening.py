@@ -88,7 +88,9 @@ def decoding_settings(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path / 'config.json'}: does not give the number of positions")
     found = settings | {name: value for name, value in given.items() if value is not None} | {"context": contexts[0]}
     if type(found["context"]) is not int or found["context"] < 1:
-        raise ModelError(f"{path / 'config.json'}: {found['context']!r} is not a number of positions")
+        raise ModelError(
+            f"{path / 'config.json'}: {found['context']!r} must be the number of positions, a whole number from 1"
+        )
     for name in (*_TOKEN, *_TOKENS):
         value = found.get(name)
         several = name in _TOKENS

@@ -44,7 +44,9 @@ class Runtime:
         decoder = sessions[DECODER_FILE if self.reads_sources else MODEL_FILE]
         self._vocabulary: int = decoder.get_outputs()[0].shape[-1]
         if self.reads_sources and not 0 <= self._start < self._vocabulary:
-            raise ModelError(f"decoder_start_token_id {self._start} is not a token, 0 to {self._vocabulary - 1}")
+            raise ModelError(
+                f"decoder_start_token_id {self._start} is not a token of the vocabulary, 0 to {self._vocabulary - 1}"
+            )
 
     @classmethod
     def open(cls, directory: str | Path, threads: int | None = None) -> Runtime:

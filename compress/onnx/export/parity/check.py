@@ -87,7 +87,7 @@ def check_parity(
         with float_activations(model), _float_twin(directory) as twin:
             floats = _compare(model, twin, cases)
             float_limit = FLOAT_LIMIT * floats.spread
-            _require(runtime, "logits with float inputs of products differ", floats.error, float_limit)
+            _require(runtime, "logits with float inputs of linear layers differ", floats.error, float_limit)
             _greedy(model, twin, floats.error, float_limit, prompts)  # the small error leaves almost no token undecided
         figures |= {"max_float_logit_error": floats.error, "float_limit": float_limit}
         effect = float(np.abs(compared.reference - floats.reference).max())

@@ -52,7 +52,7 @@ def product_errors(
         if isinstance(module, Table):
             continue
         if matrix.module not in places:
-            raise ParityError(f"the graph has no packed product for {matrix.module}")
+            raise ParityError(f"the graph has no packed linear layer for {matrix.module}")
         graph, node, outputs = places[matrix.module]
         assert isinstance(module, Product)
         weight = module.quantizer().detach().numpy()
@@ -87,7 +87,7 @@ def _places(
             start = 0
             for module in node.name.split(JOIN):
                 if module not in rows:
-                    raise ParityError(f"{file}: has a packed product that the torch model does not have: {module}")
+                    raise ParityError(f"{file}: has a packed linear layer that the torch model does not have: {module}")
                 yield module, (graph, node, slice(start, start + rows[module]))
                 start += rows[module]
 

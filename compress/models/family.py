@@ -1,9 +1,8 @@
 """A model family as data: the fields of the transformers config that hold its sizes, and the roles of its modules.
 
-Everything else is derived from these tables: the prunable dimensions (axes: heads, FFN neurons, ...)
-and the tensor dimensions that shrink together, attentions, the transformers config of a pruned model, the sizes that
-modules cache, and the description that graphs are built from. Each family is one file in
-:mod:`compress.models.families`.
+Everything else is derived from these tables: the prunable dimensions (axes: heads, FFN neurons, ...) and the tensor
+dimensions that shrink with them, attentions, the transformers config of a cut model, the sizes that modules cache, and
+the description that graphs are built from. Each family is one file in :mod:`compress.models.families`.
 """
 
 from __future__ import annotations

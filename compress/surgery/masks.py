@@ -182,12 +182,12 @@ def _mask_norm(
 
 
 def _layer_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
-    """Layer normalization whose mean and variance run over the opened units [hidden], in float32 or wider.
+    """Compute layer normalization whose mean and variance run over the units with m != 0 (opened), in float32 or wider.
 
     Closed units are set to the mean of the opened ones. The variance over all units is then the variance over the
     opened units times their share. Dividing by the square root of the share corrects this, epsilon included, and the
     gain multiplies the root back. One fused operator therefore suffices, without waiting for the device. With all units
-    open, the result equals the stock one bit for bit. With none open, it is finite.
+    open, the result equals the plain one bit for bit. With none open, it is finite.
     """
     wide = states.to(torch.promote_types(states.dtype, torch.float32))
     count = opened.sum().clamp(min=1).to(wide.dtype)
@@ -198,7 +198,7 @@ def _layer_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
 
 
 def _rms_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
-    """RMS normalization whose mean square runs over the opened units [hidden], in float32 or wider.
+    """Compute RMS normalization whose mean square runs over the units with m != 0 (opened), in float32 or wider.
 
     With all units open, the result equals that of the plain module bit for bit. With none open, it is finite.
     """

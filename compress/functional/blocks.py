@@ -1,8 +1,8 @@
 """Weight quantizers with one scale per row and block: rows of a weight [O, I] are split into blocks of inputs.
 
-Every quantizer of `fake_quant` supports one scale per row (`dim=0`). Here each block is treated as a row. If I is not a
-multiple of the block, the last block of each row is shorter: its means and sums cover its own weights only, without
-padding. Scales have the shape [O, ceil(I / block)].
+Every quantizer of `fake_quant` supports one scale per row (`dim=0`). Here each block is passed to it as a row. If I is
+not a multiple of the block, the last block of each row is shorter: its means and sums cover its own weights only,
+without padding. Scales have the shape [O, ceil(I / block)].
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,20 +23,20 @@ def by_block(quantizer: Callable[..., Tensor], weight: Tensor, *state: Tensor, b
 def codes_by_block(
     quantizer: Callable[..., tuple[Tensor, Tensor]], weight: Tensor, *state: Tensor, block: int, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """`by_block` for the codes form: int8 codes [O, I] and scales [O, ceil(I / block)]."""
+    """Quantize like `by_block`, but return int8 codes [O, I] and scales [O, ceil(I / block)]."""
     found = [quantizer(*part, **options | {"dim": 0}) for part in _parts((weight, *state), block)]
     codes, scales = zip(*found, strict=True)
     return _joined(codes, len(weight)), _joined(scales, len(weight))
 
 
 def dequantize_blocks(codes: Tensor, scale: Tensor, *, block: int) -> Tensor:
-    """codes [O, I] * scale [O, ceil(I / block)] in the dtype of the scale: the quantized weight, bit for bit."""
+    """Return codes [O, I] * scale [O, ceil(I / block)] in the dtype of the scale: the quantized weight, bit for bit."""
     _check(scale, codes.shape, block)
     return codes.to(scale.dtype) * scale.repeat_interleave(block, 1)[:, : codes.shape[1]]
 
 
 def _parts(operands: Sequence[Tensor], block: int) -> Iterator[list[Tensor]]:
-    """The full blocks, then the short ones: each operand as [blocks, numbers per block]."""
+    """Return the full blocks, then the short last ones; each tensor is reshaped to [blocks, numbers per block]."""
     weight, *state = operands
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")

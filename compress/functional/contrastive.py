@@ -26,10 +26,10 @@ def token_contrastive(
     generator: torch.Generator | None = None,
     negatives: Negatives = "teacher",
 ) -> Tensor:
-    """-log [ exp(s(q_i, t_i) / tau) / sum_{j in S_i} exp(s(q_i, t_j) / tau) ] for each token i; s is the cosine.
+    """Return -log [ exp(s(q_i, t_i) / tau) / sum_{j in S_i} exp(s(q_i, t_j) / tau) ] for each token i; s is the cosine.
 
     q is the student smoothed with the bank (see `smoothed`) and t the teacher. The negatives of a token are the other
-    real tokens of its sequence. QuantGPT (arXiv 2203.10705, equations 1 and 2), here unreduced.
+    real tokens of its sequence. QuantGPT (arXiv 2203.10705, equations 1 and 2), here one loss per token.
 
     Args:
         student: projected hidden states [..., T, D]; gradient flows to them, and to the teacher's (its projection).
@@ -42,7 +42,7 @@ def token_contrastive(
         num_negatives: how many negatives each token draws from its sequence; None = all.
         exclude_duplicates_of: token ids [..., T]; tokens with the id of the anchor are then not used as negatives.
         generator: for the draw, on the device of `student`.
-        negatives: whether t_j, j != i, are the teacher's states or the student's (unsmoothed) own.
+        negatives: "teacher" if t_j, j != i, are the teacher's states; "student" if they are the student's (unsmoothed).
 
     Returns:
         [..., T] in float32 or wider. Masked tokens and tokens without negatives are 0 and have no gradient. A state of
@@ -86,7 +86,7 @@ def vocabulary_contrastive(
     positive_in_denominator: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """-log [ exp(s(q_i, t_i) / tau) / sum_{j in S_i} exp(s(q_i, b_j) / tau) ]: negatives from the whole vocabulary.
+    """Return -log [ exp(s(q_i, t_i) / tau) / sum_{j in S_i} exp(s(q_i, b_j) / tau) ], negatives from the vocabulary.
 
     Like `token_contrastive`, with the random negatives that QuantGPT compares (arXiv 2203.10705): `num_negatives` rows
     b of the bank [V, D] per token, drawn uniformly without replacement, or all rows if there are fewer. Rows of zeros
@@ -114,7 +114,7 @@ def vocabulary_contrastive(
 
 
 def smoothed(student: Tensor, bank: Tensor | None, *, momentum: float) -> Tensor:
-    """q = m stopgrad(bank) + (1 - m) student [..., T, D]: the anchors, which are also written to the bank (detached).
+    """Return the anchors q = m stopgrad(bank) + (1 - m) student [..., T, D]; callers write them to the bank, detached.
 
     QuantGPT (arXiv 2203.10705, section 3.1). m = 0 returns the student. Raises ValueError if m is outside
     [0, 1), or above 0 without a bank of the student's shape.
@@ -138,7 +138,7 @@ def update_bank(bank: Tensor, ids: Tensor, values: Tensor, mask: Tensor) -> Tens
         values: [..., D], one vector per token; written without gradient.
         mask: [...], True = a real token; masked tokens are not written.
 
-    The mean is a product with a 0/1 matrix instead of an atomic sum, so every run gives the same bits.
+    The mean is a matrix product with a 0/1 matrix instead of an atomic sum, so every run gives the same bits.
     """
     mask = mask.bool()
     seen, member = torch.unique(ids[mask], return_inverse=True)
@@ -170,7 +170,7 @@ def _unit(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def _draw(bank: Tensor, tokens: Tensor, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Row numbers [..., T, K] of the bank, and which are negatives: at most `count`, seen, and not the token's own.
+    """Draw row numbers [..., T, K] of the bank, and say which are negatives: at most `count`, seen, not its own row.
 
     All tokens share one shuffled list of the seen rows, and each takes a window of it with a random start. The window
     has `count` + 1 rows in case it contains the token's own row. This avoids one random number per token and row.

@@ -24,7 +24,7 @@ _BINS = 2048  # of the histogram with which it finds the end of a longer one
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(P || Q) = sum_v p_v (log p_v - log q_v) [..., V] -> [...]; its gradient by the logits is q - p.
+    """Return KL(P || Q) = sum_v p_v (log p_v - log q_v), [..., V] -> [...]. Its gradient w.r.t. the logits is q - p.
 
     Equal, up to the teacher's entropy, to the soft cross-entropy of Hinton et al. (arXiv 1503.02531) and of QuantGPT
     (arXiv 2203.10705, section 3.1).
@@ -34,7 +34,9 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(Q || P) = sum_v q_v (log q_v - log p_v) [..., V] -> [...]; gradient q_v (log(q_v / p_v) - KL(Q || P)).
+    """Return KL(Q || P) = sum_v q_v (log q_v - log p_v), [..., V] -> [...].
+
+    Its gradient with respect to the logits is q_v (log(q_v / p_v) - KL(Q || P)).
 
     Gu et al., MiniLLM (arXiv 2306.08543), at the token level.
     """
@@ -43,11 +45,11 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def jensen_shannon(student_logits: Tensor, teacher_logits: Tensor, *, beta: float) -> Tensor:
-    """beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q [..., V] -> [...], at most log 2.
+    """Return beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q, [..., V] -> [...], at most log 2.
 
-    The generalized Jensen-Shannon divergence of Agarwal et al., GKD (arXiv 2306.13649, equation 1). It vanishes at both
-    ends of beta; so that beta interpolates between the two KLs, beta = 0 returns KL(P || Q), the limit of JSD / beta,
-    and beta = 1 returns KL(Q || P), the limit of JSD / (1 - beta).
+    The generalized Jensen-Shannon divergence of Agarwal et al., GKD (arXiv 2306.13649, equation 1). The formula gives 0
+    at beta = 0 and at beta = 1. So that beta interpolates between the two KLs, beta = 0 returns KL(P || Q), the limit
+    of JSD / beta, and beta = 1 returns KL(Q || P), the limit of JSD / (1 - beta).
 
     Raises ValueError where beta lies outside [0, 1].
     """
@@ -63,7 +65,7 @@ def jensen_shannon(student_logits: Tensor, teacher_logits: Tensor, *, beta: floa
 
 
 def skew_forward_kl(student_logits: Tensor, teacher_logits: Tensor, *, alpha: float = 0.1) -> Tensor:
-    """KL(P || alpha P + (1 - alpha) Q) [..., V] -> [...], at most -log(alpha).
+    """Return KL(P || alpha P + (1 - alpha) Q), [..., V] -> [...], at most -log(alpha).
 
     Ko et al., DistiLLM (arXiv 2402.03898, equation 3). alpha = 0 is the forward KL. Raises ValueError where alpha lies
     outside [0, 1); at 1 it would be 0 for every student.
@@ -74,7 +76,7 @@ def skew_forward_kl(student_logits: Tensor, teacher_logits: Tensor, *, alpha: fl
 
 
 def skew_reverse_kl(student_logits: Tensor, teacher_logits: Tensor, *, alpha: float = 0.1) -> Tensor:
-    """KL(Q || (1 - alpha) P + alpha Q) [..., V] -> [...], at most -log(alpha).
+    """Return KL(Q || (1 - alpha) P + alpha Q), [..., V] -> [...], at most -log(alpha).
 
     Ko et al., DistiLLM (arXiv 2402.03898). alpha = 0 is the reverse KL. Raises ValueError where alpha lies
     outside [0, 1).
@@ -85,7 +87,7 @@ def skew_reverse_kl(student_logits: Tensor, teacher_logits: Tensor, *, alpha: fl
 
 
 def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """1/2 sum_v |p_v - q_v| [..., V] -> [...], in [0, 1]; Wen et al., f-distillation (arXiv 2307.15190)."""
+    """Return 1/2 sum_v |p_v - q_v|, [..., V] -> [...], in [0, 1]; Wen et al., f-distillation (arXiv 2307.15190)."""
     log_q, log_p = _log_probabilities(student_logits, teacher_logits)
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
 
@@ -93,11 +95,12 @@ def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def adaptive_kl(
     student_logits: Tensor, teacher_logits: Tensor, *, head_mass: float = 0.5, head_rule: HeadRule = "exclusive"
 ) -> Tensor:
-    """w KL(P || Q) + (1 - w) KL(Q || P), where w is the head's share of |p - q| [..., V] -> [...].
+    """Return w KL(P || Q) + (1 - w) KL(Q || P), where w is the head's share of sum_v |p_v - q_v|, [..., V] -> [...].
 
-    Wu et al., "Rethinking KL Divergence in KD for LLMs" (arXiv 2404.02657, section 4): with the tokens sorted by p,
-    w = g_head / (g_head + g_tail), g = sum of |p_v - q_v| over the head and over the rest. w carries no gradient, and
-    is 1/2 where P = Q. Tokens of equal p keep the order of the vocabulary.
+    Wu et al., "Rethinking KL Divergence in KD for LLMs" (arXiv 2404.02657, section 4): with the vocabulary sorted by
+    descending p, the head is its most probable part and the tail is the rest; w = g_head / (g_head + g_tail), g = sum
+    of |p_v - q_v| over the head or the tail. w carries no gradient, and is 1/2 where P = Q. Tokens of equal p keep the
+    order of the vocabulary.
 
     The head is `exclusive`: the longest run of top tokens whose mass does not exceed `head_mass`, at least one (the
     authors' code), or `inclusive`: the shortest run whose mass reaches `head_mass` (the paper's text).
@@ -129,7 +132,7 @@ def _check_alpha(alpha: float) -> None:
 
 
 def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """log q and log p, floored, in the widest of float32 and the two dtypes; p carries no gradient."""
+    """Return log q and log p, clamped at -1e4, in the widest of float32 and the two dtypes; p carries no gradient."""
     _check_shapes(student_logits, teacher_logits)
     dtype = _compute_dtype(student_logits, teacher_logits)
     log_q = student_logits.log_softmax(-1, dtype=dtype).clamp(min=_FLOOR)
@@ -146,12 +149,12 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 
 def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
-    """log(share A + (1 - share) B), for a share in (0, 1)."""
+    """Return log(share A + (1 - share) B), for a share in (0, 1)."""
     return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
 
 
 class _AdaptiveKL(torch.autograd.Function):
-    """adaptive_kl whose forward pass computes the gradient as well, block by block."""
+    """Compute adaptive_kl and, in the same forward pass, its gradient, block by block."""
 
     @staticmethod
     def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, head_mass: float, head_rule: str) -> Tensor:
@@ -178,7 +181,7 @@ class _AdaptiveKL(torch.autograd.Function):
 def _adaptive_block(
     students: Tensor, teachers: Tensor, head_mass: float, head_rule: str, slope: Tensor | None
 ) -> Tensor:
-    """Loss [N] of logits [N, V]; its derivative by the student's logits goes into `slope` [N, V], if given."""
+    """Return the loss [N] of logits [N, V]; write its gradient w.r.t. the student logits to `slope` [N, V], if any."""
     log_q, ratio = _log_probabilities(students, teachers)
     p, q = ratio.exp(), log_q.exp()
     ratio -= log_q
@@ -193,7 +196,7 @@ def _adaptive_block(
 
 
 def _head_share(p: Tensor, gap: Tensor, head_mass: float, head_rule: str) -> Tensor:
-    """The head's share [N] of each row's sum of `gap` [N, V]; 1/2 if the sum is 0."""
+    """Return the head's share [N] of each row's sum of `gap` [N, V], |p - q|; 1/2 if the sum is 0."""
     width = min(_TOP, p.shape[-1])
     mass, index = _largest(p, width)
     in_head = _in_head(mass, mass.new_zeros(len(p), 1), head_mass, head_rule)
@@ -209,7 +212,7 @@ def _head_share(p: Tensor, gap: Tensor, head_mass: float, head_rule: str) -> Ten
 
 
 def _long_head_gap(p: Tensor, gap: Tensor, head_mass: float, head_rule: str) -> Tensor:
-    """The head's sum of `gap` [N]: a histogram of the mass finds the bin where it ends, and only that bin is sorted."""
+    """Return the sum of `gap` over the head, [N]. A histogram finds the bin where the head ends; only it is sorted."""
     # Division and square root are monotonic when rounded: a larger p never gets a lower bin, and ties share a bin.
     bins = (p / p.amax(-1, keepdim=True)).sqrt_().sqrt_().mul_(_BINS - 1).long()
     histogram = p.new_zeros(len(p), _BINS).scatter_add_(-1, bins, p)
@@ -222,14 +225,14 @@ def _long_head_gap(p: Tensor, gap: Tensor, head_mass: float, head_rule: str) -> 
 
 
 def _largest(p: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The `width` largest values of each row in descending order, and their indices. Ties keep vocabulary order."""
+    """Return the `width` largest values of each row, descending, and their indices. Ties keep vocabulary order."""
     index = p.topk(width, sorted=False).indices.sort(-1).values
     mass, order = p.gather(-1, index).sort(dim=-1, descending=True, stable=True)
     return mass, index.gather(-1, order)
 
 
 def _in_head(mass: Tensor, above: Tensor, head_mass: float, head_rule: str) -> Tensor:
-    """Which of the sorted tokens [N, K] belong to the head, if larger tokens have a total mass of `above` [N, 1]."""
+    """Say which of the sorted tokens [N, K] belong to the head, if tokens before them have the mass `above` [N, 1]."""
     reached = above + mass.cumsum(-1)
     if head_rule == "exclusive":
         in_head = reached <= head_mass

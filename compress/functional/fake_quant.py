@@ -1,11 +1,12 @@
 """Fake quantization of weights and activations: the values that a low-bit kernel uses, with gradients for training.
 
 Weights of b bits are symmetric: w_q = codes * scale, integer codes in {-n, ..., n}, n = 2^(b-1) - 1 (1, 3, 7, 127 for
-2, 3, 4, 8 bits), one scale per tensor (`dim=None`) or per index of the kept dimension (`dim=0`: per row). Methods
-differ in how they find the clip value alpha = n * scale (`twn` has a threshold instead). Each has two functions:
-`method` returns w_q with the gradient of its paper; `method_codes` returns (codes, scale), int8 and [] or [size of
-dim], from which `dequantize` makes the same w_q bit for bit. Values have the dtype of the weight. Ties round to even. A
-group of zeros, or one whose clip value is not positive, quantizes to zero, with finite gradients.
+2, 3, 4, 8 bits). The weights that share a scale are a group: the whole tensor (per-tensor, `dim=None`), or one index of
+the dimension `dim` (per-channel; `dim=0`: each row). Methods differ in how they find the clip value alpha = n * scale
+(`twn` has a threshold instead). Each has two functions: `method` returns w_q with the gradient of its paper;
+`method_codes` returns (codes, scale): int8 codes, and scales of shape [] or [size of dim]. `dequantize` makes the same
+w_q of them, bit for bit. Values have the dtype of the weight. Ties round to even. A group of zeros, or one whose clip
+value is not positive, quantizes to zero, with finite gradients.
 
 Raises ValueError for bits outside 2..8 and for a parameter without exactly one value per group.
 """
@@ -39,7 +40,7 @@ _BEYOND = 6  # codes past max |w| that search_gamma tries
 def dynamic_scaling(
     weight: Tensor, gamma: Tensor, *, bits: int, dim: int | None = None, norm_gradient: bool = False
 ) -> Tensor:
-    """Module-wise dynamic scaling (Tao et al., QuantGPT, arXiv 2203.10705, section 3.2, equation 5 and its gradient).
+    """Quantize by module-wise dynamic scaling (Tao et al., QuantGPT, arXiv 2203.10705, section 3.2, equation 5).
 
         alpha = gamma ||w||_1 / N,   w_q = alpha round(n clip(w, -alpha, alpha) / alpha) / n
 
@@ -56,13 +57,13 @@ def dynamic_scaling(
 
 
 def dynamic_scaling_codes(weight: Tensor, gamma: Tensor, *, bits: int, dim: int | None = None) -> tuple[Tensor, Tensor]:
-    """`dynamic_scaling` as (codes, scale)."""
+    """Quantize like `dynamic_scaling`, but return (codes, scale)."""
     return clip_codes(weight, _dynamic_clip(weight, gamma, dim), bits, dim)
 
 
 @torch.no_grad()
 def search_gamma(weight: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
-    """The gamma of `dynamic_scaling` that minimises |w - w_q|^2, one per group: [] or [size of dim].
+    """Find the gamma of `dynamic_scaling` that minimises |w - w_q|^2, one per group: [] or [size of dim].
 
     Not in the paper, which starts at 1 and so clips nearly half of the weights. The search covers gamma = 1 (smaller
     clip values lose more than they gain) up to a few codes past max |w| (a small group at 8 bits can match those
@@ -76,7 +77,7 @@ def search_gamma(weight: Tensor, *, bits: int, dim: int | None = None) -> Tensor
 
 
 def pact(weight: Tensor, alpha: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
-    """PACT on weights (Choi et al., arXiv 1805.06085, equation 3, made symmetric): alpha itself is learned.
+    """Quantize by PACT on weights (Choi et al., arXiv 1805.06085, equation 3, made symmetric): alpha itself is learned.
 
     dL/dalpha = sum over |w_i| >= alpha of g_i sign(w_i);  dL/dw_i = g_i where |w_i| < alpha, else 0.
     """
@@ -84,12 +85,12 @@ def pact(weight: Tensor, alpha: Tensor, *, bits: int, dim: int | None = None) ->
 
 
 def pact_codes(weight: Tensor, alpha: Tensor, *, bits: int, dim: int | None = None) -> tuple[Tensor, Tensor]:
-    """`pact` as (codes, scale)."""
+    """Quantize like `pact`, but return (codes, scale)."""
     return clip_codes(weight, grouped(alpha, weight, dim), bits, dim)
 
 
 def lsq(weight: Tensor, step: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
-    """Learned step size (Esser et al., LSQ, arXiv 1902.08153, equations 1-3): w_q = round(clip(w / s, -n, n)) s.
+    """Quantize with a learned step size (Esser et al., arXiv 1902.08153, eqs. 1-3): w_q = round(clip(w / s, -n, n)) s.
 
     dL/ds = sum_i g_i {-n; round(w_i/s) - w_i/s; n} / sqrt(N n), N weights per step;  dL/dw_i = g_i inside, 0 outside.
     The paper's lowest code, -n - 1, is not used, so that all methods share one set of levels.
@@ -100,21 +101,21 @@ def lsq(weight: Tensor, step: Tensor, *, bits: int, dim: int | None = None) -> T
 
 
 def lsq_codes(weight: Tensor, step: Tensor, *, bits: int, dim: int | None = None) -> tuple[Tensor, Tensor]:
-    """`lsq` as (codes, scale)."""
+    """Quantize like `lsq`, but return (codes, scale)."""
     return clip_codes(weight, grouped(step, weight, dim) * levels(bits), bits, dim)
 
 
 def lsq_init(weight: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
-    """LSQ's first step size, 2 mean|w| / sqrt(n): [] or [size of dim] (arXiv 1902.08153, section 2.1)."""
+    """Return LSQ's first step size, 2 mean|w| / sqrt(n): [] or [size of dim] (arXiv 1902.08153, section 2.1)."""
     return flat(2.0 * group_mean(weight.detach().abs(), dim) / levels(bits) ** 0.5, dim)
 
 
 def laq(weight: Tensor, curvature: Tensor, *, bits: int, iterations: int = 10, dim: int | None = None) -> Tensor:
-    """Loss-aware quantization (Hou & Kwok, LAQ, arXiv 1802.08635, section 3): argmin of sum_i d_i (w_i - w_q,i)^2.
+    """Quantize loss-aware (Hou & Kwok, LAQ, arXiv 1802.08635, section 3): minimise sum_i d_i (w_i - w_q,i)^2.
 
-    d is a diagonal curvature in the shape of the weight, such as Adam's sqrt(v). Alternates the nearest levels b of
-    w / alpha with alpha = ||b d w||_1 / ||b d b||_1 from a clip value of (1 + b/2) mean|w| (ours), at most max|w|.
-    The gradient passes straight through to the weight.
+    d is a diagonal curvature in the shape of the weight, such as Adam's sqrt(v). Alternates two updates: b = the levels
+    nearest to w / alpha, and alpha = ||b d w||_1 / ||b d b||_1. The first clip value is our choice, not the paper's:
+    (1 + bits/2) mean|w|, at most max|w|. The gradient passes straight through to the weight.
     """
     codes, scale = laq_codes(weight, curvature, bits=bits, iterations=iterations, dim=dim)
     return straight_through(weight, dequantize(codes, scale, dim=dim))
@@ -124,7 +125,7 @@ def laq(weight: Tensor, curvature: Tensor, *, bits: int, iterations: int = 10, d
 def laq_codes(
     weight: Tensor, curvature: Tensor, *, bits: int, iterations: int = 10, dim: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`laq` as (codes, scale)."""
+    """Quantize like `laq`, but return (codes, scale)."""
     n = levels(bits)
     size = weight.abs()
     clip = torch.minimum((1 + bits / 2) * group_mean(size, dim), size.amax(reduced_dims(weight, dim), keepdim=True))
@@ -137,7 +138,7 @@ def laq_codes(
 
 
 def twn(weight: Tensor, *, dim: int | None = None) -> Tensor:
-    """Ternary weight network (Li et al., TWN, arXiv 1605.04711, equations 6 and 5), straight-through gradient.
+    """Quantize to ternary weights (Li et al., TWN, arXiv 1605.04711, equations 6 and 5), straight-through gradient.
 
     Delta = 0.7 mean|w|, alpha = mean of |w| over |w| > Delta, w_q = alpha sign(w) 1[|w| > Delta].
     """
@@ -147,7 +148,7 @@ def twn(weight: Tensor, *, dim: int | None = None) -> Tensor:
 
 @torch.no_grad()
 def twn_codes(weight: Tensor, *, dim: int | None = None) -> tuple[Tensor, Tensor]:
-    """`twn` as (codes, scale)."""
+    """Quantize like `twn`, but return (codes, scale)."""
     size = weight.abs()
     kept = size > 0.7 * group_mean(size, dim)
     alpha = group_sum(size * kept, dim) / group_sum(kept, dim).clamp(min=1)
@@ -155,19 +156,19 @@ def twn_codes(weight: Tensor, *, dim: int | None = None) -> tuple[Tensor, Tensor
 
 
 def round_to_nearest(weight: Tensor, *, bits: int, dim: int | None = None) -> Tensor:
-    """Rounding to the nearest level with alpha = max|w|. Has no learned parameter; straight-through gradient."""
+    """Round to the nearest level with alpha = max|w|. No parameter is learned; straight-through gradient."""
     codes, scale = round_to_nearest_codes(weight, bits=bits, dim=dim)
     return straight_through(weight, dequantize(codes, scale, dim=dim))
 
 
 @torch.no_grad()
 def round_to_nearest_codes(weight: Tensor, *, bits: int, dim: int | None = None) -> tuple[Tensor, Tensor]:
-    """`round_to_nearest` as (codes, scale)."""
+    """Quantize like `round_to_nearest`, but return (codes, scale)."""
     return clip_codes(weight, weight.abs().amax(reduced_dims(weight, dim), keepdim=True), bits, dim)
 
 
 def noise(weight: Tensor, quantized: Tensor, *, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Quant-Noise (Fan et al., arXiv 2004.07320, section 4.2): quantize each weight with probability p.
+    """Apply Quant-Noise (Fan et al., arXiv 2004.07320, section 4.2): quantize each weight with probability p.
 
     The gradient goes through `quantized` for the chosen weights and directly to the others. p = 1 returns `quantized`
     and p = 0 the weight, exactly. `generator` is on the device of the weight. Raises ValueError if p is outside [0, 1].
@@ -179,7 +180,7 @@ def noise(weight: Tensor, quantized: Tensor, *, p: float, generator: torch.Gener
 
 
 def activation_block(x: Tensor, *, block: int) -> Tensor:
-    """8-bit activations as ONNX Runtime's MatMulNBits computes them at accuracy level 4: [..., K] -> [..., K].
+    """Quantize activations to 8 bits like ONNX Runtime's MatMulNBits at accuracy level 4: [..., K] -> [..., K].
 
     Each run of `block` neighbours of the last dimension has its own scale max|x| / 127; codes round(x 127 / max|x|).
     The last block can be shorter, as padding with zeros changes nothing. Computes in float32 or wider; the result has
@@ -191,7 +192,7 @@ def activation_block(x: Tensor, *, block: int) -> Tensor:
 
 
 def activation_symmetric(x: Tensor, *, bits: int = 8, clip: float | None = None) -> Tensor:
-    """round(x s) / s, s = n / max|x| over the whole tensor (layer-wise and dynamic, arXiv 2203.10705).
+    """Return round(x s) / s, s = n / max|x| over the whole tensor (layer-wise and dynamic, arXiv 2203.10705).
 
     With `clip`, x is first clipped to [-clip, clip]. Straight-through gradient, 0 outside the clip range.
     """
@@ -201,9 +202,9 @@ def activation_symmetric(x: Tensor, *, bits: int = 8, clip: float | None = None)
 
 
 def activation_asymmetric(x: Tensor, *, bits: int = 8, clip: float | None = None) -> Tensor:
-    """round((x - beta) s / alpha) / s alpha + beta, beta = min x, alpha = max x - min x + 1e-8, s = 2^bits - 1.
+    """Return round((x - beta) s / alpha) / s alpha + beta; beta = min x, alpha = max x - min x + 1e-8, s = 2^bits - 1.
 
-    For the mostly positive outputs of GELU and softmax (arXiv 2203.10705). `clip` and gradient as in
+    For the mostly positive outputs of GELU and softmax (arXiv 2203.10705). `clip` and the gradient are those of
     `activation_symmetric`.
     """
     if clip is not None:
@@ -229,7 +230,7 @@ def _round_blocks(x: Tensor, block: int) -> Tensor:
 
 
 def _search_gamma(size: Tensor, n: int) -> Tensor:
-    """search_gamma for groups [G, E] of |w| -> [G]."""
+    """Compute `search_gamma` for groups [G, E] of |w| -> [G]."""
     mean = size.mean(-1, keepdim=True)
     best = (size.amax(-1, keepdim=True) / mean.where(mean > 0, 1.0)).clamp(min=1.0).log()
     least = _clipping_error(size, best.exp() * mean, n)
@@ -247,7 +248,7 @@ def _search_gamma(size: Tensor, n: int) -> Tensor:
 
 
 def _clipping_error(size: Tensor, clip: Tensor, n: int) -> Tensor:
-    """|w - w_q|^2 of each group, from |w| [G, E] and clip [G, 1] -> [G, 1]."""
+    """Return |w - w_q|^2 of each group, from |w| [G, E] and clip [G, 1] -> [G, 1]."""
     scale = clip.where(clip > 0, 1.0) / n
     value = (size / scale).clamp_(max=n).round_().mul_(scale)
     return value.sub_(size).square_().sum(-1, keepdim=True)

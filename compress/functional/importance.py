@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def magnitude(units: Tensor) -> Tensor:
-    """||w_u||_2 of each unit: weights [U, ...] -> [U].
+    """Return ||w_u||_2 for each unit u: weights [U, ...] -> [U].
 
     Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710), with the L2 norm. A unit of zeros scores 0.
     """
@@ -17,17 +17,17 @@ def magnitude(units: Tensor) -> Tensor:
 
 
 def loss_aware(mask: Tensor, grad: Tensor) -> Tensor:
-    """|m_u dL/dm_u| of each unit: mask [U] and its gradient [U] -> [U]; at m = 1 the |dL/dm| of Michel et al.
+    """Return |m_u dL/dm_u| for each unit u: mask [U] and its gradient [U] -> [U]; at m = 1, |dL/dm| of Michel et al.
 
     The first-order (Taylor) estimate of the change of the loss when the unit is removed: Molchanov et al. (arXiv
-    1611.06440, equation 6), Michel et al. (arXiv 1905.10650, equation 2). Sum it over batches: absolute values first,
-    then the sum.
+    1611.06440, equation 6), Michel et al. (arXiv 1905.10650, equation 2). The caller sums these absolute values over
+    batches.
     """
     return (mask * grad).abs()
 
 
 def movement(weight: Tensor, grad: Tensor) -> Tensor:
-    """-sum_{w in u} w dL/dw of each unit: weights [U, ...] and their gradients [U, ...] -> [U], signed.
+    """Return -sum_{w in u} w dL/dw for each unit u: weights [U, ...] and their gradients [U, ...] -> [U], signed.
 
     Sanh et al., "Movement Pruning" (arXiv 2005.07683, equation 4), summed over a unit; accumulate it over
     training steps. Positive where the weights move away from zero.

@@ -1,7 +1,8 @@
 """Convert integer codes to bytes and back, in the layout of ONNX Runtime's MatMulNBits: lowest bits first.
 
-Codes of b bits are stored unsigned, with a zero point of 2^(b-1): 2, 8, 128 for 2, 4, 8 bits. 3-bit codes take 4 bits.
-Shapes: N rows (outputs of the product), K codes per row (its inputs).
+Codes are stored unsigned: the zero point is added to each signed code. It is 2^(b-1) for b stored bits: 2, 8, 128 for
+2, 4, 8 bits. 3-bit codes are stored in 4 bits, so their zero point is 8 too.
+Shapes: N rows (outputs of the linear layer), K codes per row (its inputs).
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 
 def storage_bits(bits: int) -> int:
-    """Bits per stored code: 2, 4 (also for 3-bit codes) or 8. Raises ValueError for other `bits`."""
+    """Return the bits per stored code: 2, 4 (also for 3-bit codes) or 8. Raises ValueError for other `bits`."""
     stored = {2: 2, 3: 4, 4: 4, 8: 8}.get(bits)
     if stored is None:
         raise ValueError(f"bits must be 2, 3, 4 or 8, got {bits}")
@@ -17,12 +18,12 @@ def storage_bits(bits: int) -> int:
 
 
 def zero_point(bits: int) -> int:
-    """The unsigned code that represents 0: 2, 8 (also for 3 bits) or 128."""
+    """Return the unsigned code that represents 0: 2 for 2 bits, 8 for 3 and 4 bits, 128 for 8 bits."""
     return 1 << (storage_bits(bits) - 1)
 
 
 def to_unsigned(codes: Tensor, bits: int) -> Tensor:
-    """Signed int8 codes -> uint8 codes with the zero point added. Raises ValueError for codes out of range."""
+    """Add the zero point: signed int8 codes -> uint8 codes. Raises ValueError for codes out of range."""
     zero = zero_point(bits)
     wide = codes.to(torch.int16)  # 128 does not fit an int8 comparison
     if codes.numel() and not bool(((wide >= -zero) & (wide < zero)).all()):
@@ -31,12 +32,12 @@ def to_unsigned(codes: Tensor, bits: int) -> Tensor:
 
 
 def from_unsigned(codes: Tensor, bits: int) -> Tensor:
-    """The inverse of `to_unsigned`: uint8 -> int8."""
+    """Invert `to_unsigned`: uint8 -> int8."""
     return (codes.to(torch.int16) - zero_point(bits)).to(torch.int8)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes [..., K] -> bytes [..., K * bits / 8], for 2, 4 or 8 bits.
+    """Pack uint8 codes [..., K] into bytes [..., K * bits / 8], for 2, 4 or 8 bits.
 
     Raises ValueError if K codes do not fill whole bytes, if a code needs more bits, or if the dtype is not uint8.
     """
@@ -53,14 +54,14 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
-    """The inverse of `pack`: bytes [..., M] -> uint8 codes [..., M * 8 / bits]."""
+    """Invert `pack`: bytes [..., M] -> uint8 codes [..., M * 8 / bits]."""
     _codes_per_byte(bits)
     _check_uint8("packed", packed)
     return ((packed.unsqueeze(-1) >> _shifts(packed, bits)) & ((1 << bits) - 1)).flatten(-2)
 
 
 def pack_blocks(codes: Tensor, bits: int, block: int) -> Tensor:
-    """uint8 codes [N, K] -> [N, ceil(K / block), block * bits / 8] bytes: exactly the B input of MatMulNBits.
+    """Pack uint8 codes [N, K] into bytes [N, ceil(K / block), block * bits / 8]: exactly the B input of MatMulNBits.
 
     The last block is padded with the zero point, which represents a weight of 0. Raises ValueError as `pack` does, and
     if a block does not fill whole bytes.
@@ -72,7 +73,7 @@ def pack_blocks(codes: Tensor, bits: int, block: int) -> Tensor:
 
 
 def unpack_blocks(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """The inverse of `pack_blocks`: bytes [N, blocks, bytes] -> uint8 codes [N, `columns`], padding dropped."""
+    """Invert `pack_blocks`: bytes [N, blocks, bytes] -> uint8 codes [N, `columns`], padding dropped."""
     codes = unpack(packed, bits).flatten(-2)
     if not 0 <= codes.shape[-1] - columns < codes.shape[-1] // packed.shape[-2]:
         raise ValueError(f"{tuple(packed.shape)} bytes of {bits}-bit codes cannot hold rows of {columns} columns")

@@ -11,7 +11,7 @@ from compress.functional.divergence import forward_kl
 def attention_relation(
     student: Tensor, teacher: Tensor, *, heads: int, causal: bool, mask: Tensor | None = None
 ) -> Tensor:
-    """KL(R^T_i || R^S_i) for each relation head and query row i, with R = softmax(X X^T / sqrt(d_r)).
+    """Return KL(R^T_i || R^S_i) for each relation head and query row i, with R = softmax(X X^T / sqrt(d_r)).
 
     MiniLMv2 (arXiv 2012.15828, section 3.1). X holds the queries, keys or values of all attention
     heads, concatenated and split into `heads` relation heads of size d_r = D / heads. Student and teacher may differ in
@@ -25,7 +25,7 @@ def attention_relation(
         mask: [B, T], True = a real token; others are masked out as columns. None = all are real.
 
     Returns:
-        [B, heads, T] in float32 or wider, unreduced. Masked rows are 0 and have no gradient.
+        [B, heads, T] in float32 or wider, unreduced. Rows of masked tokens are 0 and have no gradient.
 
     Raises:
         ValueError: heads does not divide a hidden size, or shapes do not match.
@@ -37,7 +37,7 @@ def attention_relation(
     if mask is None:
         mask = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
     elif mask.shape != student.shape[:-1]:
-        raise ValueError(f"mask must be {tuple(student.shape[:-1])}, got {tuple(mask.shape)}")
+        raise ValueError(f"mask must have the shape {tuple(student.shape[:-1])}, got {tuple(mask.shape)}")
     mask = mask.bool()
     visible = mask.unsqueeze(-2).expand(*mask.shape, mask.shape[-1])
     if causal:
@@ -49,7 +49,7 @@ def attention_relation(
 
 
 def _scores(x: Tensor, heads: int, mask: Tensor) -> Tensor:
-    """X X^T / sqrt(d_r) of [B, T, D] -> [B, heads, T, T], independent of the content of masked rows."""
+    """Return X X^T / sqrt(d_r), [B, T, D] -> [B, heads, T, T]. The values at masked tokens have no influence."""
     size, rest = divmod(x.shape[-1], heads)
     if rest:
         raise ValueError(f"heads {heads} does not divide the hidden size {x.shape[-1]}")

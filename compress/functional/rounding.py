@@ -1,7 +1,8 @@
 """Parts shared by all weight quantizers: groups with one scale, the rounding rule, and straight-through gradients.
 
-A group is the whole tensor (`dim=None`) or one index of the kept dimension (`dim=0`: a row). Public functions take and
-return per-group values as [] or [size of dim]; internal functions use a shape that broadcasts against the weight.
+A group is the set of weights that share a scale: the whole tensor (per-tensor, `dim=None`), or one index of the
+dimension `dim` (per-channel; `dim=0`: a row). Public functions take and return one value per group, in the shape [] or
+[size of dim]; internal functions use a shape that broadcasts against the weight.
 """
 
 from typing import Any
@@ -11,30 +12,30 @@ from torch import Tensor
 
 
 def levels(bits: int) -> int:
-    """n = 2^(b-1) - 1, the largest code."""
+    """Return n = 2^(b-1) - 1, the largest code."""
     if not 2 <= bits <= 8:
         raise ValueError(f"bits must lie in 2..8, got {bits}")
     return (1 << (bits - 1)) - 1
 
 
 def dequantize(codes: Tensor, scale: Tensor, *, dim: int | None = None) -> Tensor:
-    """codes * scale in the dtype of the scale: the quantized weight, bit for bit."""
+    """Return codes * scale in the dtype of the scale: the quantized weight, bit for bit."""
     return codes.to(scale.dtype) * grouped(scale, codes, dim)
 
 
 def reduced_dims(weight: Tensor, dim: int | None) -> list[int]:
-    """The dimensions that share one scale: all except the kept one."""
+    """Return the dimensions to reduce over for one value per group: all except `dim`."""
     kept = None if dim is None else dim % weight.ndim
     return [d for d in range(weight.ndim) if d != kept]
 
 
 def group_sum(values: Tensor, dim: int | None) -> Tensor:
-    """The sum of each group, in a shape that broadcasts against the values."""
+    """Return the sum of each group, in a shape that broadcasts against the values."""
     return values.sum(reduced_dims(values, dim), keepdim=True)
 
 
 def group_mean(values: Tensor, dim: int | None) -> Tensor:
-    """The mean of each group, in a shape that broadcasts against the values."""
+    """Return the mean of each group, in a shape that broadcasts against the values."""
     return values.mean(reduced_dims(values, dim), keepdim=True)
 
 
@@ -52,19 +53,19 @@ def grouped(values: Tensor, weight: Tensor, dim: int | None) -> Tensor:
 
 
 def flat(values: Tensor, dim: int | None) -> Tensor:
-    """The inverse of `grouped`: [] or [size of dim]."""
+    """Invert `grouped`: return one value per group as [] or [size of dim]."""
     return values.reshape(()) if dim is None else values.flatten()
 
 
 def round_clipped(weight: Tensor, clip: Tensor, n: int) -> Tensor:
-    """round(n clip(w, -alpha, alpha) / alpha), and 0 if alpha <= 0: the rounding rule of all methods."""
+    """Return round(n clip(w, -alpha, alpha) / alpha), and 0 if alpha <= 0: the rounding rule of all methods."""
     clip = clip.clamp(min=0)
     unit = weight.clamp(-clip, clip) / clip.masked_fill(clip == 0, 1.0)
     return unit.mul_(n).round_().add_(0.0)  # adding 0 turns -0 into 0, as in int8
 
 
 def clip_scale(clip: Tensor, n: int) -> Tensor:
-    """The scale of one code: alpha / n, and 0 if alpha <= 0."""
+    """Return the scale, alpha / n, and 0 if alpha <= 0: the value of one step between codes."""
     return clip.clamp(min=0) / n
 
 

@@ -24,7 +24,8 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 def records_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """Return the measured values, one line per artifact: the columns of the report, without its details.
 
-    Changes of quality are only in the report. On a narrow screen, cells and titles continue on a second line. Names are never cut.
+    Changes of quality are only in the report. On a narrow screen, cells and titles continue on a second line, but names
+    are never cut.
     """
     read = [Record.model_validate(record) for record in records]
     rows = [Measured(record.name, record, faster=record.speed.faster.get("per_token")) for record in read]

@@ -1,4 +1,4 @@
-"""Model families as tables, and everything that depends on how the stock library lays out, loads and caches a model."""
+"""Model families as tables, and everything that depends on how transformers lays out, loads and caches a model."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ GROUP = "compress.families"
 
 @cache
 def families() -> tuple[ModelFamily, ...]:
-    """Every known family: the built-in ones, then those of other distributions by name."""
+    """Return every known family: the built-in ones, then those of other distributions by name."""
     others = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     return (*BUILT_IN, *(point.load() for point in others))
 
 
 def family_of(config: Any) -> ModelFamily:
-    """The family of a stock config. Raises ModelError as :func:`family_named` does."""
+    """Return the family of a transformers config. Raises ModelError as :func:`family_named` does."""
     return family_named(getattr(config, "model_type", None))
 
 
 def family_named(model_type: str | None) -> ModelFamily:
-    """The family of a ``model_type``. Raises ModelError, listing the supported types, for any other."""
+    """Return the family of a ``model_type``. Raises ModelError, listing the supported types, for any other."""
     for family in families():
         if model_type in family.model_types:
             return family
@@ -36,7 +36,7 @@ def family_named(model_type: str | None) -> ModelFamily:
 
 
 def context_of(config: Any) -> int:
-    """The maximum number of tokens per row for a model with this stock config."""
+    """Return the maximum number of tokens per row for a model with this transformers config."""
     return family_of(config).positions(config)
 
 

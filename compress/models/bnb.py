@@ -1,4 +1,4 @@
-"""Stock models that bitsandbytes quantizes during loading, through transformers."""
+"""Load Hugging Face models that bitsandbytes quantizes while transformers loads them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ QuantType = Literal["nf4", "fp4", "int8"]
 
 
 def load_bitsandbytes(directory: Path, quant_type: QuantType, *, device: str = "cpu") -> Any:
-    """The model of a stock directory with its products in 4-bit NormalFloat, 4-bit float, or LLM.int8, in eval mode.
+    """Load a transformers directory with linear layers in 4-bit NormalFloat, 4-bit float or LLM.int8, in eval mode.
 
-    Unquantized tensors are float32, and 4-bit products compute in float32. Tied heads and embeddings are not quantized.
-    Raises ModelError if bitsandbytes is missing or the directory is not a stock model.
+    Unquantized tensors are float32, and 4-bit layers compute in float32. Tied heads and embeddings are not quantized.
+    Raises ModelError if bitsandbytes is missing or the directory is not a transformers model.
     """
     if quant_type == "int8":
         settings = BitsAndBytesConfig(load_in_8bit=True)
@@ -45,5 +45,5 @@ def load_bitsandbytes(directory: Path, quant_type: QuantType, *, device: str = "
 
 
 def bitsandbytes_products(model: nn.Module) -> list[Any]:
-    """The modules that bitsandbytes computes, with their ``in_features`` and ``out_features``."""
+    """Return the modules that bitsandbytes computes, with their ``in_features`` and ``out_features``."""
     return [module for module in model.modules() if type(module).__module__.startswith("bitsandbytes.")]

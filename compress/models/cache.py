@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 
 def to_cache(flat: Sequence[Tensor], *, cross: bool = False) -> Any:
-    """A stock cache from (key, value) per layer, or (key, value, cross key, cross value) per layer with ``cross``.
+    """Return a transformers cache of (key, value) per layer; (key, value, cross key, cross value) with ``cross``.
 
     Each tensor is [batch, heads, length, head size]. Cross keys of length 0 are computed by the next forward pass.
     Longer ones are used unchanged.
@@ -21,7 +21,7 @@ def to_cache(flat: Sequence[Tensor], *, cross: bool = False) -> Any:
 
 
 def from_cache(cache: Any) -> list[Tensor]:
-    """The tensors of a stock cache, in the order that ``to_cache`` takes."""
+    """Return the tensors of a transformers cache, in the order that ``to_cache`` takes."""
     crossed = isinstance(cache, EncoderDecoderCache)
     parts = [cache.self_attention_cache, cache.cross_attention_cache] if crossed else [cache]
     layers = zip(*(part.layers for part in parts), strict=True)

@@ -1,7 +1,7 @@
-"""Describes a transformer as a chain of blocks, in data. A graph builder needs only this and the tensors.
+"""Describe a transformer as a chain of blocks, in data. A graph builder needs only this and the tensors.
 
-Pre- and post-normalized stacks form the same chain: a normalization before each block and one at the end. They differ
-in what the residual stream carries: the sum (pre) or the normalized sum (post).
+A stack is an encoder or a decoder. Pre- and post-normalized stacks form the same chain: a normalization before each
+block and one at the end. They differ in what the residual stream carries: the sum (pre) or the normalized sum (post).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from compress.models.structure import AttentionTable, LayerStack
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Self-attention. ``qkv`` names one fused product or three, and ``scale`` multiplies the scores.
+    """Self-attention. ``qkv`` names one fused linear layer or three linear layers, and ``scale`` multiplies the scores.
 
     ``kv_heads`` is the number of key/value heads: ``heads``, or a divisor of it where neighbouring query heads share
     one (grouped-query attention).
@@ -37,7 +37,7 @@ class AttentionBlock:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Two products with an activation function between them, named as in the stock config.
+    """Two linear layers with an activation function between them, named as in the transformers config.
 
     With a ``gate``, the activation function is applied to the gate's output, and the result multiplies that of ``up``.
     """
@@ -71,10 +71,10 @@ class Stack:
     """Embeddings, a chain of blocks, a last normalization, and the head (none for an encoder).
 
     A block's ``norm`` names the normalization that its input goes through. ``token_scale`` multiplies the rows of
-    ``tokens``; position p reads row p + ``position_offset`` of ``positions`` (empty: no learned positions);
-    ``rotary`` names the module with the frequencies of rotary positions (empty: none); ``embedding_norm`` normalizes
-    the embeddings of a pre-normalized stack before its first block (empty: nothing does); the buffer ``logits_bias``
-    is added to the logits.
+    ``tokens``; position p reads row p + ``position_offset`` of ``positions``; ``rotary`` names
+    the module with the frequencies of rotary positions; ``embedding_norm`` normalizes the embeddings of a
+    pre-normalized stack before its first block; the buffer ``logits_bias`` is added to the logits. A name is empty if
+    the stack has no such module.
     """
 
     tokens: str
@@ -109,7 +109,7 @@ class Description:
 
 
 def describe(model: nn.Module) -> Description:
-    """The stacks of a model. The model may have a shape that no stock config can express.
+    """Return the stacks of a model. The model may have a shape that no transformers config can express.
 
     Raises ModelError for a setting that graphs cannot compute.
     """
@@ -132,7 +132,7 @@ def require_described(config: Any) -> None:
 
 
 def rotary_kind(config: Any, stack: LayerStack) -> str:
-    """The type of a stack's rotary positions: "default" if the config does not say, or if the stack has none."""
+    """Return the type of a stack's rotary positions: "default" if the config does not say, or if the stack has none."""
     for name in stack.rotary_settings:
         settings = getattr(config, name, None)
         if isinstance(settings, dict) and (kind := settings.get("rope_type", settings.get("type"))):
@@ -141,7 +141,7 @@ def rotary_kind(config: Any, stack: LayerStack) -> str:
 
 
 def activation_name(config: Any) -> str:
-    """The activation function of the feed-forward blocks, by its stock name."""
+    """Return the activation function of the feed-forward blocks, by its name in transformers."""
     return str(getattr(config, family_of(config).activation))
 
 

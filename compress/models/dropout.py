@@ -1,4 +1,4 @@
-"""Dropout of a stock model while it trains, restored afterwards."""
+"""Dropout of a transformers model while it trains, restored afterwards."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from torch import nn
 
 FUNCTIONAL = ("dropout", "activation_dropout", "attention_dropout")
-"""Attributes of stock modules that hold a dropout probability for a functional call."""
+"""Attributes of transformers modules that hold a dropout probability for a functional call."""
 
 SKIPPING = "layerdrop"
-"""Attribute with the probability that a stock stack skips a whole layer."""
+"""Attribute with the probability that a stack (encoder or decoder) of a transformers model skips a whole layer."""
 
 
 @contextmanager

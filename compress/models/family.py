@@ -1,8 +1,8 @@
-"""A model family as data: the fields of the stock config that hold its sizes, and the roles of its modules.
+"""A model family as data: the fields of the transformers config that hold its sizes, and the roles of its modules.
 
-Everything else is derived from these tables: the dimensions that shrink together, attentions, the stock config of a cut
-model, the sizes that modules cache, and the description that graphs are built from. Each family is one file in
-:mod:`compress.models.families`.
+Everything else is derived from these tables: the prunable dimensions (axes: heads, FFN neurons, ...) and the tensor
+dimensions that shrink with them, attentions, the transformers config of a cut model, the sizes that modules cache, and
+the description that graphs are built from. Each family is one file in :mod:`compress.models.families`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from compress.models.structure import (
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """A model family as a table. Paths are dotted module names of the stock model; fields are stock config fields."""
+    """A model family as a table. Paths are dotted module names of the transformers model; fields are config fields."""
 
     name: str
     model_types: tuple[str, ...]
@@ -69,7 +69,7 @@ class ModelFamily:
     """Allowed values of fields that a config may have. Others are refused, because they change the computation."""
 
     def axes(self, config: Any) -> tuple[Axis, ...]:
-        """The axes of a stock model. For a model that may have been cut, use ``sized_axes``.
+        """Return the prunable dimensions (axes) of a transformers model. For one that may be cut, use ``sized_axes``.
 
         Raises ModelError for a setting that this table does not describe.
         """
@@ -81,7 +81,7 @@ class ModelFamily:
         return (hidden, *inner)
 
     def attentions(self, config: Any) -> tuple[Attention, ...]:
-        """Every attention, in execution order."""
+        """Return every attention, in execution order."""
         return tuple(
             _attention(stack, n, table)
             for stack in self.stacks
@@ -90,7 +90,7 @@ class ModelFamily:
         )
 
     def stock_sizes(self, config: Any, sizes: Mapping[str, int]) -> dict[str, Any] | None:
-        """The config fields that express these axis sizes, or None if the stock classes cannot express them."""
+        """Return the config fields for these axis sizes, or None if the transformers classes cannot express them."""
         hidden, before = sizes["hidden"], int(getattr(config, self.hidden))
         fields: dict[str, Any] = {self.hidden: hidden}
         for stack in self.stacks:
@@ -104,7 +104,7 @@ class ModelFamily:
                 return None
             if self.head_size:
                 if hidden % heads and (hidden, heads) != (before, now):
-                    return None  # version 5 of the stock library refuses to open such a config
+                    return None  # version 5 of transformers refuses to open such a config
                 fields[self.head_size] = self.channels(config, stack)
             elif hidden * now != heads * before:
                 return None
@@ -141,30 +141,30 @@ class ModelFamily:
                         num_heads=heads,
                         num_key_value_groups=heads // groups,
                     )
-                    if self.scales_by_layer:  # version 5 of the stock library computes it once
+                    if self.scales_by_layer:  # version 5 of transformers computes it once
                         _set(module, scaling=self.score_factor(config, stack) * self.score_scale(config, n))
 
     def score_factor(self, config: Any, stack: LayerStack) -> float:
-        """The factor of the attention scores that is the same in every layer."""
+        """Return the factor of the attention scores that is the same in every layer."""
         scaled = not self.scales_scores or getattr(config, self.scales_scores)
         return float(self.channels(config, stack) ** -0.5) if scaled else 1.0
 
     def score_divisor(self, config: Any, layer: int) -> int:
-        """The number that the stock forward divides the attention scores of layer N by, due to its position."""
+        """Return the number by which transformers divides the attention scores of layer N, due to its position."""
         return layer + 1 if self.scales_by_layer and getattr(config, self.scales_by_layer) else 1
 
     def score_scale(self, config: Any, layer: int) -> float:
-        """The factor that the stock forward applies to the attention scores of layer N, due to its position."""
+        """Return the factor that transformers applies to the attention scores of layer N, due to its position."""
         return 1 / self.score_divisor(config, layer)
 
     def usual_scores(self, config: Any) -> bool:
-        """Whether attention scores are scaled in the standard way, which every attention kernel supports."""
+        """Return whether attention scores are scaled in the standard way, which every attention kernel supports."""
         return self.score_divisor(config, 1) == 1 and (
             not self.scales_scores or bool(getattr(config, self.scales_scores))
         )
 
     def embedding_scale(self, config: Any, hidden: int) -> float:
-        """The factor that the stock forward applies to token embeddings of this hidden size."""
+        """Return the factor that the transformers forward pass applies to token embeddings of this hidden size."""
         return math.sqrt(hidden) if self.scales_embedding and getattr(config, self.scales_embedding) else 1.0
 
     def logits(self, model: nn.Module, states: Tensor) -> Tensor:
@@ -173,29 +173,29 @@ class ModelFamily:
         return logits + model.get_buffer(self.logits_bias) if self.logits_bias else logits
 
     def channels(self, config: Any, stack: LayerStack) -> int:
-        """The number of channels per head. Cutting never changes it."""
+        """Return the number of channels per head. Cutting never changes it."""
         own = getattr(config, self.head_size, None) if self.head_size else None
         return int(own or getattr(config, self.hidden) // getattr(config, stack.heads))
 
     def ffn_size(self, config: Any, stack: LayerStack, hidden: int | None = None) -> int:
-        """FFN neurons of a layer."""
+        """Return the number of FFN neurons of a layer."""
         return int(getattr(config, stack.ffn) or 4 * (hidden or getattr(config, self.hidden)))
 
     def positions(self, config: Any) -> int:
-        """The maximum number of tokens per row."""
+        """Return the maximum number of tokens per row."""
         return int(getattr(config, self.context))
 
     def final_norm(self, config: Any) -> str:
-        """The path of the normalization whose output only the head reads."""
+        """Return the path of the normalization whose output only the head reads."""
         stack = self.stacks[-1]
         return stack.final_norm or f"{stack.layers}.{stack.depth(config) - 1}.{stack.feed_forward.norm}"
 
     def closing_norm(self, config: Any) -> str | None:
-        """The final normalization if it comes after the last layer, or None if it belongs to that layer."""
+        """Return the final normalization if it comes after the last layer, or None if it belongs to that layer."""
         return self.stacks[-1].final_norm or None
 
     def uniform_config(self, config: Any, sizes: Mapping[str, int]) -> Any | None:
-        """A stock config with these axis sizes (other axes as in ``config``), or None if no such config exists."""
+        """Return a config with these axis sizes (other axes as in ``config``), or None if there is none."""
         full = {axis.name: axis.size for axis in self.axes(config)} | dict(sizes)
         fields = self.stock_sizes(config, full)
         return None if fields is None else with_fields(copy.deepcopy(config), fields)
@@ -209,7 +209,7 @@ class ModelFamily:
                 raise ModelError(f"config.{name} is {shown}; only {self.name} models with {name} {text} are supported")
 
     def _hidden_slots(self, config: Any) -> Iterator[Slot]:
-        """Every input or output of a module that has the width of the residual stream."""
+        """Yield every input or output of a module that has the width of the residual stream."""
         yield from (Slot(name, "out") for name in self.embeddings)
         for stack in self.stacks:
             yield from (Slot(name, "out") for name in (stack.positions, stack.embedding_norm) if name)
@@ -220,7 +220,7 @@ class ModelFamily:
         yield Slot(self.head, "in")
 
     def _layer_slots(self, stack: LayerStack, layer: str) -> Iterator[Slot]:
-        """The order is fixed, because unit scores are summed in it and it decides their last bits."""
+        """Yield those of one layer, in a fixed order: unit scores are summed in it, which decides their last bits."""
         tables: list[AttentionTable | FeedForwardTable] = [*stack.attentions, stack.feed_forward]
         blocks = [_inputs_and_outputs(table) for table in tables]
         if self.pre_norm:
@@ -255,7 +255,7 @@ class ModelFamily:
 
 
 def _inputs_and_outputs(table: AttentionTable | FeedForwardTable) -> tuple[list[str], str, str]:
-    """The modules of a block that read the residual stream, the one that writes it, and its normalization."""
+    """Return the modules of a block that read the residual stream, the one that writes it, and its normalization."""
     if isinstance(table, AttentionTable):
         return list(dict.fromkeys((table.query, table.key, table.value))), table.out, table.norm
     return [part for part in (table.gate, table.up) if part], table.down, table.norm
@@ -270,7 +270,7 @@ def _attention(stack: LayerStack, n: int, table: AttentionTable) -> Attention:
 
 
 def _set(module: Any, **values: Any) -> None:
-    """Set only attributes that the module already has. Versions of the stock library cache different ones."""
+    """Set only attributes that the module already has. Versions of transformers cache different ones."""
     for name, value in values.items():
         if hasattr(module, name):
             setattr(module, name, value)

@@ -1,4 +1,4 @@
-"""How the stock modules lay out their tensors, so that other packages need no class checks."""
+"""How the transformers modules lay out their tensors, so that other packages need no class checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
 def is_product(module: nn.Module) -> bool:
-    """True for a matrix product with an optional bias."""
+    """Return True for a linear layer: a matrix product with an optional bias."""
     return isinstance(module, nn.Linear | Conv1D)
 
 
@@ -23,9 +23,9 @@ NormKind = Literal["layer", "rms"]
 
 
 def norm_kind(module: nn.Module) -> NormKind | None:
-    """Layer normalization, RMS normalization (x / sqrt(mean(x^2) + epsilon) times a weight), or None for others.
+    """Say if a module is layer or RMS normalization (x / sqrt(mean(x^2) + epsilon) times a weight); None for others.
 
-    The stock library defines a separate RMS normalization class for each model that uses it.
+    Transformers defines a separate RMS normalization class for each model that uses it.
     """
     if isinstance(module, nn.LayerNorm):
         return "layer"
@@ -35,44 +35,44 @@ def norm_kind(module: nn.Module) -> NormKind | None:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """True for a layer or RMS normalization."""
+    """Return True for a layer or RMS normalization."""
     return norm_kind(module) is not None
 
 
 def norm_epsilon(module: Any) -> float:
-    """The epsilon that a normalization adds to the variance."""
+    """Return the epsilon that a normalization adds to the variance."""
     return float(module.eps if hasattr(module, "eps") else module.variance_epsilon)
 
 
 def is_embedding(module: nn.Module) -> bool:
-    """True for a table of rows looked up by index."""
+    """Return True for a table of rows looked up by index."""
     return isinstance(module, nn.Embedding)
 
 
 def is_rotary(module: nn.Module) -> bool:
-    """True for a module that holds the frequencies of rotary positions."""
+    """Return True for a module that holds the frequencies of rotary positions."""
     return isinstance(getattr(module, "inv_freq", None), Tensor)
 
 
 def out_first(module: nn.Module) -> bool:
-    """True where a product stores its weight as [out, in], False for [in, out]."""
+    """Return True where a linear layer stores its weight as [out, in], False for [in, out]."""
     return not isinstance(module, Conv1D)
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The weight of a product as a view [out, in]."""
+    """Return the weight of a linear layer as a view [out, in]."""
     weight: Tensor = module.get_parameter("weight")
     return weight if out_first(module) else weight.T
 
 
 def outputs_of(module: nn.Module) -> int:
-    """Output channels of a product. One that was quantized holds its weight [out, in] whatever the stock layout was."""
+    """Return the output channels of a linear layer. A quantized one always holds its weight as [out, in]."""
     weight: Any = weight_of(module) if is_product(module) else module.weight
     return int(weight.shape[0])
 
 
 def slot_dims(module: nn.Module, side: Literal["in", "out"]) -> list[tuple[str, int]]:
-    """The (parameter, dimension) pairs that one side of a module spans.
+    """Return the (parameter, dimension) pairs that one side (``in`` or ``out``) of a module spans.
 
     Raises ModelError for a side that a module does not have, such as the input of an embedding.
     """
@@ -83,13 +83,13 @@ def slot_dims(module: nn.Module, side: Literal["in", "out"]) -> list[tuple[str, 
     elif is_norm(module) and side == "out":
         weight = ("weight", 0)
     else:
-        raise ModelError(f"{type(module).__name__} has no {side!r} side that could shrink")
+        raise ModelError(f"{type(module).__name__} has no {side!r} dimension that can be pruned")
     has_bias = side == "out" and getattr(module, "bias", None) is not None
     return [weight, ("bias", 0)] if has_bias else [weight]
 
 
 def refresh_sizes(module: Any) -> None:
-    """Update the sizes that a product, embedding or normalization caches to match its weight."""
+    """Update the sizes that a linear layer, embedding or normalization caches to match its weight."""
     if isinstance(module, Conv1D):
         module.nx, module.nf = module.weight.shape
     elif isinstance(module, nn.Linear):
@@ -101,10 +101,10 @@ def refresh_sizes(module: Any) -> None:
 
 
 def rotary_tables(module: Any) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of every position, each [context, head size / 2] in float32.
+    """Return the cosines and sines of every position, each [context, head size / 2] in float32.
 
     Row p holds s cos(p f) or s sin(p f) for the frequencies f of the module and its ``attention_scaling`` s, computed
-    as the stock module computes them (Su et al. 2021, arXiv 2104.09864).
+    as the transformers module computes them (Su et al. 2021, arXiv 2104.09864).
 
     Raises:
         ModelError: the frequencies depend on the length of the text, so no table holds them.

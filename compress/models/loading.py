@@ -1,4 +1,4 @@
-"""Stock models from a config or a directory, always in float32 and from safetensors only."""
+"""Build or load transformers models from a config or a directory, always in float32 and from safetensors only."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _CLASSES = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 
 
 def build(config: Any) -> nn.Module:
-    """A freshly initialised stock model in eval mode. Under ``torch.device("meta")`` it needs no memory.
+    """Return a freshly initialised transformers model in eval mode. Under ``torch.device("meta")`` it needs no memory.
 
-    Raises ModelError for settings that the stock class refuses, such as a hidden size that the heads do not divide.
+    Raises ModelError for settings that transformers refuses, such as a hidden size that the heads do not divide.
     """
     stock = _CLASSES[family_of(config).task]
     try:
@@ -44,10 +44,10 @@ def build(config: Any) -> nn.Module:
 
 
 def load_config(source: str | Path) -> Any:
-    """The stock config of a directory, or of a hub id if no such directory exists."""
+    """Return the transformers config of a directory, or of a hub id if no such directory exists."""
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, local_files_only=_is_local(source))
-        if "model_type" not in settings:  # otherwise the stock library guesses it from the directory's name
+        if "model_type" not in settings:  # otherwise transformers guesses it from the directory's name
             raise ValueError("it has no model_type")
         return AutoConfig.from_pretrained(source, local_files_only=_is_local(source))
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
@@ -55,7 +55,7 @@ def load_config(source: str | Path) -> Any:
 
 
 def load_stock(source: str | Path, *, device: str | None = None) -> nn.Module:
-    """The stock model of a directory (or a hub id) in eval mode. Missing or misshapen tensors raise ModelError.
+    """Load the model of a directory (or a hub id) in eval mode. Missing or misshapen tensors raise ModelError.
 
     ``device`` places the modules while they load, which bitsandbytes requires. Without it, the model is on the CPU.
     """
@@ -99,7 +99,7 @@ def read_generation_settings(model: Any, source: str | Path) -> None:
 def _separate_tables(model: Any, missing: set[str]) -> set[str]:
     """Give each embedding of an untied model its own table, and return the names that are still missing.
 
-    Version 4 of the stock library builds them as one parameter, saves it under the first name, and fills the others
+    Version 4 of transformers builds them as one parameter, saves it under the first name, and fills the others
     with random numbers when it loads. Version 5 keeps them separate. This function does the same for both.
     """
     first, *others = family_of(model.config).embeddings
@@ -117,7 +117,7 @@ def save_config(model: Any, out: Path) -> None:
     """Write ``config.json``, and ``generation_config.json`` if ``out`` has none.
 
     Older directories keep generation settings in ``config.json``. Loading has copied them to the model's generation
-    config, and the stock library warns of them or drops them.
+    config, and transformers warns of them or drops them.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Some non-default generation parameters", category=UserWarning)
@@ -144,7 +144,7 @@ def save_tokenizer(tokenizer: Any, out: Path) -> None:
 
 
 def resolve(source: str | Path) -> Path:
-    """The directory of a model: the path itself if it exists, otherwise the snapshot of a hub id."""
+    """Return the directory of a model: the path itself if it exists, otherwise the snapshot of a hub id."""
     if Path(source).is_dir():
         return Path(source)
     try:
@@ -156,7 +156,7 @@ def resolve(source: str | Path) -> Path:
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The fast tokenizer of a directory. None if it has none, as for a model over rows of token ids."""
+    """Return the fast tokenizer of a directory, or None if it has none, as for a model over rows of token ids."""
     if not any((Path(source) / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         return None
     try:
@@ -166,7 +166,7 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def _attention(config: Any) -> dict[str, str]:
-    """Choose eager attention where fused attention of the stock library's version 4 ignores the config's scaling."""
+    """Choose eager attention where fused attention in version 4 of transformers ignores the config's scaling."""
     return {} if family_of(config).usual_scores(config) else {"attn_implementation": "eager"}
 
 

@@ -15,11 +15,11 @@ from compress.models.family import ModelFamily
 from compress.problem import Problem
 
 _INPUTS = ("input_ids", "attention_mask")
-"""Model inputs from a tokenizer. The stock default adds token_type_ids, which GPT-2 would add as embeddings."""
+"""Model inputs from a tokenizer. The transformers default adds token_type_ids, which GPT-2 would add as embeddings."""
 
 
 def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
-    """Return the stock configuration that ``settings`` describe, with the vocabulary and special ids of ``tokenizer``.
+    """Return the transformers config that ``settings`` describe, with the vocabulary and special ids of ``tokenizer``.
 
     Raises :class:`ModelError` for an unknown ``model_type``, a setting the configuration lacks, or a ``vocab_size``
     too small for the tokenizer. Its path starts at ``config``.
@@ -55,7 +55,7 @@ def new_config(settings: Mapping[str, Any], tokenizer: Any = None) -> Any:
 
 
 def _check_sizes(settings: Mapping[str, Any], stock: Any) -> None:
-    """Refuse a size below 1. A size is a field that is an integer or unset in the stock configuration and not an id."""
+    """Refuse a size below 1. A size is a field that is an integer or None in the default config and is not an id."""
     for name, value in settings.items():
         usual = getattr(stock, name)
         counts = (type(usual) is int and usual > 0) or (usual is None and isinstance(value, int))

@@ -1,4 +1,4 @@
-"""The files that a result copies from the stock directory of its source: configs and tokenizer, without paths."""
+"""The files that a result copies from the model directory of its source: configs and tokenizer, without paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PATHS = ("_name_or_path", "name_or_path", "tokenizer_file")
 
 
 def copy_settings(source: Path, out: Path) -> None:
-    """Copy the configs and tokenizer files of a stock directory, without the paths that some tools leave in them."""
+    """Copy the configs and tokenizer files of a model directory, without the paths that some tools leave in them."""
     out.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         if file.name not in SETTINGS:

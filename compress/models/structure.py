@@ -1,5 +1,8 @@
 """The structure of a model as data: the modules of its layers, and which tensor dimensions shrink together.
 
+An axis is a prunable dimension, such as the heads or FFN neurons of one layer, or the hidden dimensions of the model.
+Its units are what pruning removes: single heads, neurons or hidden dimensions.
+
 A family fills the tables of layers; axes and attentions are derived from them. Masks, cutting, parameter counts,
 quantization targets, export and reload read these. None of them depends on a model's name.
 """
@@ -24,17 +27,17 @@ AxisKind = Literal["hidden", "heads", "ffn", "groups"]
 Task = Literal["causal", "seq2seq"]
 
 IGNORE = -100
-"""The label of a position that is not scored, as in the stock losses."""
+"""The label of a position that does not count in the loss, as in transformers."""
 
 MASKS = "compress_masks"
-"""Submodule that holds the masks attached to a model. It is not part of the stock model."""
+"""Submodule that holds the masks attached to a model. It is not part of the transformers model."""
 
 
 @dataclass(frozen=True)
 class AttentionTable:
     """One attention of a layer. Module names are relative to the layer. ``axis`` is the name of its heads axis.
 
-    If one fused product computes query, key and value, its name is given three times.
+    If one fused linear layer computes query, key and value, its name is given three times.
     """
 
     module: str
@@ -49,11 +52,11 @@ class AttentionTable:
 
     @property
     def fused(self) -> bool:
-        """Whether one product computes query, key and value, in this order."""
+        """Whether one linear layer computes query, key and value, in this order."""
         return self.query == self.key
 
     def head_counts(self, layer: nn.Module, size: int) -> tuple[int, int]:
-        """Query heads and key/value heads of ``size`` channels, as the tensors of a layer have them."""
+        """Count the query heads and key/value heads of ``size`` channels in the tensors of a layer."""
         parts = 3 if self.fused else 1
         query, key = (outputs_of(layer.get_submodule(name)) for name in (self.query, self.key))
         return query // (parts * size), key // (parts * size)
@@ -61,7 +64,7 @@ class AttentionTable:
 
 @dataclass(frozen=True)
 class FeedForwardTable:
-    """The FFN of a layer: its normalization and products, relative to the layer. ``gate`` is empty without a gate."""
+    """The FFN of a layer: names of its normalization and linear layers. ``gate`` is empty if there is none."""
 
     norm: str
     up: str
@@ -71,7 +74,7 @@ class FeedForwardTable:
 
 @dataclass(frozen=True)
 class LayerStack:
-    """A chain of layers of one kind: its modules, and the config fields with its sizes."""
+    """A stack (encoder or decoder): the modules of its chain of layers, and the config fields with its sizes."""
 
     name: str
     layers: str
@@ -97,18 +100,18 @@ class LayerStack:
     rotary: str = ""
     """Path of the module with the frequencies of rotary positions. Empty if there is none."""
     rotary_settings: tuple[str, ...] = ()
-    """Config fields that may hold the rotary settings. The name depends on the version of the stock library."""
+    """Config fields that may hold the rotary settings. The name depends on the version of transformers."""
     embedding_norm: str = ""
     """Path of the normalization of the embeddings. Empty if there is none."""
     final_norm: str = ""
     """Path of the normalization after the last layer. Empty if that layer already ends with one."""
 
     def depth(self, config: Any) -> int:
-        """The number of layers of this stack in a stock config."""
+        """Return the number of layers of this stack in a transformers config."""
         return int(getattr(config, self.fields[0]))
 
     def layer_of(self, axis: str) -> int | None:
-        """The layer that an axis belongs to. None if the axis belongs to another stack or to no stack."""
+        """Return the layer that an axis belongs to. None if the axis belongs to another stack or to no stack."""
         if not axis.startswith(f"{self.axes}."):
             return None
         return int(axis.removeprefix(f"{self.axes}.").partition(".")[0])
@@ -118,9 +121,9 @@ class LayerStack:
 class Slot:
     """The input or the output of a module, which shrinks with an axis.
 
-    ``in`` is the input of a product. ``out`` is the output of a product, embedding or normalization. A unit covers
-    ``width`` neighbouring channels (the head size for a head) in each of ``blocks`` fused parts (3 for a fused query,
-    key and value).
+    ``in`` is the input of a linear layer. ``out`` is the output of a linear layer, embedding or normalization. A unit
+    covers ``width`` neighbouring channels (the head size for a head) in each of ``blocks`` fused parts (3 for a fused
+    query, key and value).
     """
 
     module: str
@@ -129,13 +132,13 @@ class Slot:
     blocks: int = 1
 
     def channels(self, units: Tensor, size: int) -> Tensor:
-        """Channels [blocks x kept x width] of these units, given indices [kept] out of ``size`` units."""
+        """Return channels [blocks x kept x width] of these units, given indices [kept] out of ``size`` units."""
         block = (units[:, None] * self.width + torch.arange(self.width, device=units.device)).flatten()
         starts = torch.arange(self.blocks, device=units.device) * size * self.width
         return (starts[:, None] + block).flatten()
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value per unit [size] repeated for each of its channels [blocks x size x width]."""
+        """Return one value per unit [size] repeated for each of its channels [blocks x size x width]."""
         if self.width > 1:
             values = values.repeat_interleave(self.width)
         return values.repeat(self.blocks) if self.blocks > 1 else values
@@ -143,7 +146,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Axis:
-    """Units of one kind, such as those of ``hidden``, ``layer.3.heads`` or ``layer.3.ffn``.
+    """A prunable dimension, named ``hidden``, ``layer.3.heads`` or ``layer.3.ffn``, and where its units are.
 
     The units of a ``groups`` axis are key/value heads. ``holds`` names the heads axis. Each group holds the same number
     of neighbouring query heads of that axis, which share it. Removing a group removes its query heads. Removing its
@@ -181,14 +184,14 @@ class Attention:
 
 
 def with_fields(config: Any, fields: Mapping[str, Any]) -> Any:
-    """Set fields of a stock config in place and return it."""
+    """Set fields of a transformers config in place and return it."""
     for name, value in fields.items():
         setattr(config, name, value)
     return config
 
 
 def common(sizes: Iterable[int], default: int) -> int | None:
-    """The size that all share, or None if they differ. ``default`` if there are no sizes."""
+    """Return the size that all share, or None if they differ. ``default`` if there are no sizes."""
     distinct = set(sizes) or {default}
     return distinct.pop() if len(distinct) == 1 else None
 
@@ -205,7 +208,7 @@ class Side:
 
 
 def sides(model: nn.Module, axes: Iterable[Axis]) -> Iterator[Side]:
-    """Every parameter dimension that shrinks with these axes. A shared parameter comes once per module that uses it."""
+    """Yield every parameter dimension that shrinks with these axes; a shared parameter once per module that uses it."""
     for axis in axes:
         for slot in axis.slots:
             module = model.get_submodule(slot.module)
@@ -214,7 +217,7 @@ def sides(model: nn.Module, axes: Iterable[Axis]) -> Iterator[Side]:
 
 
 def sized_axes(model: nn.Module, family: ModelFamily) -> tuple[Axis, ...]:
-    """The axes of this model with the sizes of its tensors, whether or not its config can express them."""
+    """Return the axes of this model with the sizes of its tensors, whether or not its config can express them."""
 
     def measured(axis: Axis) -> int:
         side = next(sides(model, [axis]))
@@ -224,7 +227,7 @@ def sized_axes(model: nn.Module, family: ModelFamily) -> tuple[Axis, ...]:
 
 
 def stock_tensors(model: nn.Module) -> list[Tensor]:
-    """Every parameter and saved buffer of the stock model, shared ones once."""
+    """Return every parameter and saved buffer of the transformers model, shared ones once."""
     state = model.state_dict(keep_vars=True)
     return list({id(tensor): tensor for name, tensor in state.items() if not name.startswith(f"{MASKS}.")}.values())
 
@@ -232,7 +235,7 @@ def stock_tensors(model: nn.Module) -> list[Tensor]:
 def count_parameters(
     model: nn.Module, axes: Iterable[Axis], sizes: Mapping[str, Tensor | int | float]
 ) -> Tensor | int | float:
-    """The number of values the model holds at these axis sizes. Axes that are not listed keep their size.
+    """Return the number of values the model holds at these axis sizes. Axes that are not listed keep their size.
 
     This is the sum over tensors of the product of their dimensions. Shared parameters count once, and saved buffers
     such as ``final_logits_bias`` are included. The count is exact. It is differentiable in sizes given as tensors,

@@ -15,7 +15,7 @@ SHARED_FILE = "shared.onnx_data"
 
 
 def cache_names(prefix: str, layer: int, side: str = "") -> tuple[str, str]:
-    """Names of a layer's key and value cache; ``prefix`` is ``past_key_values`` or ``present``.
+    """Return the names of a layer's key and value cache; ``prefix`` is ``past_key_values`` or ``present``.
 
     The decoder of an encoder-decoder model has two caches per layer: ``side`` is ``decoder`` for its own tokens and
     ``encoder`` for the encoder's states.
@@ -25,6 +25,6 @@ def cache_names(prefix: str, layer: int, side: str = "") -> tuple[str, str]:
 
 
 def both_caches(layer: int, side: str = "") -> tuple[list[str], list[str]]:
-    """Names of a layer's past and present caches, key and value each."""
+    """Return the names of a layer's past and present caches, key and value each."""
     past, present = (list(cache_names(prefix, layer, side)) for prefix in ("past_key_values", "present"))
     return past, present

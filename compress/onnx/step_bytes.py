@@ -30,10 +30,10 @@ def directory_step_bytes(directory: Path) -> int:
 def step_bytes(model: onnx.ModelProto) -> int:
     """Sum the weights, as they are stored, that a step with one new token reads.
 
-    Product weights, their scales and vectors count once each. A table counts as one row, its first index: a constant
-    that ``Gather``, ``GatherBlockQuantized`` or ``Slice`` reads, or the cosines and sines of ``RotaryEmbedding``. Work
-    that does not depend on the new token, such as the projection of an encoder's states, is done once per text and does
-    not count. Caches do not count either.
+    Weights of linear layers, their scales and vectors count once each. A table counts as one row, its first index: a
+    constant that ``Gather``, ``GatherBlockQuantized`` or ``Slice`` reads, or the cosines and sines of
+    ``RotaryEmbedding``. Work that does not depend on the new token, such as the projection of an encoder's states, is
+    done once per text and does not count. Caches do not count either.
     """
     stored = {tensor.name: _Weight.of(tensor) for tensor in model.graph.initializer}
     constants = {name: {name} for name in stored}
@@ -72,7 +72,7 @@ class _Weight:
 
 
 def _inputs(node: onnx.NodeProto) -> Iterator[str]:
-    """The inputs of a node and of its branches. Names inside a branch are harmless."""
+    """Yield the inputs of a node and of its branches. Names inside a branch are harmless."""
     yield from filter(None, node.input)
     for attribute in node.attribute:
         if attribute.HasField("g"):

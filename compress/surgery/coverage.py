@@ -10,12 +10,12 @@ from compress.schema import Strict
 
 
 def owners(model: nn.Module) -> list[nn.Module]:
-    """The modules that hold parameters directly."""
+    """Return the modules that hold parameters directly."""
     return [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
 
 
 class Coverage(Strict):
-    """Modules that hold parameters, distinct parameters (shared ones once), bytes of parameters and saved buffers."""
+    """Numbers of modules with parameters, of distinct parameters, and of bytes of parameters and saved buffers."""
 
     modules_touched: int
     modules_total: int
@@ -26,13 +26,13 @@ class Coverage(Strict):
     note: str = ""
 
     def require(self, what: str) -> None:
-        """Raise NothingDoneError if no module was touched. ``what`` names the step and its request."""
+        """Raise NothingDoneError if no module was touched. ``what`` names the step and what it was asked to do."""
         if self.modules_touched == 0:
             raise NothingDoneError(f"{what}: none of {self.modules_total} modules was touched")
 
     @classmethod
     def of_training(cls, model: nn.Module) -> Coverage:
-        """The coverage of training: the modules and parameters that require a gradient."""
+        """Return the coverage of training: the modules and parameters that require a gradient."""
         owning = [list(module.parameters(recurse=False)) for module in owners(model)]
         distinct = list(model.parameters())
         size = sum(tensor.numel() * tensor.element_size() for tensor in stock_tensors(model))

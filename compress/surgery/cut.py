@@ -1,4 +1,7 @@
-"""Remove units permanently. The result is a smaller stock model that computes the same as the masked one."""
+"""Remove units (heads, FFN neurons, hidden dimensions) permanently. The result computes the same as the masked model.
+
+An axis is a prunable dimension: the heads or FFN neurons of one layer, or the hidden dimensions of the whole model.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from compress.models.structure import MASKS, Axis, sides, sized_axes, stock_tens
 from compress.surgery.coverage import Coverage
 
 Keep = Mapping[str, Tensor | Sequence[int]]
-"""Ascending indices of the units to keep, by axis. An axis that is not listed keeps all of its units."""
+"""A dict from axis name to the ascending indices of the units to keep. An axis that is not listed keeps all units."""
 
 
 def ranked(scores: Mapping[str, Tensor], sizes: Mapping[str, int], axes: Iterable[Axis] = ()) -> dict[str, Tensor]:
-    """The ``sizes[axis]`` units with the largest |score| of each axis, in ascending order. Ties go to the earlier unit.
+    """Return the ``sizes[axis]`` units of each axis with the largest |score|, ascending. Ties go to the earlier unit.
 
     If ``axes`` has an axis of groups, groups are chosen first. Then the same number of units is chosen from each kept
     group. A group that holds a single unit is kept or removed with that unit.
@@ -41,7 +44,7 @@ def ranked(scores: Mapping[str, Tensor], sizes: Mapping[str, int], axes: Iterabl
 
 def _top_within(axis: str, scores: Tensor | None, size: int, kept_groups: Tensor, groups: int) -> Tensor:
     if scores is None:
-        raise ModelError(f"axis {axis!r} has no scores to choose {size} units by")
+        raise ModelError(f"axis {axis!r} has no scores to choose the {size} units to keep")
     each, rest = divmod(size, len(kept_groups))
     held = len(scores) // groups
     if rest or not 1 <= each <= held:
@@ -54,14 +57,14 @@ def _top_within(axis: str, scores: Tensor | None, size: int, kept_groups: Tensor
 
 def _top(axis: str, scores: Tensor | None, size: int) -> Tensor:
     if scores is None:
-        raise ModelError(f"axis {axis!r} has no scores to choose {size} units by")
+        raise ModelError(f"axis {axis!r} has no scores to choose the {size} units to keep")
     if not 1 <= size <= len(scores):
         raise ModelError(f"axis {axis!r} cannot keep {size} units; allowed: 1 to {len(scores)}")
     return scores.detach().abs().argsort(descending=True, stable=True)[:size].sort().values.cpu()
 
 
 def compose(first: Keep, second: Keep) -> dict[str, Tensor]:
-    """The units of the root model that remain after cutting ``first`` and then ``second``.
+    """Return the units of the original model (root) that remain after cutting ``first`` and then ``second``.
 
     The indices of ``second`` count the units that ``first`` kept.
     """
@@ -76,10 +79,10 @@ def compose(first: Keep, second: Keep) -> dict[str, Tensor]:
 def cut(model: nn.Module, family: ModelFamily, keep: Keep) -> Coverage:
     """Keep only these units of the current model, in place, and report what was touched.
 
-    Parameters are replaced by smaller ones. Shared parameters stay shared, and buffers stay unchanged. The stock
-    forward runs at any sizes. The config is updated if the stock classes can express the new sizes; otherwise it stays
-    the config of the model before the cut. If the stock forward scales token embeddings by the hidden size, the weights
-    are rescaled to compensate. When a group is removed, its query heads are removed too.
+    Parameters are replaced by smaller ones. Shared parameters stay shared, and buffers stay unchanged. The
+    forward pass of transformers runs at any sizes. The config is updated if the transformers classes can express the
+    new sizes; otherwise it stays the config of the model before the cut. If transformers scales token embeddings by the
+    hidden size, the weights are rescaled to compensate. When a group is removed, its query heads are removed too.
 
     Raises ModelError for an unknown axis, for indices that are not ascending and in range, for an axis left empty, for
     kept groups that would hold different numbers of query heads, and for a model with masks attached.
@@ -117,13 +120,13 @@ def cut_to_sizes(model: nn.Module, family: ModelFamily, sizes: Mapping[str, int]
 
 
 def losing(axes: Iterable[Axis], keep: Keep) -> dict[str, Tensor]:
-    """The axes that lose units, with the indices of the units they keep. Raises ModelError as :func:`cut` does."""
+    """Return the axes that lose units, with the indices of the units they keep. Raises ModelError like :func:`cut`."""
     axes = list(axes)
     sizes = {axis.name: axis.size for axis in axes}
     indices = {}
     for axis, units in keep.items():
         if axis not in sizes:
-            raise ModelError(f"keep names axis {axis!r}; this model has {', '.join(sizes)}")
+            raise ModelError(f"keep names axis {axis!r}, which this model lacks; allowed: {', '.join(sizes)}")
         index = torch.as_tensor(units, dtype=torch.long).cpu()
         ascending = len(index) > 0 and bool((index.diff() > 0).all())
         if not ascending or index[0] < 0 or index[-1] >= sizes[axis]:
@@ -153,7 +156,7 @@ def _with_held(axes: Iterable[Axis], indices: dict[str, Tensor]) -> dict[str, Te
 
 
 def _smaller(model: nn.Module, axes: Iterable[Axis], indices: Mapping[str, Tensor]) -> dict[nn.Parameter, nn.Parameter]:
-    """Each distinct parameter that loses channels, with its replacement."""
+    """Return each distinct parameter that loses channels, with its replacement."""
     channels = {
         (side.parameter, side.dim): side.slot.channels(indices[side.axis.name], side.axis.size)
         for side in sides(model, axes)

@@ -1,4 +1,4 @@
-"""Remove whole layers permanently. The remaining layers of the stock model keep their order and their weights."""
+"""Remove whole layers permanently. The remaining layers of the model keep their order and their weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from compress.models.structure import MASKS, LayerStack, Projection, sized_axes,
 from compress.surgery.coverage import Coverage, owners
 
 Layers = Mapping[str, Sequence[int]]
-"""Ascending numbers of the layers to keep, by stack. A stack that is not listed keeps all of its layers."""
+"""A dict from stack (``encoder`` or ``decoder``) to the ascending numbers of the layers to keep.
+
+A stack that is not listed keeps all of its layers."""
 
 DQ_BART: Mapping[int, tuple[int, ...]] = {
     1: (5,),
@@ -33,14 +35,14 @@ T = TypeVar("T")
 
 
 def chosen(count: int, depth: int) -> list[int]:
-    """Which ``count`` of ``depth`` layers to keep: DQ-BART's choice for six, otherwise evenly spaced ones.
+    """Choose which ``count`` of ``depth`` layers to keep: DQ-BART's choice for six, otherwise evenly spaced ones.
 
     Kept layer i of n is i (depth - 1) / (n - 1), rounded with halves down, so the first and the last layer are kept.
     For n = 1 it is the last layer. This rule is our own; for six layers it agrees with DQ-BART except at n = 5. Raises
     ModelError for a count outside 1 ... depth.
     """
     if not 1 <= count <= depth:
-        raise ModelError(f"{count} of {depth} layers; allowed: 1 to {depth}")
+        raise ModelError(f"cannot keep {count} of {depth} layers; allowed: 1 to {depth}")
     if depth == 6:
         return list(DQ_BART[count])
     if count == 1:
@@ -50,13 +52,13 @@ def chosen(count: int, depth: int) -> list[int]:
 
 
 def renumbered(family: ModelFamily, values: Mapping[str, T], keep: Layers) -> dict[str, T]:
-    """The values by axis without those of dropped layers. Axes of the kept layers get their new names."""
+    """Return a dict from axis name to values, without the axes of dropped layers. Kept layers get their new names."""
     named = {axis: _name_after(family, axis, keep) for axis in values}
     return {name: values[axis] for axis, name in named.items() if name is not None}
 
 
 def shallower(config: Any, family: ModelFamily, keep: Layers) -> Any:
-    """A copy of a stock config with the remaining number of layers."""
+    """Return a copy of a transformers config with the remaining number of layers."""
     return with_fields(copy.deepcopy(config), dict(_counts(family, keep)))
 
 
@@ -64,12 +66,12 @@ def shallower(config: Any, family: ModelFamily, keep: Layers) -> Any:
 def drop(model: nn.Module, family: ModelFamily, keep: Layers) -> Coverage:
     """Keep only these layers of the current model, in place, and report what was removed.
 
-    The kept layers are renumbered in order. If the stock forward scales attention scores by the layer number, the query
+    The kept layers are renumbered in order. If transformers scales attention scores by the layer number, the query
     weights are rescaled to compensate. The config is updated. This includes sizes that differed between layers and are
-    now equal, so that the stock classes can express them.
+    now equal, so that the transformers classes can express them.
 
-    Raises ModelError for an unknown stack, for layers that are not ascending and in range, for a stack left empty, and
-    for a model with masks attached.
+    Raises ModelError for an unknown stack (encoder or decoder), for layers that are not ascending and in range, for a
+    stack left empty, and for a model with masks attached.
     """
     if hasattr(model, MASKS):
         raise ModelError("detach the masks of a model before its layers are dropped")
@@ -97,7 +99,7 @@ def drop(model: nn.Module, family: ModelFamily, keep: Layers) -> Coverage:
 
 
 def _name_after(family: ModelFamily, axis: str, keep: Layers) -> str | None:
-    """The name of an axis after layers are dropped, or None if its own layer is dropped."""
+    """Return the name of an axis after layers are dropped, or None if its own layer is dropped."""
     for stack in family.stacks:
         layer = stack.layer_of(axis)
         if layer is not None and stack.name in keep:
@@ -117,7 +119,7 @@ def _check(model: Any, family: ModelFamily, keep: Layers) -> None:
     depths = {stack.name: stack.depth(model.config) for stack in family.stacks}
     for name, layers in keep.items():
         if name not in depths:
-            raise ModelError(f"keep names layers {name!r}; this model has {', '.join(depths)}")
+            raise ModelError(f"keep names layers {name!r}, which this model lacks; allowed: {', '.join(depths)}")
         ascending = len(layers) > 0 and all(a < b for a, b in pairwise(layers))
         if not ascending or layers[0] < 0 or layers[-1] >= depths[name]:
             raise ModelError(f"keep of {name!r} must be ascending layers, at least one, below {depths[name]}")

@@ -1,9 +1,12 @@
-"""Masks on the axes of a stock model: a learnable factor per unit that scales the unit. A factor of 0 removes it.
+"""Masks on the prunable dimensions (axes) of a transformers model: a learnable factor per unit; 0 removes the unit.
+
+Axes are the heads and FFN neurons of each layer and the hidden dimensions; a unit is one head, neuron or dimension.
 
 SIMPLE (Tao et al., Findings of ACL 2023, figure 1). The hidden mask multiplies each write to the residual stream (the
-outputs of embeddings and of products that write to it) and each normalization's output once. Masks of heads and of FFN
-units multiply the input of the product that reads them. Normalizations compute their statistics over the units with
-m != 0, as the cut model does. So m = 1 gives the unmasked model, and a binary m gives the model that ``cut`` returns.
+outputs of embeddings and of linear layers that write to it) and each normalization's output once. Masks of heads and of
+FFN neurons multiply the input of the linear layer that reads them. Normalizations compute their statistics over the
+units with m != 0, as the cut model does. So m = 1 gives the unmasked model, and a binary m gives the model that ``cut``
+returns.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Masks(nn.Module):
         return self.get_parameter(_key(axis))
 
     def named(self) -> dict[str, nn.Parameter]:
-        """The mask parameters by axis name."""
+        """Return a dict from axis name to mask parameter."""
         return {axis.name: self[axis.name] for axis in self.axes}
 
     @torch.no_grad()
@@ -49,31 +52,33 @@ class Masks(nn.Module):
         found = {axis: value.numel() for axis, value in values.items()}
         if found != expected:
             wrong = sorted(dict(found.items() ^ expected.items()))
-            raise ModelError(f"masks do not fit the model's axes; they differ in {', '.join(wrong[:3])}")
+            raise ModelError(
+                f"masks must have the names and sizes of the model's axes; they differ in {', '.join(wrong[:3])}"
+            )
         for axis, value in values.items():
             self[axis].copy_(value)
 
 
 def masks_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The mask parameters by axis. Raises ModelError for a model without masks."""
+    """Return a dict from axis name to mask parameter. Raises ModelError for a model without masks."""
     return _attached(model).named()
 
 
 def attach(
     model: nn.Module, family: ModelFamily, axes: Collection[AxisKind], values: Mapping[str, Tensor] | None = None
 ) -> Masks:
-    """Mask every axis of these kinds and return the masks. They start at ``values`` (by axis name), or at one.
+    """Mask every axis of these kinds and return the masks. They start at ``values``, a dict from axis name, or at 1.
 
     The masks become the submodule ``compress_masks``. They move, train and checkpoint with the model, but
-    ``save_pretrained`` writes only the stock tensors. Raises NothingDoneError if no axis is of these kinds, and
-    ModelError for a model that already has masks.
+    ``save_pretrained`` writes only the tensors of the plain model. Raises NothingDoneError if no axis is of these
+    kinds, and ModelError for a model that already has masks.
     """
     if hasattr(model, MASKS):
         raise ModelError("this model has masks attached already")
     every = sized_axes(model, family)
     chosen = [axis for axis in every if axis.kind in axes]
     if not chosen:
-        raise NothingDoneError(f"masks on {sorted(axes)}: the model has no such axis")
+        raise NothingDoneError(f"masks on {sorted(axes)}: the model has no axis of these kinds")
     like = model.get_submodule(family.head).get_parameter("weight")
     masks = Masks(chosen, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     if values is not None:
@@ -86,7 +91,7 @@ def attach(
 
 
 def kind_problems(kinds: Iterable[AxisKind], axes: Iterable[Axis]) -> Iterator[Problem]:
-    """A problem of the field ``axes`` for each kind that no axis has."""
+    """Yield a problem of the field ``axes`` for each kind that no axis has."""
     have = list(dict.fromkeys(axis.kind for axis in axes))
     for kind in kinds:
         if kind not in have:
@@ -94,7 +99,7 @@ def kind_problems(kinds: Iterable[AxisKind], axes: Iterable[Axis]) -> Iterator[P
 
 
 def detach(model: nn.Module) -> dict[str, Tensor]:
-    """Remove the masks, restore the stock model, and return the mask values by axis."""
+    """Remove the masks, restore the transformers model, and return a dict from axis name to mask values."""
     masks = _attached(model)
     _ignore_on_save(model, add=False)
     for handle in masks.handles:
@@ -177,12 +182,12 @@ def _mask_norm(
 
 
 def _layer_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
-    """Layer normalization whose mean and variance run over the opened units [hidden], in float32 or wider.
+    """Compute layer normalization whose mean and variance run over the units with m != 0 (opened), in float32 or wider.
 
     Closed units are set to the mean of the opened ones. The variance over all units is then the variance over the
     opened units times their share. Dividing by the square root of the share corrects this, epsilon included, and the
     gain multiplies the root back. One fused operator therefore suffices, without waiting for the device. With all units
-    open, the result equals the stock one bit for bit. With none open, it is finite.
+    open, the result equals the plain one bit for bit. With none open, it is finite.
     """
     wide = states.to(torch.promote_types(states.dtype, torch.float32))
     count = opened.sum().clamp(min=1).to(wide.dtype)
@@ -193,9 +198,9 @@ def _layer_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
 
 
 def _rms_norm_over(states: Tensor, opened: Tensor, norm: Any) -> Tensor:
-    """RMS normalization whose mean square runs over the opened units [hidden], in float32 or wider.
+    """Compute RMS normalization whose mean square runs over the units with m != 0 (opened), in float32 or wider.
 
-    With all units open, the result equals the stock one bit for bit. With none open, it is finite.
+    With all units open, the result equals that of the plain module bit for bit. With none open, it is finite.
     """
     wide = states.to(torch.promote_types(states.dtype, torch.float32)).where(opened, 0)
     count = opened.sum().clamp(min=1).to(wide.dtype)
@@ -209,7 +214,7 @@ _NORMS: dict[NormKind, NormOver] = {"layer": _layer_norm_over, "rms": _rms_norm_
 
 
 def _ignore_on_save(model: Any, *, add: bool) -> None:
-    """Make ``save_pretrained`` leave the masks out. The stock library reads this list of state dict keys."""
+    """Make ``save_pretrained`` leave the masks out. Transformers reads this list of state dict keys."""
     keys = {f"{MASKS}.{key}" for key, _ in _attached(model).named_parameters()}
     others = set(getattr(model, "_keys_to_ignore_on_save", None) or ()) - keys
     model._keys_to_ignore_on_save = others | keys if add else others

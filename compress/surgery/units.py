@@ -1,4 +1,4 @@
-"""Gather the weights that belong to each unit of an axis, for scoring."""
+"""Gather the weights of each unit (head, FFN neuron, hidden dimension) of a prunable dimension (axis), for scoring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compress.models.structure import Axis, sides
 
 
 def unit_weights(model: nn.Module, axis: Axis) -> Tensor:
-    """All weights of each unit of ``axis``: [units, weights per unit]. Shared parameters count once."""
+    """Return all weights of each unit of ``axis``: [units, weights per unit]. Shared parameters count once."""
     distinct = {id(side.parameter): side for side in sides(model, [axis])}
     columns = []
     for side in distinct.values():

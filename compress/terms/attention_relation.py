@@ -77,7 +77,7 @@ class AttentionRelation(StateTerm):
 
 
 def _widths(model: Outline, attention: Attention) -> list[int]:
-    """Channels of the queries of all heads, and of all keys."""
+    """Return channels of the queries of all heads, and of all keys."""
     axes = {axis.name: axis for axis in family_of(model.config).axes(model.config)}
     found = []
     for name, projection in ((attention.axis, attention.query), (attention.kv_axis, attention.key)):

@@ -11,7 +11,10 @@ from compress.problem import Problem
 
 
 class Deep(Protocol):
-    """A model with the layers that it kept of its root model, by stack. A stack that is not listed kept all."""
+    """A model with the layers kept of its original model (root): a dict from stack (encoder or decoder) to layers.
+
+    A stack that is not listed kept all its layers.
+    """
 
     @property
     def config(self) -> Any: ...
@@ -20,16 +23,16 @@ class Deep(Protocol):
 
 
 def counterparts(student: Deep, teacher: Deep, term: str) -> list[int]:
-    """For each student layer of the stack with the final states: the teacher layer from the same layer of the root.
+    """Return, for each student layer of the last stack, the teacher layer from the same layer of the root.
 
-    Both models come from one root model and may have dropped layers. Raises ModelError, with the name of the ``term``,
-    if the teacher dropped a layer that the student kept.
+    Both models come from one original model (root) and may have dropped layers. Raises ModelError, with the name of the
+    ``term``, if the teacher dropped a layer that the student kept.
     """
     ours, theirs = _of_root(student), _of_root(teacher)
     if not (student.layers or teacher.layers) and len(ours) != len(theirs):
         raise ModelError(
-            f"{term} needs as many layers in the teacher as in the student: it has {len(theirs)}, "
-            f"the student {len(ours)}"
+            f"{term} needs as many layers in the teacher as in the student: the teacher has "
+            f"{len(theirs)}, the student {len(ours)}"
         )
     if missing := [str(layer) for layer in ours if layer not in theirs]:
         few = "layer" if len(missing) == 1 else "layers"
@@ -41,7 +44,7 @@ def counterparts(student: Deep, teacher: Deep, term: str) -> list[int]:
 
 
 def layer_problems(student: Deep, teacher: Deep | None, term: str) -> Iterator[Problem]:
-    """The problem that :func:`counterparts` would raise, if any."""
+    """Yield the problem that :func:`counterparts` would raise, if any."""
     try:
         if teacher is not None:
             counterparts(student, teacher, term)

@@ -16,7 +16,7 @@ from compress.training.objective import Outline, StateTerm
 
 
 class HiddenMSE(StateTerm):
-    """Mean squared error of hidden states on the kept hidden units, averaged over layers and real tokens.
+    """Mean squared error on the hidden dimensions (units) the student kept, averaged over layers and real tokens.
 
     The paper names the loss but not its form. Here, teacher states are restricted to the units the student kept. Each
     student layer is compared with the teacher layer it came from, also if the teacher has more layers. The teacher's
@@ -48,11 +48,11 @@ class HiddenMSE(StateTerm):
 
 
 def _states_below(student: View, teacher: View, term: str) -> list[Tensor]:
-    """The teacher's states that match the student's: the embedded tokens, then the output of each layer."""
+    """Return the teacher's states that match the student's: the embedded tokens, then the output of each layer."""
     layers = counterparts(student.side, teacher.side, term)
     states = [teacher.hidden[0], *(teacher.hidden[layer + 1] for layer in layers)]
     norm = teacher.side.family.closing_norm(teacher.side.config)
-    if norm is not None and layers[-1] + 2 != len(teacher.hidden):  # the stock library normalizes only the last one
+    if norm is not None and layers[-1] + 2 != len(teacher.hidden):  # transformers normalizes only the last one
         with torch.no_grad():
             states[-1] = teacher.side.model.get_submodule(norm)(states[-1])
     return states

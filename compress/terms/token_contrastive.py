@@ -76,7 +76,7 @@ class TokenContrastive(StateTerm):
         return Projections(student.hidden_size, teacher.hidden_size, self.size, student.config.vocab_size)
 
     def room_problems(self, rows: int, longest: int) -> Iterator[Problem]:
-        """A bank of positions needs 4 bytes x ``rows`` x ``longest`` x ``size``."""
+        """Check the memory for a bank of positions, which needs 4 bytes x ``rows`` x ``longest`` x ``size``."""
         most = MOST * GB // (4 * rows * longest)
         if self.size > most:
             yield Problem(
@@ -118,7 +118,7 @@ class TokenContrastive(StateTerm):
         return losses_BT.sum() / mask.sum().clamp(min=1)
 
     def _rows(self, student: View) -> tuple[Tensor, ...]:
-        """The indices that select the bank's row for each token, [B, T] each."""
+        """Return the index tensors, each [B, T], that select the bank's row for each token."""
         tokens = student.tokens_BT
         if self.bank == "vocabulary":
             return (tokens,)

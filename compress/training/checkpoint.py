@@ -63,7 +63,7 @@ class Checkpoints:
                 shutil.rmtree(other)
 
     def latest(self) -> Path | None:
-        """The newest checkpoint, or None."""
+        """Return the newest checkpoint, or None."""
         return max(self.directory.glob("step-*"), default=None)
 
     def restore(
@@ -165,7 +165,7 @@ class _TornError(Exception):
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model, contiguous and on the CPU. A shared tensor appears once, under its first name."""
+    """Return the state of a model, contiguous and on the CPU. A shared tensor appears once, under its first name."""
     seen: set[int] = set()
     state = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

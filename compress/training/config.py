@@ -65,7 +65,7 @@ class TrainConfig(Strict):
         return names
 
     def total(self, rows: int) -> int:
-        """The total number of updates for a split of ``rows`` sequences."""
+        """Return the total number of updates for a split of ``rows`` sequences."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
@@ -73,7 +73,7 @@ class TrainConfig(Strict):
 
 
 def lr_factor(step: int, total: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at update ``step`` (from 0): linear warm-up, then the schedule down to 0."""
+    """Return the share of the peak learning rate at update ``step`` (from 0): linear warm-up, then the schedule."""
     warmup = round(config.warmup * total)
     if step < warmup:
         return (step + 1) / warmup

@@ -1,6 +1,6 @@
 """A model in an objective or a measurement (a side), the result of its forward pass, and its likelihood.
 
-Shapes: B batch, T positions, N scored positions, D hidden size, V vocabulary.
+Shapes: B batch, T positions, N positions that count in the loss, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ from compress.surgery.quantization import prepared
 Batch = Mapping[str, Tensor]
 """LongTensors ``input_ids``, ``attention_mask``, ``labels`` (and ``decoder_*`` for sequence-to-sequence models).
 
-``labels[b, t]`` is the token that position t must predict (already aligned). A label of -100 is not scored. Terms that
+``labels[b, t]`` is the token that position t must predict (already aligned). A label of -100 does not count. Terms that
 are ``numbered`` also get ``rows`` [B]: the number of each row in the training data."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """A model in the objective, and which units and layers of its root model it kept (empty: all)."""
+    """A model in the objective. ``kept`` and ``layers`` say what it kept of the original model (root).
+
+    ``kept`` is a dict from axis (prunable dimension, such as ``hidden``) to units, and ``layers`` from stack (encoder
+    or decoder) to layer numbers. An axis or stack that is not listed kept all.
+    """
 
     model: nn.Module
     family: ModelFamily
@@ -41,7 +45,7 @@ class Side:
 
     @property
     def config(self) -> Any:
-        """The model's stock configuration."""
+        """The model's transformers configuration."""
         return self.model.config
 
     @property
@@ -77,7 +81,7 @@ class View:
         return self.batch["decoder_input_ids" if self.side.family.task == "seq2seq" else "input_ids"]
 
     def projected(self, projection: Projection) -> Tensor:
-        """The output of a query, key or value projection, [B, T, heads x head size]."""
+        """Return the output of a query, key or value projection, [B, T, heads x head size]."""
         return self.outputs[projection.module].chunk(projection.blocks, dim=-1)[projection.block]
 
 
@@ -102,7 +106,7 @@ def watch(model: nn.Module, modules: set[str]) -> Iterator[dict[str, Tensor]]:
 
 
 def nll(side: Side, batch: Batch) -> tuple[float, int]:
-    """Summed negative log-likelihood of the scored positions in nats, and their number. Computed without gradient."""
+    """Return the summed negative log-likelihood in nats of the N positions, and N. Computed without gradient."""
     with torch.no_grad():
         labels_BT = batch["labels"]
         scored = labels_BT != IGNORE
@@ -119,9 +123,10 @@ def nll(side: Side, batch: Batch) -> tuple[float, int]:
 
 
 def mean_nll(side: Side, data: Split, batch: int, dtype: torch.dtype | None) -> float:
-    """Mean negative log-likelihood per scored token of ``data.eval``, in nats. The processes share its batches.
+    """Return the mean negative log-likelihood, in nats, of the ``data.eval`` tokens that count in the loss.
 
-    Products run in ``dtype``, or in float32 for None. Raises DataError if no token is scored.
+    The processes share its batches. Matrix products run in ``dtype``, or in float32 for None. Raises DataError if no
+    token counts.
     """
     totals = [0.0, 0.0]
     with (
@@ -135,12 +140,12 @@ def mean_nll(side: Side, data: Split, batch: int, dtype: torch.dtype | None) -> 
             totals[1] += count
     total, tokens = collectives.means(totals)
     if not tokens:
-        raise DataError("data.eval has no scored tokens")
+        raise DataError("data.eval has no tokens that count in the loss")
     return total / tokens
 
 
 def chunk_size(side: Side, device: torch.device) -> int:
-    """How many tokens have their logits in memory at once, at least 256.
+    """Return how many tokens have their logits in memory at once, at least 256.
 
     The logits are about 2^22 numbers on a CPU (to fit its cache) and 2^26 on a GPU. The minimum exists because each
     chunk computes a gradient of the whole head, which is too costly for a few tokens.
@@ -150,6 +155,6 @@ def chunk_size(side: Side, device: torch.device) -> int:
 
 
 def logits_of(side: Side, states: Tensor) -> Tensor:
-    """Logits [N, V] of final states [N, D], in float32 or wider."""
+    """Return the logits [N, V] of final states [N, D], in float32 or wider."""
     logits = side.family.logits(side.model, states)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

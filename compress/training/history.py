@@ -33,7 +33,7 @@ class History:
 
 
 def _within(line: str, step: int) -> bool:
-    """Whether a line is complete and its step is at most ``step``. A killed process may leave half a line."""
+    """Return whether a line is complete and its step is at most ``step``. A killed process may leave half a line."""
     try:
         return bool(line.endswith("\n") and json.loads(line)["step"] <= step)
     except (ValueError, TypeError, KeyError):

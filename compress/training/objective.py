@@ -1,6 +1,6 @@
 """The training objective: a weighted sum of loss terms over one student and one teacher forward pass per step.
 
-Shapes: B batch, T positions, N scored positions, D hidden size, V vocabulary, K number of logit terms.
+Shapes: B batch, T positions, N positions that count in the loss, D hidden size, V vocabulary, K number of logit terms.
 
 Vocabulary-sized tensors exist for one chunk of tokens at a time. The body runs once. The head runs chunk by chunk, and
 the gradient of each chunk is computed immediately. Peak memory does not grow with batch x length x vocabulary.
@@ -27,7 +27,10 @@ from compress.training.forward import Batch, Side, View, chunk_size, logits_of, 
 
 
 class Outline(Protocol):
-    """What is known of a model before any work: stock config, units on each axis, and the layers kept of its root."""
+    """What is known of a model before any work: config, size of each prunable dimension (axis), and layers it kept.
+
+    The root is the original, uncut model. ``layers`` is a dict from stack (encoder or decoder) name to layer numbers.
+    """
 
     @property
     def name(self) -> str: ...
@@ -48,9 +51,10 @@ class LossTerm(Strict):
     needs_teacher: ClassVar[bool] = True
     needs_masks: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
-    """Whether the term scores the tokens of the data. Other terms only compare student and teacher on any tokens."""
+    """Whether the term needs labels, the tokens of the data. Other terms compare student and teacher on any tokens."""
     needs_ancestor: ClassVar[bool] = False
-    """Whether the term compares unit by unit. The teacher must then have all units of the student's root."""
+    """Whether the term compares unit by unit (heads, FFN neurons, hidden dimensions). If so, the teacher must have all
+    units of the student's original model (root)."""
 
     def problems(self, student: Outline, teacher: Outline | None) -> Iterator[Problem]:
         """Problems with these models that can be found before any work. Paths start at a field of this term."""
@@ -72,7 +76,7 @@ class StateTerm(LossTerm):
     """The term reads the hidden states of every layer."""
 
     def attentions(self, family: ModelFamily, config: Any) -> Sequence[Attention]:
-        """The attentions whose query, key and value outputs the term reads; none by default."""
+        """Return the attentions whose query, key and value outputs the term reads; none by default."""
         return ()
 
     def module(self, student: Side, teacher: Side) -> nn.Module | None:
@@ -125,7 +129,7 @@ class Objective(nn.Module):
         self.parts = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
 
     def names(self) -> list[str]:
-        """A unique name for each term. A repeated type gets its position appended."""
+        """Return a unique name for each term. A repeated type gets its position appended."""
         types = [term.type for term in self.terms]
         return [name if types.count(name) == 1 else f"{name}.{i}" for i, name in enumerate(types)]
 
@@ -172,7 +176,7 @@ class Objective(nn.Module):
 
 
 def token_means(terms: Sequence[LogitTerm], student: View, teacher: View | None) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the terms' means over the scored positions, and the means [K] without gradient."""
+    """Return the weighted sum of the terms' means over the N positions, and the means [K] without gradient."""
     scored = student.batch["labels"] != IGNORE
     labels_N, states_ND = student.batch["labels"][scored], student.final_BTD[scored]
     shown_ND = teacher.final_BTD[scored] if teacher is not None else None

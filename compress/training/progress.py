@@ -116,13 +116,13 @@ def counting(console: Console | None, name: str, total: int) -> Iterator[Callabl
 
 
 def _bar(console: Console, *, shown: bool) -> Progress:
-    """A bar with a text at its end, shown only on a terminal."""
+    """Return a bar with a text at its end, shown only on a terminal."""
     text = TextColumn("{task.fields[text]}")
     return Progress(*_columns(), text, console=console, disable=not (shown and console.is_terminal))
 
 
 def _columns() -> tuple[ProgressColumn, ...]:
-    """The columns of every bar: name, finished share, elapsed time and remaining time."""
+    """Return the columns of every bar: name, finished share, elapsed time and remaining time."""
     ends = TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn()
     return *ends, TextColumn("left"), TimeRemainingColumn()
 

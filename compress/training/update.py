@@ -27,17 +27,17 @@ class OwnResponses(Protocol):
     """In some of the steps, the student's own responses replace the targets of the data."""
 
     def chosen(self, step: int) -> bool:
-        """Whether step ``step`` (from 0) uses responses. The result is the same in every process and on every call."""
+        """Return whether step ``step`` (from 0) uses responses: the same in every process and on every call."""
         ...
 
     def batch(self, batch: dict[str, Tensor], step: int, part: int) -> dict[str, Tensor]:
-        """This process's rows of part ``part`` of the step, with the student's responses."""
+        """Return this process's rows of part ``part`` of the step, with the student's responses."""
         ...
 
 
 @dataclass(frozen=True)
 class Update:
-    """The mean ``loss`` and term values of an update, its learning rate, and its scored tokens per second."""
+    """The mean ``loss`` and term values of an update, its learning rate, and the tokens per second that count."""
 
     means: Mapping[str, float]
     lr: float
@@ -77,11 +77,11 @@ class Updater:
         return Update(means, self.config.lr * factor, tokens / (time.perf_counter() - began))
 
     def _gradients(self, step: int, batches: Iterator[Batch]) -> tuple[dict[str, float], int]:
-        """Compute the gradient of one update. Return the mean ``loss`` and term values, and the scored tokens."""
+        """Compute the gradient of one update. Return the mean ``loss`` and term values, and how many tokens count."""
         means: dict[str, float] = defaultdict(float)
         parts, scored = self._parts(step, batches)
         if not scored:
-            raise DataError(f"{self.guard.name}: the batch of step {step + 1} has no token to score")
+            raise DataError(f"{self.guard.name}: the batch of step {step + 1} has no token that counts in the loss")
         self.model.train()
         for part in parts:
             batch = {name: tensor.to(self.device) for name, tensor in part.items()}
@@ -96,9 +96,9 @@ class Updater:
         return means, scored
 
     def _parts(self, step: int, batches: Iterator[Batch]) -> tuple[list[dict[str, Tensor]], int]:
-        """This process's rows of each batch of an update, and the number of tokens that all processes score in it.
+        """Return this process's rows of each batch, and how many tokens of all processes count in the loss.
 
-        The mean loss of a batch is weighted with the batch's share of the scored tokens. The sum over all batches and
+        The mean loss of a batch is weighted with the batch's share of these tokens. The sum over all batches and
         processes of an update is then the mean over its tokens, whatever the lengths of the rows.
         """
         whole = [next(batches) for _ in range(self.config.accumulate)]

@@ -212,7 +212,7 @@ BAD: list[tuple[str, Mapping[str, Any], str]] = [
     ("benchmark", {"rounds": 0}, "rounds: "),
     ("benchmark", {"threads": "x"}, "threads: "),
     ("drop_layers", {"keep": "1"}, "keep: expected a number of layers or a list such as [0, 2, 5], got '1'"),
-    ("drop_layers", {"keep": 0}, "keep: 0 of 2 layers; allowed: 1 to 2"),
+    ("drop_layers", {"keep": 0}, "keep: cannot keep 0 of 2 layers; allowed: 1 to 2"),
     ("prune", {"masks": {"hidden": torch.ones(32)}}, "masks: expected Masks, from learn_masks or score, got dict"),
     ("prune", {"keep": ["2/4"]}, "keep: write an exact fraction"),
     ("prune", {"keep": OMITTED, "parameters": "x"}, "parameters: "),

@@ -179,7 +179,7 @@ def test_a_split_embedding_with_a_wrong_row_fails(exported: Callable[..., Any]) 
     rows = onnx.numpy_helper.to_array(tensor)
     tensor.CopyFrom(onnx.numpy_helper.from_array(np.roll(rows, 1, axis=0), tensor.name))
     onnx.save(graph, found.directory / "model.onnx")
-    with pytest.raises(ParityError, match="logits with float inputs of products differ"):
+    with pytest.raises(ParityError, match="logits with float inputs of linear layers differ"):
         check_parity(found.model, found.directory, found.packed.spec)
 
 

@@ -176,7 +176,7 @@ def test_asymmetric_activations_fail(exported: Callable[..., Any]) -> None:
     ("level", "message"),
     [
         (1, f"{MODULE} differs relatively from torch"),
-        (4, "logits with float inputs of products differ from torch"),
+        (4, "logits with float inputs of linear layers differ from torch"),
     ],
     ids=["in place of the kernel's", "before the kernel's"],
 )
@@ -361,7 +361,7 @@ def test_a_product_that_is_not_packed_fails(exported: Callable[..., Any], tiny_g
 
     found = exported()
     model, packed = packed_model(tiny_gpt2(), 4)
-    with pytest.raises(ParityError, match=r"has no packed product for transformer\.h\.0\.attn\.c_attn"):
+    with pytest.raises(ParityError, match=r"has no packed linear layer for transformer\.h\.0\.attn\.c_attn"):
         check_parity(model, found.directory, packed.spec)
 
 
@@ -383,7 +383,7 @@ def test_a_packed_product_that_torch_does_not_have_fails(exported: Callable[...,
     put_before(graph, "transformer.h.1.ln_1", product)
     onnx.save(graph, found.directory / "model.onnx")
     with pytest.raises(
-        ParityError, match=r"model\.onnx: has a packed product that the torch model does not have: identity"
+        ParityError, match=r"model\.onnx: has a packed linear layer that the torch model does not have: identity"
     ):
         check_parity(found.model, found.directory, found.packed.spec)
 

@@ -248,7 +248,7 @@ def test_prompts_that_cannot_be_continued_are_refused(exported: Callable[..., An
     with pytest.raises(UserError, match="ends in padding; pad on the left"):
         runtime.generate(np.ones((2, 3), np.int64), np.array([[1, 1, 1], [1, 1, 0]]))
     for shape in ((1, 0), (3,)):
-        with pytest.raises(UserError, match="is not \\[rows, tokens\\] with at least one of each"):
+        with pytest.raises(UserError, match="must be \\[rows, tokens\\] with at least one of each"):
             runtime.generate(np.ones(shape, np.int64))
 
 
@@ -260,11 +260,11 @@ WRONG: list[tuple[Any, Any, str]] = [
     ([["a"]], None, "input_ids: <U1 is not an integer type"),
     ([[2**70]], None, "input_ids: object is not an integer type"),
     ([[1, 2], [3]], None, "input_ids: the rows differ in length; pad them, and set attention_mask to 0 at the padding"),
-    ([1, 2], None, "input_ids: the shape (2,) is not [rows, tokens] with at least one of each"),
-    (np.ones(3, np.int64), None, "input_ids: the shape (3,) is not [rows, tokens]"),
-    ([], None, "input_ids: the shape (0,) is not [rows, tokens]"),
-    (np.ones((0, 3), np.int64), None, "input_ids: the shape (0, 3) is not [rows, tokens]"),
-    (np.ones((2, 0), np.int64), None, "input_ids: the shape (2, 0) is not [rows, tokens]"),
+    ([1, 2], None, "input_ids: the shape must be [rows, tokens] with at least one of each, got (2,)"),
+    (np.ones(3, np.int64), None, "input_ids: the shape must be [rows, tokens] with at least one of each, got (3,)"),
+    ([], None, "input_ids: the shape must be [rows, tokens] with at least one of each, got (0,)"),
+    (np.ones((0, 3), int), None, "input_ids: the shape must be [rows, tokens] with at least one of each, got (0, 3)"),
+    (np.ones((2, 0), int), None, "input_ids: the shape must be [rows, tokens] with at least one of each, got (2, 0)"),
     ([[1, 2]], [[1]], "attention_mask: the shape (1, 1) differs from the shape (1, 2) of input_ids"),
     ([[1, 2]], [1, 1], "attention_mask: the shape (2,) differs from the shape (1, 2) of input_ids"),
     ([[1, 2]], [[2, 1]], "attention_mask: contains values other than 0 (padding) and 1"),
@@ -316,9 +316,9 @@ def test_decoding_by_hand_has_limits(exported: Callable[..., Any]) -> None:
         with pytest.raises(UserError, match=f"capacity: {capacity} is not a whole number from 1 to the context of 16"):
             runtime.start(1, capacity)
     for longest in (1, 17):
-        with pytest.raises(UserError, match=f"longest: {longest} is not between the tokens given and the context of"):
+        with pytest.raises(UserError, match=f"longest: {longest} is out of range; it must be at least the number"):
             runtime.begin([[1, 2]], longest=longest)
-    with pytest.raises(ValueError, match=r"a mask of shape \(1,\) for tokens of shape \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"attention_mask must have the shape \(1, 2\) of input_ids, got \(1,\)"):
         runtime.start(1).feed(np.ones((1, 2), np.int64), np.ones(1))
     with pytest.raises(UserError, match=r"answer: this model continues prompts \(model.onnx\); use start or logits"):
         runtime.answer([[1, 2]])
@@ -345,9 +345,9 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, exported: Callable[..., 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_positions": "x"}, r"config\.json: 'x' is not a number of positions"),
-        ({"n_positions": 0}, r"config\.json: 0 is not a number of positions"),
-        ({"n_positions": []}, r"config\.json: \[\] is not a number of positions"),
+        ({"n_positions": "x"}, r"config\.json: 'x' must be the number of positions"),
+        ({"n_positions": 0}, r"config\.json: 0 must be the number of positions"),
+        ({"n_positions": []}, r"config\.json: \[\] must be the number of positions"),
         ({"eos_token_id": "x"}, "eos_token_id is 'x' in its settings; allowed: a token id, or several"),
         ({"eos_token_id": 1.5}, r"eos_token_id is 1\.5 in its settings"),
         (

@@ -87,7 +87,7 @@ def test_other_depths_are_spaced_evenly_from_first_to_last(depth: int, share: fl
 
 @pytest.mark.parametrize(("count", "depth"), [(0, 6), (7, 6), (-1, 4), (5, 4)])
 def test_other_counts_are_refused(count: int, depth: int) -> None:
-    with pytest.raises(ModelError, match=f"{count} of {depth} layers; allowed: 1 to {depth}"):
+    with pytest.raises(ModelError, match=f"cannot keep {count} of {depth} layers; allowed: 1 to {depth}"):
         chosen(count, depth)
 
 
@@ -229,7 +229,7 @@ def test_a_shape_that_becomes_uniform_becomes_stock(tiny_gpt2: Any) -> None:
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ({"encoder": [0]}, "keep names layers 'encoder'; this model has decoder"),
+        ({"encoder": [0]}, "keep names layers 'encoder', which this model lacks; allowed: decoder"),
         ({"decoder": []}, "must be ascending layers, at least one, below 3"),
         ({"decoder": [0, 3]}, "must be ascending layers, at least one, below 3"),
         ({"decoder": [-1, 2]}, "must be ascending layers"),

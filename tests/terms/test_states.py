@@ -143,7 +143,7 @@ def test_attention_relation_names_what_does_not_fit(tiny_gpt2: Any, side: Any, b
 @pytest.mark.parametrize("term", [CausalKV(), HiddenMSE()])
 def test_unit_by_unit_terms_need_as_many_layers(term: Any, tiny_gpt2: Any, side: Any, batch: Any) -> None:
     student = tiny_gpt2(layers=1)
-    message = f"{term.type} needs as many layers in the teacher as in the student: it has 2, the student 1"
+    message = f"{term.type} needs as many layers in the teacher as in the student: the teacher has 2, the student 1"
     with pytest.raises(ModelError, match=message):
         Objective(side(student), [term], teacher=side(tiny_gpt2()))(batch(student))
 

@@ -44,12 +44,12 @@ class Lengths:
 
 
 def appends_in_place(block: AttentionBlock) -> bool:
-    """True where GroupQueryAttention computes the block, so that the present cache may be the buffer of the past."""
+    """Return whether GroupQueryAttention computes the block; the present cache may then be the buffer of the past."""
     return block.head_size % HEAD_SIZE_MULTIPLE == 0
 
 
 def rotary_tables(graph: Graph, weights: Weights, stack: Stack, positions: str) -> Rotary | None:
-    """The tables of a stack with rotary positions, stored once per graph; None for other stacks."""
+    """Return the tables of a stack with rotary positions, stored once per graph; None for other stacks."""
     if not stack.rotary:
         return None
     cosines, sines = weights.rotary[stack.rotary]
@@ -61,7 +61,7 @@ def rotary_tables(graph: Graph, weights: Weights, stack: Stack, positions: str) 
 
 
 def counted_lengths(graph: Graph, ids: str, past: str) -> Lengths:
-    """Lengths of rows without padding: ``past`` (a vector with one element) positions, then ``ids`` [B, S]."""
+    """Return lengths of rows without padding: ``past`` (a vector with one element) positions, then ``ids`` [B, S]."""
     total = graph.node("Add", [past, graph.node("Shape", [ids], start=1, end=2)])
     return _lengths(graph, ids, graph.node("Cast", [total], to=INT32), padding="")
 
@@ -85,7 +85,7 @@ def lengths(graph: Graph, stack: Stack, ids: str, mask: str, rotary: Rotary | No
 
 
 def _causal_padding(graph: Graph, hidden: str, new: str, mask: str) -> str:
-    """-1e9 at positions that are hidden or after the query, [B, 1, S, T]."""
+    """Return -1e9 at positions that are hidden or after the query, else 0, [B, 1, S, T]."""
     total = graph.node("Squeeze", [graph.node("Shape", [mask], start=1, end=2)])
     zero, one = graph.number(0), graph.number(1)
     keys = graph.node("Range", [zero, total, one])
@@ -105,7 +105,7 @@ def _lengths(graph: Graph, ids: str, length: str, padding: str, rotary: Rotary |
 def self_attention(
     graph: Graph, weights: Weights, block: AttentionBlock, x: str, cache: tuple[list[str], list[str]], at: Lengths
 ) -> str:
-    """Causal attention over a cache; ``cache`` names the past and the present key and value [B, kv heads, T, size].
+    """Add causal attention; ``cache`` names the past and the present key and value [B, kv heads, T, size].
 
     GroupQueryAttention computes it where it takes the head size: it can append to the cache in place. For other head
     sizes MultiHeadAttention does, which copies the cache.
@@ -154,7 +154,7 @@ def _copying_attention(
 
 
 def _repeats(block: AttentionBlock) -> bool:
-    """True where no operator takes fewer key/value heads than heads, so the keys and values are repeated."""
+    """Return True where no operator takes fewer key/value heads than heads, so the keys and values are repeated."""
     return block.kv_heads != block.heads and not appends_in_place(block)
 
 
@@ -199,7 +199,7 @@ def _rotated_parts(graph: Graph, block: AttentionBlock, projected: str, rotary: 
 
 
 def encoder_attention(graph: Graph, weights: Weights, block: AttentionBlock, x: str, mask: str) -> str:
-    """Attention of every position to every position where ``mask`` [B, S] int32 is not 0."""
+    """Add attention of every position to every position where ``mask`` [B, S] int32 is not 0."""
     parts = _parts(graph, block, weights.product(graph, block.qkv, x))
     attended = graph.node("MultiHeadAttention", [*parts, "", mask], f"{block.out}.input", **_masked(block))
     return weights.product(graph, block.out, attended)
@@ -219,7 +219,7 @@ class Source:
 
 
 def source(graph: Graph, states: str, mask: str, past: str) -> Source:
-    """Derive it from the states [B, R, E], their mask [B, R], and a cache [B, heads, R or 0, head size]."""
+    """Derive the source from the states [B, R, E], their mask [B, R], and a cache [B, heads, R or 0, head size]."""
     read = graph.node("Shape", [past], start=2, end=3)
     return Source(
         states=graph.node("Slice", [states, read, graph.integers(TO_THE_END), graph.integers(1)]),
@@ -231,7 +231,7 @@ def source(graph: Graph, states: str, mask: str, past: str) -> Source:
 def cross_attention(
     graph: Graph, weights: Weights, block: CrossAttention, x: str, at: Source, cache: tuple[list[str], list[str]]
 ) -> str:
-    """Attention of a decoder to an encoder's states; ``cache`` names the past and the present key and value.
+    """Add attention of a decoder to an encoder's states; ``cache`` names the past and the present key and value.
 
     The present holds the keys and values that this step projects. Attention reads the past unless it is empty, and
     else the present, so the cache is never copied. The projections are outside the branches because onnxruntime does
@@ -255,5 +255,5 @@ def cross_attention(
 
 
 def _masked(block: AttentionBlock | CrossAttention) -> dict[str, Any]:
-    """Attributes of a MultiHeadAttention that adds -1e9 to the scores of padding."""
+    """Return the attributes of a MultiHeadAttention that adds -1e9 to the scores of padding."""
     return {"domain": CONTRIB, "num_heads": block.heads, "scale": block.scale, "mask_filter_value": MASKED}

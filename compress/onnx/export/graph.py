@@ -72,19 +72,19 @@ class Graph:
         return self.node("Cast", [stored], f"{name}.float32", to=FLOAT) if new else f"{name}.float32"
 
     def integers(self, *values: int) -> str:
-        """A constant vector of int64, such as a shape."""
+        """Add a constant vector of int64, such as a shape."""
         return self.weight("shape_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
 
     def int32(self, value: int) -> str:
-        """A constant int32 vector with one element."""
+        """Add a constant int32 vector with one element."""
         return self.weight(f"int32_{value}", np.array([value], dtype=np.int32))
 
     def number(self, value: int) -> str:
-        """A constant int64 scalar."""
+        """Add a constant int64 scalar."""
         return self.weight(f"number_{value}", np.array(value, dtype=np.int64))
 
     def scalar(self, value: float) -> str:
-        """A constant float32 scalar."""
+        """Add a constant float32 scalar."""
         return self.weight(f"scalar_{value}", np.array(value, dtype=np.float32))
 
     def node(
@@ -120,7 +120,7 @@ class Graph:
         return self.node("If", [condition], output, **branches)
 
     def model(self) -> onnx.ModelProto:
-        """The finished model, without doc strings and metadata."""
+        """Return the finished model, without doc strings and metadata."""
         weights = [numpy_helper.from_array(value, name) for name, value in self._weights.items()]
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, weights)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
@@ -161,7 +161,7 @@ def _strip_node(node: onnx.NodeProto) -> None:
 
 
 def _weight_bytes(model: onnx.ModelProto) -> int:
-    """The bytes of the stored weights. protobuf cannot report the size of a message above 2 GB."""
+    """Return the bytes of the stored weights. protobuf cannot report the size of a message above 2 GB."""
     return sum(
         math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         for tensor in model.graph.initializer

@@ -14,7 +14,7 @@ from compress.onnx.export.graph import CONTRIB, FLOAT, Graph
 Array = np.ndarray[Any, Any]
 
 FLOAT_KERNEL_BITS = 4
-"""The only number of bits whose kernel takes float32 inputs; other codes would be unpacked again at every product."""
+"""The only number of bits whose kernel takes float32 inputs; other codes would be unpacked at every product."""
 
 
 class Matrix(Protocol):
@@ -36,7 +36,7 @@ class Matrix(Protocol):
         ...
 
     def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
-        """Add nodes for x W^T + bias. The product is named ``module``; an empty ``bias`` means none."""
+        """Add nodes for x W^T + bias. The product's node is named ``module``; an empty ``bias`` means none."""
         ...
 
     def rows(self, graph: Graph, ids: str) -> str:
@@ -52,7 +52,7 @@ def float_product(graph: Graph, module: str, x: str, weight: str, bias: str, out
 
 @dataclass(frozen=True)
 class FloatMatrix:
-    """A weight [N, K] in float32, or in float16 with products in float32."""
+    """A weight [N, K] in float32, or stored in float16 and multiplied in float32."""
 
     name: str
     values: Array
@@ -83,14 +83,14 @@ class PackedMatrix:
     block: int
     columns: int
     float_inputs: bool = False
-    """Products read float32 inputs; otherwise inputs are rounded to 8 bits with one scale per row and block."""
+    """Whether inputs are read in float32; otherwise they are rounded to 8 bits with one scale per row and block."""
 
     @property
     def outputs(self) -> int:
         return int(self.codes.shape[0])
 
     def product(self, graph: Graph, module: str, x: str, bias: str, output: str = "") -> str:
-        """One MatMulNBits on packed codes: ``accuracy_level`` is 4 for 8-bit inputs and 1 for float32 inputs.
+        """Add one MatMulNBits on packed codes: ``accuracy_level`` is 4 for 8-bit inputs and 1 for float32 inputs.
 
         Codes without a kernel for float32 inputs are unpacked to a float weight when a session opens.
         """
@@ -111,7 +111,7 @@ class PackedMatrix:
         )
 
     def rows(self, graph: Graph, ids: str) -> str:
-        """One GatherBlockQuantized on the same bytes that a product reads; padding is removed."""
+        """Add one GatherBlockQuantized on the same bytes that a linear layer reads; padding is removed."""
         codes = graph.weight(f"{self.name}.codes", self.codes)
         flat = graph.node("Reshape", [codes, graph.integers(self.codes.shape[0], -1)])
         gathered = graph.node(
@@ -157,11 +157,11 @@ class FusedMatrix(PackedMatrix):
 
 
 JOIN = "+"
-"""Separates the modules in the name of a fused product."""
+"""Separates the modules in the name of a fused linear layer."""
 
 
 def fused(matrices: Sequence[Matrix]) -> Matrix:
-    """One matrix of several that multiply the same input; outputs are in the order of the matrices.
+    """Join several matrices that multiply the same input; outputs are in the order of the matrices.
 
     Packed matrices must agree in bits, block size, columns and inputs, float matrices in columns.
     """
@@ -184,7 +184,7 @@ def fused(matrices: Sequence[Matrix]) -> Matrix:
 
 
 def alike(matrices: Sequence[Matrix]) -> bool:
-    """True if one product can compute all: float matrices, or packed ones with equal bits, block size and inputs."""
+    """Say if one matrix product can compute all: float matrices, or packed with equal bits, block and inputs."""
 
     def form(matrix: Matrix) -> tuple[object, ...]:
         if isinstance(matrix, PackedMatrix):
@@ -195,7 +195,7 @@ def alike(matrices: Sequence[Matrix]) -> bool:
 
 
 def unpacked(graph: Graph, codes: str, scales: str, *, shape: tuple[int, int, int], bits: int, columns: int) -> str:
-    """codes * scales, [N, K] float32, equal to torch's dequantized weights in every bit.
+    """Add nodes for codes * scales, [N, K] float32, equal to torch's dequantized weights in every bit.
 
     The nodes are standard ones on constants. onnxruntime runs them once, when a session opens.
 

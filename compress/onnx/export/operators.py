@@ -15,13 +15,13 @@ Activation = Callable[[Graph, str], str]
 
 
 def tokens(graph: Graph, weights: Weights, stack: Stack, ids: str) -> str:
-    """Token embeddings [B, S, D]."""
+    """Add the token embeddings [B, S, D]."""
     rows = weights.rows(graph, stack.tokens, ids)
     return rows if stack.token_scale == 1 else graph.node("Mul", [rows, graph.scalar(stack.token_scale)])
 
 
 def embeddings(graph: Graph, weights: Weights, stack: Stack, ids: str, positions: str) -> tuple[str, str]:
-    """The two terms of the embeddings: learned positions of ``positions`` [B, S] (empty: none), and tokens."""
+    """Add the two terms of the embeddings: learned positions of ``positions`` [B, S] ("" for none), and tokens."""
     added = ""
     if stack.positions:
         offset = stack.position_offset
@@ -31,7 +31,7 @@ def embeddings(graph: Graph, weights: Weights, stack: Stack, ids: str, positions
 
 
 def counted_embeddings(graph: Graph, weights: Weights, stack: Stack, ids: str, past: str = "") -> tuple[str, str]:
-    """As :func:`embeddings`, for tokens [B, S] without padding after ``past`` (a vector with one element) others."""
+    """Do as :func:`embeddings` does for tokens [B, S] without padding after ``past`` (one-element vector) others."""
     rows = tokens(graph, weights, stack, ids)
     if not stack.positions:
         return "", rows
@@ -43,7 +43,7 @@ def counted_embeddings(graph: Graph, weights: Weights, stack: Stack, ids: str, p
 
 
 def norm(graph: Graph, weights: Weights, name: str, x: str, added: str = "") -> tuple[str, str]:
-    """Normalization of added + x, or of x alone; returns it and the sum.
+    """Add the normalization of added + x, or of x alone; return it and the sum.
 
     Layer normalization is (x - mean) / sqrt(variance + epsilon) * weight + bias. Root-mean-square normalization is
     x / sqrt(mean of squares + epsilon) * weight (Zhang and Sennrich 2019, arXiv 1910.07467).
@@ -70,9 +70,9 @@ def norm(graph: Graph, weights: Weights, name: str, x: str, added: str = "") -> 
 def chain(
     graph: Graph, weights: Weights, stack: Stack, start: tuple[str, str], output: Callable[[Block, str], str]
 ) -> str:
-    """The blocks and the last normalization, [B, S, D].
+    """Add the blocks and the last normalization, [B, S, D].
 
-    ``start`` holds the first term that is added to the residual stream (empty: none), and the stream. ``output`` adds
+    ``start`` holds the first term that is added to the residual stream ("" for none), and the stream. ``output`` adds
     the nodes of a block that reads the named value, and returns the next term.
     """
     added, residual = start
@@ -86,7 +86,7 @@ def chain(
 
 
 def feed_forward(graph: Graph, weights: Weights, block: FeedForward, x: str) -> str:
-    """down(activation(up(x))), or down(activation(gate(x)) * up(x)) where the block has a gate."""
+    """Add nodes for down(activation(up(x))), or down(activation(gate(x)) * up(x)) where the block has a gate."""
     if not block.gate:
         inner = activation(graph, block.activation, weights.product(graph, block.up, x))
         return weights.product(graph, block.down, inner)
@@ -125,7 +125,7 @@ def _sqrt_softplus(graph: Graph, x: str) -> str:
 
 
 def _laplace(graph: Graph, x: str) -> str:
-    """Normal distribution function with mean sqrt(1/2) and deviation sqrt(1/(4 pi)), rounded as in the stock class."""
+    """Add the normal distribution function, mean sqrt(1/2), deviation sqrt(1/(4 pi)), rounded as in transformers."""
     centred = graph.node("Sub", [x, graph.scalar(0.707107)])
     erf = graph.node("Erf", [graph.node("Div", [centred, graph.scalar(0.282095 * math.sqrt(2.0))])])
     return graph.node("Mul", [graph.node("Add", [erf, graph.scalar(1.0)]), graph.scalar(0.5)])
@@ -155,7 +155,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "sqrtsoftplus": _sqrt_softplus,
     "laplace": _laplace,
 }
-"""Every stock activation function without weights, by its name in a stock config."""
+"""Every transformers activation function without weights, by its name in a config."""
 
 
 def require_activation(name: str) -> None:

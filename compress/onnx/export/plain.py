@@ -1,4 +1,4 @@
-"""The plain graph: the stock torch model, traced by torch's exporter, with its cache as separate tensors."""
+"""The plain graph: the transformers model, traced by torch's exporter, with its cache as separate tensors."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Weights:
         return matrix.product(graph, JOIN.join(modules), x, self._bias(graph, modules), output)
 
     def products(self, graph: Graph, modules: Sequence[str], x: str) -> list[str]:
-        """The output of each module for the same input, from one fused product if one can compute all.
+        """Return the output of each module for the same input, from one fused linear layer if one can compute all.
 
         Matrices that differ in bits, block size or inputs are multiplied one by one.
         """
@@ -82,7 +82,7 @@ class Weights:
         return self.matrices[module].rows(graph, ids)
 
     def slice(self, graph: Graph, module: str, start: str, end: str) -> str:
-        """Rows ``start`` to ``end`` of a module's float weight."""
+        """Return the rows ``start`` to ``end`` of a module's float weight."""
         matrix = self.matrices[module]
         assert isinstance(matrix, FloatMatrix), f"{module} is packed"
         return graph.node("Slice", [graph.floats(matrix.name, matrix.values), start, end])
@@ -99,7 +99,7 @@ def read_weights(
     *,
     split: bool = False,
 ) -> Weights:
-    """Weights of a stock model. Codes, scales and float16 tables that ``spec`` names are read from ``tensors``.
+    """Read the weights of a transformers model; codes, scales and float16 tables that ``spec`` names from ``tensors``.
 
     Modules that share one parameter share one stored weight. With ``split``, token embeddings are stored separately as
     dequantized float32 rows.
@@ -133,7 +133,7 @@ def read_weights(
 def _quantized(
     model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str, Tensor], *, split: bool
 ) -> Mapping[str, Matrix]:
-    """The matrices that replace the model's own: float16 tables, codes, and separately stored rows."""
+    """Return the matrices that replace the model's own: float16 tables, codes, and separately stored rows."""
     halved = {name.removesuffix(".weight"): FloatMatrix(name, tensors[name].numpy()) for name in spec.half}
     coded = {matrix.module: _packed(matrix, tensors) for matrix in spec.matrices}
     apart = [matrix for matrix in spec.matrices if split and isinstance(model.get_submodule(matrix.module), Table)]

@@ -75,7 +75,7 @@ class _Search:
         """Their log-probabilities, [R], in descending order."""
 
     def best(self) -> Array:
-        """The finished text with the best score."""
+        """Return the finished text with the best score."""
         return self._finished[0][1]
 
     def advance(self, logits: Array) -> Array:
@@ -103,7 +103,7 @@ class _Search:
         self._finished = sorted(found, key=lambda pair: -pair[0])[: self._options.num_beams]
 
     def _decided(self, running: Array, length: int) -> bool:
-        """True when no running hypothesis, with this many new tokens, can still be among the best."""
+        """Return True when no running hypothesis, with this many new tokens, can still be among the best."""
         if not len(running):
             return True
         options = self._options

@@ -33,7 +33,7 @@ _TOKENS = ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 
 def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
-    """A session of one graph of an exported directory; ModelError if it cannot be opened or has other inputs."""
+    """Return a session of one graph of an exported directory; ModelError if it cannot be opened or has other inputs."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4  # failures are raised as exceptions too
@@ -70,7 +70,7 @@ def run(session: ort.InferenceSession, binding: ort.IOBinding, length: int) -> N
 
 
 def reason(error: Exception) -> str:
-    """The first line of an onnxruntime message, without the paths of its source files."""
+    """Return the first line of an onnxruntime message, without the paths of its source files."""
     return _OWN_PLACES.sub("", str(error).splitlines()[0])
 
 
@@ -80,7 +80,7 @@ def _few(names: set[str]) -> str:
 
 
 def decoding_settings(path: Path) -> dict[str, Any]:
-    """The settings that decoding needs; ``generation_config.json`` takes precedence over ``config.json``."""
+    """Return the settings that decoding needs; ``generation_config.json`` takes precedence over ``config.json``."""
     generation = path / "generation_config.json"
     settings, given = json_object(path / "config.json"), json_object(generation) if generation.exists() else {}
     contexts = [settings[name] for name in ("n_positions", "max_position_embeddings") if name in settings]
@@ -88,7 +88,9 @@ def decoding_settings(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path / 'config.json'}: does not give the number of positions")
     found = settings | {name: value for name, value in given.items() if value is not None} | {"context": contexts[0]}
     if type(found["context"]) is not int or found["context"] < 1:
-        raise ModelError(f"{path / 'config.json'}: {found['context']!r} is not a number of positions")
+        raise ModelError(
+            f"{path / 'config.json'}: {found['context']!r} must be the number of positions, a whole number from 1"
+        )
     for name in (*_TOKEN, *_TOKENS):
         value = found.get(name)
         several = name in _TOKENS
@@ -99,7 +101,7 @@ def decoding_settings(path: Path) -> dict[str, Any]:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of settings; ModelError if there is none."""
+    """Return the JSON object in a file of settings; ModelError if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ Array = np.ndarray[Any, Any]
 
 
 def prompts(input_ids: Any, attention_mask: Any, vocabulary: int) -> tuple[Array, Array | None]:
-    """Tokens [B, T] int64 and their mask, if any, from arrays or from lists of rows of equal length.
+    """Return tokens [B, T] int64 and their mask, if any, from arrays or from lists of rows of equal length.
 
     A hidden position may hold any whole number; one outside the vocabulary is read as 0.
 
@@ -21,7 +21,7 @@ def prompts(input_ids: Any, attention_mask: Any, vocabulary: int) -> tuple[Array
     """
     ids = _array(input_ids, "input_ids")
     if ids.ndim != 2 or not ids.size:
-        raise UserError(f"input_ids: the shape {ids.shape} is not [rows, tokens] with at least one of each")
+        raise UserError(f"input_ids: the shape must be [rows, tokens] with at least one of each, got {ids.shape}")
     if ids.dtype.kind not in "iu":
         raise UserError(f"input_ids: {ids.dtype} is not an integer type; give token ids from 0 to {vocabulary - 1}")
     mask = None if attention_mask is None else _mask(attention_mask, ids)

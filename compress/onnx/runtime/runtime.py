@@ -44,7 +44,9 @@ class Runtime:
         decoder = sessions[DECODER_FILE if self.reads_sources else MODEL_FILE]
         self._vocabulary: int = decoder.get_outputs()[0].shape[-1]
         if self.reads_sources and not 0 <= self._start < self._vocabulary:
-            raise ModelError(f"decoder_start_token_id {self._start} is not a token, 0 to {self._vocabulary - 1}")
+            raise ModelError(
+                f"decoder_start_token_id {self._start} is not a token of the vocabulary, 0 to {self._vocabulary - 1}"
+            )
 
     @classmethod
     def open(cls, directory: str | Path, threads: int | None = None) -> Runtime:
@@ -72,7 +74,7 @@ class Runtime:
         return self._context
 
     def logits(self, input_ids: Any, attention_mask: Any = None) -> Array:
-        """Logits of whole sequences, [B, T] -> [B, T, V]."""
+        """Return logits of whole sequences, [B, T] -> [B, T, V]."""
         self._require_sources(False, "logits", "answer")
         ids, mask = self._read(input_ids, attention_mask)
         return self.start(*ids.shape).feed(ids, mask)
@@ -133,11 +135,14 @@ class Runtime:
         """
         ids, mask = self._read(input_ids, attention_mask)
         if longest is not None and not self.given(ids).shape[1] <= longest <= self._context:
-            raise UserError(f"longest: {longest} is not between the tokens given and the context of {self._context}")
+            raise UserError(
+                f"longest: {longest} is out of range; it must be at least the number of tokens given and at most the "
+                f"context of {self._context}"
+            )
         return self._begin(ids, mask, longest)
 
     def given(self, input_ids: Any) -> Array:
-        """The tokens before the new ones: the prompts, or for sources the start token of each response."""
+        """Return the tokens before the new ones: the prompts, or for sources the start token of each response."""
         return np.full((len(input_ids), 1), self._start) if self.reads_sources else np.asarray(input_ids)
 
     def _begin(self, ids: Array, mask: Array | None, longest: int | None) -> tuple[Decoding | Seq2SeqDecoding, Array]:

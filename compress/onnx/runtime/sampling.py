@@ -82,7 +82,7 @@ class Options:
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Options:
-        """Options from keyword arguments; UserError for one that is unknown or out of range."""
+        """Read options from keyword arguments; UserError for one that is unknown or out of range."""
         known = [each.name for each in fields(cls)]
         if unknown := next((name for name in given if name not in known), None):
             raise UserError(f"{unknown}: is not an option of generation; allowed: {', '.join(known)}")
@@ -94,12 +94,12 @@ class Options:
 
 
 def is_whole(value: object) -> bool:
-    """True for a whole number; False for True and False."""
+    """Return True for a whole number; False for True and False."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def as_tokens(value: int | Sequence[int] | None) -> list[int]:
-    """One token, several tokens, or None as a list."""
+    """Return one token, several tokens, or None as a list."""
     return [] if value is None else list(value) if isinstance(value, Sequence) else [value]
 
 
@@ -123,7 +123,7 @@ class Rules:
 
     @classmethod
     def of(cls, options: Options, start: int, ends: Iterable[int], vocabulary: int) -> Rules:
-        """Rules for prompts of ``start`` tokens. ``ends`` outside the vocabulary never end a row.
+        """Return rules for prompts of ``start`` tokens. ``ends`` outside the vocabulary never end a row.
 
         Raises UserError for a forced token outside the vocabulary.
         """
@@ -157,13 +157,13 @@ class Rules:
             _force(scores, self.last)
 
     def ended(self, tokens: Array) -> Array:
-        """True at each token that ends a row; any shape."""
+        """Return True at each token that ends a row; any shape."""
         found: Array = (tokens[..., None] == self.ends).any(-1)
         return found
 
 
 def choose(logits: Array, options: Options, generator: np.random.Generator) -> Array:
-    """The next token of each row, [B, V] -> [B] int64."""
+    """Return the next token of each row, [B, V] -> [B] int64."""
     if not options.do_sample:
         greedy: Array = logits.argmax(-1)
         return greedy
@@ -174,7 +174,7 @@ def choose(logits: Array, options: Options, generator: np.random.Generator) -> A
 
 
 def probabilities(logits: Array, options: Options) -> Array:
-    """The probabilities that sampling uses, [B, V] -> [B, V] float64.
+    """Return the probabilities that sampling uses, [B, V] -> [B, V] float64.
 
     ``top_k`` keeps the k largest logits and those equal to the k-th; ``top_p`` keeps the smallest set of tokens whose
     probability reaches p, at least one (Holtzman et al., arXiv 1904.09751, section 3.1).
@@ -202,7 +202,7 @@ def _force(scores: Array, tokens: Array) -> None:
 
 
 def _repeated(tokens: Array, size: int) -> tuple[Array, Array]:
-    """Pairs of a row and a token that would complete an n-gram that the row already has."""
+    """Return pairs of a row and a token that would complete an n-gram that the row already has."""
     starts = tokens.shape[1] - size + 1
     same = np.ones((len(tokens), starts), dtype=bool)
     for offset in range(size - 1):

@@ -121,7 +121,9 @@ class Decoding:
         if total > self._mask.shape[1]:
             raise ValueError(f"{total} tokens do not fit a capacity of {self._mask.shape[1]}")
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            raise ValueError(f"a mask of shape {attention_mask.shape} for tokens of shape {input_ids.shape}")
+            raise ValueError(
+                f"attention_mask must have the shape {input_ids.shape} of input_ids, got {attention_mask.shape}"
+            )
         self._mask[:, past:total] = 1 if attention_mask is None else attention_mask
         positions = (self._mask[:, :total].cumsum(-1) - 1).clip(min=0)[:, past:]
         self._logits = _array_of_shape(self._logits, (batch, 1 if first else new, self._vocabulary))
@@ -174,7 +176,7 @@ def _cache_tensors(session: ort.InferenceSession) -> list[tuple[ort.NodeArg, ort
 
 
 def _spread(buffer: Array, rows: Array, length: int) -> Array:
-    """A new buffer with more rows, filled up to this length."""
+    """Return a new buffer with more rows, filled up to this length."""
     found = np.zeros((len(rows), *buffer.shape[1:]), buffer.dtype)
     found[:, :, :length] = buffer[rows, :, :length]
     return found

@@ -1,4 +1,4 @@
-"""Replace products, embeddings and the head by fake-quantized ones, pack them, and restore them bit for bit."""
+"""Replace linear layers, embeddings and the head by fake-quantized ones, pack them, and restore them bit for bit."""
 
 from compress.surgery.quantization.convert import Filter, plan, quantize
 from compress.surgery.quantization.inspection import histograms, mean_cosine

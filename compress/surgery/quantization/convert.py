@@ -1,4 +1,4 @@
-"""Replace the stock products, token embeddings and head of a model by fake-quantized ones, in place."""
+"""Replace the linear layers, token embeddings and head of a model by fake-quantized ones, in place."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Filter = Callable[[str, nn.Module], bool]
 
 
 def plan(model: nn.Module, family: ModelFamily, config: Quantization, select: Filter | None = None) -> QuantizationSpec:
-    """What ``quantize`` would do to a stock model. Only shapes are read, so a model on the meta device is enough.
+    """Plan what ``quantize`` will do to a model. Only shapes are read, so a model on the meta device is enough.
 
-    Token embeddings and the head get the bits of ``embedding``. Every other product that the family's axes name gets
-    the bits of ``weights``. Modules that hold the same parameter share one set of codes. Modules for which ``select``
-    is false are left out.
+    Token embeddings and the head get the bits of ``embedding``. Every other linear layer that the family's tables name
+    gets the bits of ``weights``. Modules that hold the same parameter share one set of codes. Modules for which
+    ``select`` is false are left out.
 
     Raises ModelError if ``select`` takes only one of two modules that share a weight.
     """
@@ -60,7 +60,7 @@ def plan(model: nn.Module, family: ModelFamily, config: Quantization, select: Fi
 
 
 def storage_plan(model: nn.Module, matrices: Iterable[MatrixSpec], store: Storage) -> QuantizationSpec:
-    """The storage plan of a stock or quantized model with these matrices, if float16 can hold every value.
+    """Return the storage plan of a plain or quantized model with these matrices, if float16 can hold every value.
 
     Embedding tables without codes are position embeddings.
     """
@@ -77,7 +77,7 @@ def storage_plan(model: nn.Module, matrices: Iterable[MatrixSpec], store: Storag
 def quantize(
     model: nn.Module, family: ModelFamily, config: Quantization, spec: QuantizationSpec | None = None
 ) -> Coverage:
-    """Fake-quantize a stock model in place. Its float weights become the trainable master weights.
+    """Fake-quantize a transformers model in place. Its float weights become the trainable master weights.
 
     Position embeddings, normalizations, biases and buffers are not quantized. ``spec`` is the result of :func:`plan`
     for this model, if there is one. Raises NothingDoneError if there is nothing to quantize.
@@ -98,7 +98,7 @@ def quantize(
 
 
 def swap(model: nn.Module, family: ModelFamily, matrix: MatrixSpec, weight: FakeQuantWeight | StoredWeight) -> None:
-    """Replace one stock module by one that computes with ``weight``. The bias stays the same parameter."""
+    """Replace one transformers module by one that computes with ``weight``. The bias stays the same parameter."""
     stock = model.get_submodule(matrix.module)
     weight.train(stock.training)
     new: Product | Table

@@ -36,7 +36,7 @@ def histograms(model: nn.Module) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def mean_cosine(rows_ND: Tensor) -> float:
-    """Mean cosine similarity between different rows of [N, D], without rows of zeros. It is 0 for fewer than two rows.
+    """Return the mean cosine similarity between different rows of [N, D], without rows of zeros. 0 for fewer than two.
 
     Near 1, the rows are almost parallel and tokens are hard to distinguish (QuantGPT, arXiv 2203.10705, figure 3).
     """

@@ -69,7 +69,7 @@ ROUND_TO_NEAREST = Method(fq.round_to_nearest, fq.round_to_nearest_codes)
 
 
 def method_of(name: str, *, norm_gradient: bool = False, block: int | None = None) -> Method:
-    """The method with this name. With ``block``, it has one scale per row and block of inputs.
+    """Return the method with this name. With ``block``, it has one scale per row and block of inputs.
 
     ``norm_gradient`` (dynamic scaling only) lets the gradient pass through the norm of the weights. Raises RecipeError
     for a name that is not registered, and lists the registered ones.

@@ -1,4 +1,4 @@
-"""The modules that replace products and embeddings. A weight is held as [O, I], whatever the stock layout.
+"""The modules that replace linear layers and embeddings. A weight is always held as [O, I].
 
 :class:`Product` and :class:`Table` do the computing. Training and deployment differ only in the weight module, which is
 :class:`FakeQuantWeight` or :class:`StoredWeight`, so both run the same float32 arithmetic. Tied modules share one
@@ -53,11 +53,11 @@ class FakeQuantWeight(nn.Module):
         self._product: Tensor | None = None
 
     def forward(self) -> Tensor:
-        """The quantized weight [O, I] for a product, in float32 or in the dtype that :func:`prepared` chose."""
+        """Return the quantized weight [O, I] for a linear layer, in float32 or the dtype chosen by :func:`prepared`."""
         return self._quantized() if self._product is None else self._product
 
     def rows(self, ids: Tensor, padding_idx: int | None) -> Tensor:
-        """Rows of the quantized weight in float32, [...] -> [..., I]. Without a held one, only these are quantized."""
+        """Return the rows ``ids`` of the weight, float32, [...] -> [..., I]; quantize only these if none is held."""
         if self._table is not None or self.spec.dim is None:
             return F.embedding(ids, self._quantized() if self._table is None else self._table, padding_idx)
         parts = [F.embedding(ids.flatten(), part.reshape(len(part), -1), padding_idx) for part in self._operands()]
@@ -69,7 +69,7 @@ class FakeQuantWeight(nn.Module):
         return self.method.codes(*self._operands(), bits=self.spec.bits, dim=self.spec.dim)
 
     def hold(self, dtype: torch.dtype | None) -> None:
-        """Quantize now and keep the result until :meth:`release`. Products get it in ``dtype``."""
+        """Quantize now and keep the result until :meth:`release`. Linear layers get it in ``dtype``."""
         self._table = self._quantized()
         self._product = self._table if dtype is None else self._table.to(dtype)
 
@@ -111,11 +111,11 @@ class StoredWeight(nn.Module):
         self.codes, self.scale = codes, scale
 
     def forward(self) -> Tensor:
-        """The weight [O, I]."""
+        """Return the weight [O, I]."""
         return self.weight
 
     def rows(self, ids: Tensor, padding_idx: int | None) -> Tensor:
-        """Rows of the weight, [...] -> [..., I]."""
+        """Return the rows ``ids`` of the weight, [...] -> [..., I]."""
         return F.embedding(ids, self.weight, padding_idx)
 
 
@@ -136,7 +136,7 @@ class Product(nn.Module):
         return F.linear(self.activations(x), self.quantizer(), self.bias)
 
     def activations(self, x: Tensor) -> Tensor:
-        """The input of the matrix product, quantized if configured: [..., I] -> [..., I]."""
+        """Return the input of the matrix product, quantized if configured: [..., I] -> [..., I]."""
         spec = self.spec
         with torch.autocast(x.device.type, enabled=False):
             if spec.activations == "block":
@@ -168,29 +168,29 @@ class Table(nn.Module):
 
 
 def fake_quantized(model: nn.Module) -> list[FakeQuantWeight]:
-    """The fake-quantized weights of a model, shared ones once."""
+    """Return the fake-quantized weights of a model, shared ones once."""
     return [module for module in model.modules() if isinstance(module, FakeQuantWeight)]
 
 
 def stored(model: nn.Module) -> list[StoredWeight]:
-    """The weights of a model that was restored from packed codes, shared ones once."""
+    """Return the weights of a model that was restored from packed codes, shared ones once."""
     return [module for module in model.modules() if isinstance(module, StoredWeight)]
 
 
 def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The learned scales of the quantizers. They have their own learning rate."""
+    """Return the learned scales of the quantizers. They have their own learning rate."""
     return [weight.scale for weight in fake_quantized(model) if weight.method.state == "scale"]
 
 
 def weights_and_scales(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters of a model, apart from the scales that its quantizers learn, and these scales."""
+    """Return the parameters of a model, apart from the scales that its quantizers learn, and these scales."""
     scales = quantizer_parameters(model)
     learned = {id(scale) for scale in scales}
     return [each for each in model.parameters() if id(each) not in learned], scales
 
 
 def operands(product: nn.Module) -> list[Tensor]:
-    """The tensors a product computes with: a stock module's parameters, or the fake-quantized weight as held."""
+    """Return the tensors a linear layer computes with: its parameters, or the held fake-quantized weight and bias."""
     if not isinstance(product, Product):
         return list(product.parameters())
     return [product.quantizer()] + ([] if product.bias is None else [product.bias])

@@ -28,10 +28,10 @@ RESTORED = "compress_restored"
 def packed_state(
     model: nn.Module, plan: QuantizationSpec | Storage | None = None
 ) -> tuple[dict[str, Tensor], QuantizationSpec]:
-    """The tensors to store for a quantized model, and the spec that describes them.
+    """Return the tensors to store for a quantized model, and the spec that describes them.
 
     Each matrix with its own codes has ``MODULE.codes``, uint8 [out, blocks, bytes] in the layout of ``pack_blocks``,
-    and ``MODULE.scale``, [], [out] or [out, blocks]. Every other tensor of the model keeps its stock name. Scales and
+    and ``MODULE.scale``, [], [out] or [out, blocks]. Every other tensor of the model keeps its name. Scales and
     other tensors are float32, except those that ``plan`` asks for in float16 (see :func:`in_half`). They are rounded
     here and not during training, so that a restored model and a graph compute with the same numbers.
 
@@ -64,7 +64,7 @@ def packed_state(
 
 
 def _packed(weight: FakeQuantWeight | StoredWeight, matrix: MatrixSpec) -> tuple[Tensor, Tensor]:
-    """Packed codes, uint8 [out, blocks, bytes], and scales of a weight."""
+    """Return the packed codes, uint8 [out, blocks, bytes], and scales of a weight."""
     if isinstance(weight, FakeQuantWeight):
         codes, scale = weight.codes()
         return pack_blocks(to_unsigned(codes, matrix.bits), storage_bits(matrix.bits), matrix.block), scale
@@ -95,14 +95,14 @@ def in_half(state: Mapping[str, Tensor], spec: QuantizationSpec) -> tuple[dict[s
 
 
 def left_in_float32(plan: QuantizationSpec, spec: QuantizationSpec) -> list[str]:
-    """The tensors that :func:`storage_plan` chose for float16 and that :func:`in_half` left in float32."""
+    """Return the tensors that :func:`storage_plan` chose for float16 and that :func:`in_half` left in float32."""
     kept = {matrix.module for matrix in spec.matrices if matrix.scales == "float32"}
     scales = [f"{each.module}.scale" for each in plan.stored if each.scales == "float16" and each.module in kept]
     return scales + [name for name in plan.half if name not in spec.half]
 
 
 def unpacked(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Codes, int8 [out, in], and scales, float32, of a matrix. Shared ones are read from the module that owns them.
+    """Return the codes, int8 [out, in], and scales, float32, of a matrix; shared ones from the module that owns them.
 
     Raises ModelError for a tensor that is missing, or whose shape or type differs from the matrix's spec.
     """
@@ -116,10 +116,10 @@ def unpacked(matrix: MatrixSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor,
 def restore(
     model: nn.Module, family: ModelFamily, spec: QuantizationSpec, tensors: Mapping[str, Tensor], *, dequantize: bool
 ) -> None:
-    """Fill a stock model from packed tensors, in place.
+    """Fill a transformers model from packed tensors, in place.
 
-    The result computes like the deployed model: weights are codes * scale, and inputs of products are quantized. It
-    matches the float32 forward pass of the fake-quantized model bit for bit. With ``dequantize``, it remains a stock
+    The result computes like the deployed model: weights are codes * scale, and inputs of linear layers are quantized.
+    It matches the float32 forward pass of the fake-quantized model bit for bit. With ``dequantize``, it remains a plain
     model that holds those weights.
 
     Raises ModelError, naming the tensor, if tensors and model do not fit.
@@ -185,5 +185,5 @@ def _holds(values: Tensor) -> bool:
 
 
 def _holds_scales(scales: Tensor) -> bool:
-    """Whether float16 holds every scale to 11 bits. A scale of zero, that of a block of zeros, is allowed."""
+    """Return whether float16 holds every scale to 11 bits. A scale of zero, that of a block of zeros, is allowed."""
     return _holds(scales) and bool(((scales == 0) | (scales >= torch.finfo(torch.float16).tiny)).all())

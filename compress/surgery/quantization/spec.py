@@ -19,7 +19,7 @@ MethodName = Annotated[str, AfterValidator(QUANTIZERS.known)]
 Float = Literal["float32", "float16"]
 ActivationName = Literal["none", "block", "symmetric", "asymmetric"]
 Activations = Literal["none", "block", "tensor"]
-"""How the inputs of a model's products are quantized: not at all, with a scale per row and block, or per tensor."""
+"""How the inputs of linear layers are quantized: not at all, with a scale per row and block, or per tensor."""
 
 BLOCKS = (128, 64, 32)
 """Block sizes with fast deployed kernels, in order of preference."""
@@ -36,7 +36,7 @@ def _implied_granularity(value: Any) -> Any:
 
 
 class WeightQuantization(Strict):
-    """Bits and method of the products.
+    """Bits and method of the linear layers.
 
     One scale per matrix, per ``row`` (an output), or per ``group``: ``group_size`` neighbouring inputs of a row.
     ``init: search`` starts each learned scale where the squared error is least, ``one`` at the method's own first value
@@ -86,7 +86,7 @@ class EmbeddingQuantization(Strict):
 
 
 class ActivationQuantization(Strict):
-    """Dynamic 8-bit quantization of the input of every quantized product, the head included.
+    """Dynamic 8-bit quantization of the input of every quantized linear layer, the head included.
 
     ``block`` is what the deployed kernel computes: symmetric, with one scale per row and block. ``tensor`` has one
     scale per tensor, as in the papers; no deployed kernel computes it.
@@ -130,7 +130,7 @@ class Storage(Strict):
     positions: Float = "float32"
 
     def of_scales(self, granularity: Granularity) -> Float:
-        """The dtype of the scales of a matrix with this granularity."""
+        """Return the dtype of the scales of a matrix with this granularity."""
         return "float32" if granularity == "tensor" else self.scales
 
 
@@ -191,7 +191,7 @@ class MatrixSpec(Strict):
 
 
 class QuantizationSpec(Strict):
-    """Every quantized module of a model: products, token embeddings and the head."""
+    """Every quantized module of a model: linear layers, token embeddings and the head."""
 
     matrices: tuple[MatrixSpec, ...]
     half: dict[str, tuple[int, ...]] = added({})
@@ -204,7 +204,7 @@ class QuantizationSpec(Strict):
 
     @property
     def activations(self) -> Activations:
-        """How the inputs of products are quantized."""
+        """How the inputs of linear layers are quantized."""
         found = {matrix.activations for matrix in self.matrices} - {"none"}
         if not found:
             return "none"
@@ -217,7 +217,7 @@ class QuantizationSpec(Strict):
 
 
 def block_size(columns: int, group_size: int | None = None) -> int:
-    """The block size along the inputs of a product: ``group_size`` if given, with padding if it does not divide them.
+    """Return the block size along the inputs of a linear layer: ``group_size`` if given (padded if it does not divide).
 
     Without ``group_size``: the largest of 128, 64 and 32 that divides the inputs, or 32 with padding if none does.
     """
@@ -227,7 +227,7 @@ def block_size(columns: int, group_size: int | None = None) -> int:
 
 
 def packed_bytes(spec: QuantizationSpec, elements: int, *, scales: bool = True) -> int:
-    """Bytes of the tensors of a packed model with ``elements`` values. Unquantized tensors are float32 or float16.
+    """Count the bytes of a packed model with ``elements`` values. Unquantized tensors are float32 or float16.
 
     ``scales=False`` leaves the scales out, as the papers do.
     """

@@ -60,7 +60,7 @@ def _with_source(case: Case, lengths: Array, vocabulary: int, generator: np.rand
 
 
 def graph_logits(runtime: Runtime, case: Case) -> Array:
-    """Logits [B, T, V] of the graph, computed through its cache."""
+    """Return the logits [B, T, V] of the graph, computed through its cache."""
     starts = np.cumsum((0, *case.pieces))[:-1]
     pieces = [slice(start, start + length) for start, length in zip(starts, case.pieces, strict=True)]
     if case.source is not None:
@@ -71,7 +71,7 @@ def graph_logits(runtime: Runtime, case: Case) -> Array:
 
 
 def torch_logits(model: nn.Module, case: Case) -> Array:
-    """Logits [B, T, V] of the torch model, from one forward pass."""
+    """Return the logits [B, T, V] of the torch model, from one forward pass."""
     inputs: dict[str, Any] = {"input_ids": case.ids, "attention_mask": case.mask}
     if case.source is not None:
         inputs = {"input_ids": case.source, "attention_mask": case.source_mask, "decoder_input_ids": case.ids}

@@ -3,14 +3,14 @@
 The gate compares logits on whole sequences and through the cache: with left padding, with single tokens, and with
 several tokens on a past. Then it compares greedy text. A quantized graph must pass three tests:
 
-1. Each packed product alone, with 8-bit inputs, is within 1e-5 (:mod:`compress.onnx.export.parity.products`).
-2. The whole graph with float32 inputs of products is within the limit of float graphs.
+1. Each packed linear layer alone, with 8-bit inputs, is within 1e-5 (:mod:`compress.onnx.export.parity.products`).
+2. The whole graph with float32 inputs of linear layers is within the limit of float graphs.
 3. The whole graph as written. Float32 sums in another order can change the rounding of an 8-bit input by one step,
    which changes the inputs of all later layers. Two correct evaluations therefore differ by as much as quantizing the
    inputs does. The limit is 1e-3 of the logits' range, or three times the effect of quantizing the inputs if that is
    larger.
 
-For products with float32 inputs, tests 2 and 3 are the same.
+For linear layers with float32 inputs, tests 2 and 3 are the same.
 
 Shapes: B rows, T tokens, V tokens of the vocabulary.
 """
@@ -40,7 +40,7 @@ from compress.surgery.quantization import Product, QuantizationSpec
 FLOAT_LIMIT, PACKED_LIMIT = 1e-4, 1e-3
 """The largest logit error allowed, as a fraction of the range of the reference logits."""
 ROUNDING_LIMIT = 3.0
-"""The largest logit error of a packed graph, as a multiple of the effect of quantizing the inputs of products."""
+"""The largest logit error of a packed graph, as a multiple of the effect of quantizing the inputs of linear layers."""
 PRODUCT_LIMIT = 1e-5
 NEW_TOKENS = 16
 """The number of tokens of greedy text."""
@@ -87,7 +87,7 @@ def check_parity(
         with float_activations(model), _float_twin(directory) as twin:
             floats = _compare(model, twin, cases)
             float_limit = FLOAT_LIMIT * floats.spread
-            _require(runtime, "logits with float inputs of products differ", floats.error, float_limit)
+            _require(runtime, "logits with float inputs of linear layers differ", floats.error, float_limit)
             _greedy(model, twin, floats.error, float_limit, prompts)  # the small error leaves almost no token undecided
         figures |= {"max_float_logit_error": floats.error, "float_limit": float_limit}
         effect = float(np.abs(compared.reference - floats.reference).max())
@@ -112,7 +112,7 @@ def _products(model: nn.Module, runtime: Runtime, directory: Path, spec: Quantiz
 
 @contextmanager
 def float_activations(model: nn.Module) -> Iterator[None]:
-    """Let the packed products of a torch model read float32 inputs inside this context."""
+    """Let the packed linear layers of a torch model read float32 inputs inside this context."""
     specs = {module: module.spec for module in model.modules() if isinstance(module, Product)}
     try:
         for module, spec in specs.items():
@@ -125,7 +125,7 @@ def float_activations(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _float_twin(directory: Path) -> Iterator[Runtime]:
-    """The same graphs and weights, with products on float32 inputs (``accuracy_level`` 1)."""
+    """The same graphs and weights, with linear layers on float32 inputs (``accuracy_level`` 1)."""
     with TemporaryDirectory() as temporary:
         for settings in directory.glob("*config.json"):
             shutil.copyfile(settings, Path(temporary) / settings.name)

@@ -1,4 +1,4 @@
-"""Compare each packed product of a written graph, alone, with its torch module.
+"""Compare each packed linear layer of a written graph, alone, with its torch module.
 
 The reference multiplies the module's own quantized inputs and weights in float64, so the difference is the kernel's
 rounding alone. A kernel with 8-bit inputs keeps codes unsigned: it sums x (code + zero point), subtracts the zero point
@@ -36,14 +36,14 @@ OUTLIER = 50.0
 def product_errors(
     graphs: Mapping[str, onnx.ModelProto], model: nn.Module, matrices: Sequence[MatrixSpec]
 ) -> Iterator[tuple[str, float]]:
-    """The module and max |y - y_ref| / max |y_ref| of every packed product, for inputs with an outlier channel.
+    """Yield the module and max |y - y_ref| / max |y_ref| of every packed layer, for inputs with an outlier channel.
 
     A matrix of zeros has max |y_ref| = max |bias|. Its error is relative to the product of its largest code and the
     outlier, if that is larger than max |y_ref|. If both are zero, any error is infinite.
 
     Raises:
-        ParityError: the graphs, named by their files, have no packed product for one of the matrices, or a packed
-            product for none of them. The other tests of the gate would not bound the rounding of its 8-bit inputs.
+        ParityError: the graphs, named by their files, have no packed linear layer for one of the matrices, or one that
+            belongs to no matrix. The other tests of the gate would not bound the rounding of its 8-bit inputs.
     """
     generator = np.random.default_rng(0)
     places = {module: place for file, graph in graphs.items() for module, place in _places(file, graph, matrices)}
@@ -52,7 +52,7 @@ def product_errors(
         if isinstance(module, Table):
             continue
         if matrix.module not in places:
-            raise ParityError(f"the graph has no packed product for {matrix.module}")
+            raise ParityError(f"the graph has no packed linear layer for {matrix.module}")
         graph, node, outputs = places[matrix.module]
         assert isinstance(module, Product)
         weight = module.quantizer().detach().numpy()
@@ -68,7 +68,7 @@ def product_errors(
 
 @torch.no_grad()
 def _reference(product: Product, x: Array) -> Array:
-    """The output of a module for x: inputs and weights are rounded as in the module, the rest is in float64."""
+    """Return the output of a module for x: inputs and weights are rounded as in the module, the rest is in float64."""
     bias = None if product.bias is None else product.bias.double()
     taken = product.activations(torch.from_numpy(x))
     y: Array = F.linear(taken.double(), product.quantizer().double(), bias).numpy()
@@ -78,7 +78,7 @@ def _reference(product: Product, x: Array) -> Array:
 def _places(
     file: str, graph: onnx.ModelProto, matrices: Sequence[MatrixSpec]
 ) -> Iterator[tuple[str, tuple[onnx.ModelProto, onnx.NodeProto, slice]]]:
-    """The node that computes each module's product, and the slice of its outputs that belongs to the module."""
+    """Yield the node that computes each module, and the slice of its outputs that belongs to the module."""
     rows = {matrix.module: matrix.shape[0] for matrix in matrices}
     stored = {tensor.name for tensor in graph.graph.initializer}
     for node in graph.graph.node:
@@ -87,19 +87,19 @@ def _places(
             start = 0
             for module in node.name.split(JOIN):
                 if module not in rows:
-                    raise ParityError(f"{file}: has a packed product that the torch model does not have: {module}")
+                    raise ParityError(f"{file}: has a packed linear layer that the torch model does not have: {module}")
                 yield module, (graph, node, slice(start, start + rows[module]))
                 start += rows[module]
 
 
 def large_channels(weight: Array) -> Array:
-    """Channels of a weight [N, K] whose largest entry is at least half of the largest entry of all."""
+    """Return channels of a weight [N, K] whose largest entry is at least half of the largest entry of all."""
     sizes = np.abs(weight).max(0)
     return np.flatnonzero(~(sizes < sizes.max() / 2))  # with NaN all channels; the product then shows the NaN
 
 
 def product_inputs(columns: int, block: int, generator: np.random.Generator, channels: Array | None = None) -> Array:
-    """Inputs [rows, K] float32 whose 8-bit codes do not depend on the last bit of the arithmetic.
+    """Return inputs [rows, K] float32 whose 8-bit codes do not depend on the last bit of the arithmetic.
 
     In each block one channel has code 127, and the others are at least 0.2 away from a tie between two codes. One
     channel, the outlier, is 50 times larger than all others: the others in its block have codes from -2 to 2. The
@@ -123,7 +123,7 @@ def product_inputs(columns: int, block: int, generator: np.random.Generator, cha
 def _run_alone(graph: onnx.ModelProto, node: onnx.NodeProto, x: Array) -> tuple[Array, Array]:
     """Run one node of a graph on x, with the constants it reads and the separate node that adds its bias.
 
-    Returns its output, and the scales of each output's codes: 0 for a product with unpacked weights.
+    Returns its output, and the scales of each output's codes: 0 for a node with unpacked weights.
     """
     biases = JOIN.join(f"{module}.bias" for module in node.name.split(JOIN))
     behind = [each for each in graph.graph.node if list(each.input) == [node.output[0], biases]]

@@ -82,6 +82,7 @@ def pareto(records: Sequence[Mapping[str, Any]], *, metric: str = "perplexity") 
         >>> compress.plots.pareto(records).axes[0].get_ylabel()
         'perplexity (less is better)'
     """
+    records = getattr(records, "records", records)  # what compress.run returns
     _require_records(records)
     known = list(dict.fromkeys(name for record in records for name in record.get("quality", {})))
     if metric not in known:

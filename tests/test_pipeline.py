@@ -552,6 +552,23 @@ def test_what_differs_in_the_metric_alone_has_the_same_conditions() -> None:
     assert record["conditions"] == {"quality": {"split": "data.test", "signatures": {"bleu": "b", "chrf": "c"}}}
 
 
+def test_settings_that_a_metric_does_not_read_are_not_in_its_name() -> None:
+    plain: Plain = {}
+    record: dict[str, Any] = {"name": "one"}
+    for settings in (
+        {"metric": "bleu", "decoding": {"max_new_tokens": 5}},
+        {"metric": "perplexity"},
+        {"metric": "agreement", "reference": "two"},
+        {"metric": "bleu", "decoding": {"max_new_tokens": 9}},
+        {"metric": "perplexity", "batch": 2},
+    ):
+        numbers = {"quality": {settings["metric"]: 1.0}, "conditions": {"quality": {"split": "data.test"}}}
+        join(record, numbers, Quality.model_validate(settings), plain)
+    assert list(record["quality"]) == [
+        "bleu", "perplexity", "agreement", "bleu (max_new_tokens 9)", "perplexity (batch 2)"
+    ]  # fmt: skip
+
+
 def test_what_two_measurements_do_otherwise() -> None:
     assert difference(Quality(), Quality(of=("one",))) == ""
     assert difference(Quality(), Quality.model_validate({"metric": "bleu"})) == ""
@@ -631,7 +648,7 @@ def test_what_was_run_is_written_down(recipe: Path) -> None:
 def test_cuda_is_refused_where_there_is_none(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert choose_device(None) == "cpu"
-    with pytest.raises(UserError, match="--device cuda"):
+    with pytest.raises(UserError, match="device: cuda is not possible"):
         compress.run(recipe, recipe.parent / "work", device="cuda")
     assert not (recipe.parent / "work").exists()
 

@@ -73,7 +73,9 @@ def prune(
         fold(small, family)
     coverage, kept = cut_to(small, masks.values, target)
     if coverage.modules_touched == 0:
-        raise NothingDoneError(f"keep: {keep or parameters} keeps every unit; allowed: less than the whole")
+        raise NothingDoneError(
+            f"keep: {parameters if keep is None else keep} keeps every unit; allowed: less than the whole"
+        )
     remember_cut(small, before, kept)
     return small
 

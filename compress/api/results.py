@@ -90,6 +90,8 @@ def evaluate(
     named = _read_metrics(metrics)
     require_flag(progress, "progress")
     refuse_idle(settings, dict.fromkeys(("of", "split", "type"), "model and data say what is measured"))
+    if "metric" in settings:
+        raise UserError("metric: is called metrics here; give metrics=['perplexity']")
     comparing = any("reference" in METRICS.get(each).takes for each in named if isinstance(each, str))
     if comparing != (reference is not None):
         raise UserError("reference: belongs to a metric that compares with it, such as agreement; give both or neither")

@@ -142,7 +142,9 @@ def score(
     axes = require_axes(model, family, axes)
     require_choice(method, "method", ("magnitude", "loss_aware", "movement"))
     asked = Asked(data, tokenizer, block, seed, progress, training)
-    if (method == "movement") != (weights_lr is not None):
+    if method == "movement" and weights_lr is None:
+        raise UserError("weights_lr: is missing; method movement trains a copy of the weights at this learning rate")
+    if method != "movement" and weights_lr is not None:
         raise UserError("weights_lr: applies only to method movement; leave it out")
     if method == "magnitude":
         given = {"data": data, "teacher": teacher, "tokenizer": tokenizer, "block": block, "seed": seed or None}

@@ -29,6 +29,10 @@ class Masks:
     values: Mapping[str, Tensor]
     scored: bool
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{axis}: {value.numel()}" for axis, value in self.values.items())
+        return f"Masks({{{sizes}}}, scored={self.scored})"
+
     def __post_init__(self) -> None:
         require_flag(self.scored, "scored")
         if not isinstance(self.values, Mapping):

@@ -58,6 +58,11 @@ class Measurement(Strict):
         return {}
 
     @property
+    def unread(self) -> frozenset[str]:
+        """Fields without effect on these numbers, such as how text is generated where none is."""
+        return frozenset()
+
+    @property
     def compared_with(self) -> tuple[str, ...]:
         """Names of artifacts, besides ``of``, on which the numbers depend."""
         return ()

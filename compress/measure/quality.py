@@ -103,6 +103,16 @@ class Quality(Measurement):
         return self
 
     @property
+    def unread(self) -> frozenset[str]:
+        named = [METRICS.get(each) for each in self.metric if isinstance(each, str)]
+        taken = {field for metric in named for field in metric.takes}
+        optional = {field for name in METRICS.builtin for field in METRICS.get(name).takes} & set(
+            type(self).model_fields
+        )
+        text = len(named) < len(self.metric) or any(metric.reads == "text" for metric in named)
+        return frozenset((optional - taken) | (set() if text else {"decoding"}))
+
+    @property
     def compared_with(self) -> tuple[str, ...]:
         return (self.reference,) if self.reference else ()
 

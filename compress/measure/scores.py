@@ -19,6 +19,9 @@ def checked(name: str, result: Mapping[str, Any]) -> tuple[Values, str]:
     """Return the values of a metric's result, and its signature. Raise if none is a number, or one is not finite."""
     values = {key: _plain(value) for key, value in result.items() if key != "signature"}
     figures = {key: value for key, value in values.items() if is_number(value)}
+    if "conditions" in figures:
+        text = f"{name} gives a number called conditions, which is the place of the settings; rename it"
+        raise RecipeError(Problem(("metric",), text))
     if not figures:
         text = f"{name} gives no number; it gives {', '.join(values) or 'nothing'}"
         raise RecipeError(Problem(("metric",), text))

@@ -27,8 +27,12 @@ def join(record: dict[str, Any], numbers: Mapping[str, Any], measurement: Measur
     if not apart:
         first, _ = plain.setdefault((measurement.type, record["name"]), mine)
     groups = {place: values for place, values in numbers.items() if isinstance(values, dict)}
-    taken = any(name in record.get(place, {}) for place, values in groups.items() for name in values)
-    way = difference(first, measurement) if apart or taken else ""
+    taken = {place for place, values in groups.items() for name in values if name in record.get(place, {})}
+    way = ""
+    if apart or taken - {"conditions"}:
+        way = difference(first, measurement)
+    elif taken:  # the numbers have names of their own, so only settings that both measurements read can differ
+        way = difference(first, measurement, first.unread)
     named = {
         place: {f"{name} ({way})" if way else name: value for name, value in values.items()}
         for place, values in groups.items()
@@ -44,12 +48,14 @@ def _merge(there: dict[str, Any], values: Mapping[str, Any]) -> None:
             there.setdefault(name, value)
 
 
-def difference(first: Measurement, other: Measurement) -> str:
+def difference(first: Measurement, other: Measurement, left_out: Collection[str] = ()) -> str:
     """Return the settings of ``other`` that differ from ``first``, such as ``split eval, batch 4``, or an empty text.
 
-    Only settings that say how to measure are compared, not those that say what is measured.
+    Only settings that say how to measure are compared, not those that say what is measured, and not those that
+    ``other`` does not read. ``left_out`` names further settings.
     """
-    mine, theirs = (dict(_settings(each, {"type", "of", *other.names})) for each in (first, other))
+    without = {"type", "of", *other.names, *other.unread, *left_out}
+    mine, theirs = (dict(_settings(each, without)) for each in (first, other))
     return ", ".join(f"{name.split('.')[-1]} {text}" for name, text in theirs.items() if mine.get(name) != text)
 
 

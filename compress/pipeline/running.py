@@ -108,7 +108,7 @@ def choose_device(device: Device | None) -> Device:
         raise UserError(f"device: {device!r} is not known; allowed: cpu, cuda")
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise UserError("--device cuda: torch finds no CUDA device; use cpu")
+        raise UserError("device: cuda is not possible, because torch finds no CUDA device; allowed: cpu")
     return device or ("cuda" if available and not processes.on_cpu() else "cpu")
 
 

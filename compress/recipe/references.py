@@ -118,6 +118,8 @@ def _name_problems(item: Link, taken: Mapping[str, Location]) -> Iterator[Proble
         field = "name" if item.stage.name else "type"
         hint = "names must differ" if item.stage.name else "give it a name of its own"
         yield Problem((field,), f"{item.name!r} is also the name of {show(taken[item.name])}; {hint}")
+    if item.name == "all":
+        yield Problem(("name",), "'all' means every artifact in measurements; use another name")
     if not NAME.fullmatch(item.name):
         yield Problem(("name",), f"{item.name!r} is not a valid name; {NAME_RULE}")
 

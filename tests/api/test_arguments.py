@@ -172,7 +172,10 @@ BAD: list[tuple[str, Mapping[str, Any], str]] = [
     ("score", {"lr": 0.1}, "lr: would change nothing"),
     ("score", {"warmup": 0.1}, "warmup: would change nothing, nothing trains while gradients are summed"),
     ("score", {"teacher": ANOTHER}, "teacher: would change nothing, because none of the terms (cross"),
-    ("score", {"weights_lr": 0.1}, "weights_lr: applies only to method movement"),
+    ("score", {"weights_lr": 0.1}, "weights_lr: applies only to method movement; leave it out"),
+    ("score", {"method": "movement"}, "weights_lr: is missing; method movement"),
+    ("evaluate", {"metric": "perplexity"}, "metric: is called metrics here"),
+    ("prune", {"keep": {}}, "keep: {} keeps every unit"),
     ("score", {"method": "movement", "weights_lr": 0.1, "lr": 0.1}, "lr: would change nothing, weights train at"),
     ("score", {"method": "magnitude"}, "data: would change nothing, method magnitude uses only the weights"),
     (

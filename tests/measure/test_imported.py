@@ -178,3 +178,19 @@ def test_reading_a_recipe_runs_no_script(tmp_path: Path) -> None:
     quality.written_in(tmp_path)
     assert quality.depends_on
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise ValueError('one\\ntwo')", r"broken.py fails \(ValueError: one two\)"),
+        ("return {'conditions': 1.0}", "broken gives a number called conditions"),
+    ],
+)
+def test_a_script_that_fails_is_one_line(body: str, message: str, bart: Artifact, folder: Path, tmp_path: Path) -> None:
+    lines = (SCRIPTS / "vowels.py").read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if line.lstrip().startswith("def _compute"))
+    end = next(number for number in range(at, len(lines)) if lines[number].rstrip().endswith(":"))
+    (tmp_path / "broken.py").write_text("\n".join([*lines[: end + 1], f"        {body}", ""]))
+    with pytest.raises(RecipeError, match=message):
+        measured(bart, folder, {"path": "broken.py"}, base=tmp_path)

@@ -26,7 +26,7 @@ def test_sides_of_other_modules():
     assert slot_dims(nn.Embedding(7, 3), "out") == [("weight", 1)]
     assert slot_dims(nn.LayerNorm(3), "out") == [("weight", 0), ("bias", 0)]
     for module in (nn.Embedding(7, 3), nn.LayerNorm(3)):
-        with pytest.raises(ModelError, match="has no 'in' side"):
+        with pytest.raises(ModelError, match="has no 'in' dimension that can be pruned"):
             slot_dims(module, "in")
     with pytest.raises(ModelError, match="Dropout"):
         slot_dims(nn.Dropout(), "out")

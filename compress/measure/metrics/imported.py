@@ -77,7 +77,11 @@ class Imported(Strict):
 
         def scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
             rows = [list(row) for row in references] if several else _single(references, name)
-            found = module.compute(predictions=list(texts), references=rows)
+            try:
+                found = module.compute(predictions=list(texts), references=rows)
+            except Exception as error:  # the script is code of the user
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise RecipeError(_problem(f"{script} fails ({reason})")) from error
             values = found if isinstance(found, Mapping) else {name: found}
             for key in self.figures:
                 if not is_number(values.get(key)):

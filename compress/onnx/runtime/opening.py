@@ -34,6 +34,8 @@ _TOKENS = ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
     """Return a session of one graph of an exported directory; ModelError if it cannot be opened or has other inputs."""
+    if not path.exists():
+        raise ModelError(f"{path}: there is no such file; give a directory that was exported to ONNX")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4  # failures are raised as exceptions too

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from safetensors import SafetensorError
 
 import compress
 from compress.artifact import adopt
-from compress.cli.app import _exit_code, console, show
+from compress.cli.app import _exit_code, console, show_records
 from compress.cli.bench import bench_models, labels
 from compress.errors import UserError
-from compress.measure.table import records_table
 from compress.registry import MEASUREMENTS, METRICS, STAGES, TERMS
 from compress.training.objective import Objective
 
@@ -177,9 +178,22 @@ def test_rows_that_were_cut_are_reported(cli: Command, tmp_path: Path, monkeypat
 
 def test_a_wide_table_in_a_file_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     quality = {f"metric number {at}": 1.0 for at in range(20)}
-    show(console(), records_table([{"name": "x" * 30, "quality": quality}]))
+    show_records(console(), [{"name": "x" * 30, "quality": quality}])
     titles = capsys.readouterr().out.splitlines()[0]
     assert all(name in titles for name in quality)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 140, 400])
+def test_a_narrow_terminal_shows_whole_columns(width: int) -> None:
+    screen = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
+    quality = {f"metric {at}": 1000.0 + at for at in range(20)}
+    show_records(screen, [{"name": "a-rather-long-name", "quality": quality}])
+    titles, _, _, values, *more = screen.file.getvalue().splitlines()
+    shown = [name for name in quality if name in titles]
+    assert shown == list(quality)[: len(shown)] and len(shown) >= 1
+    assert values.split() == ["a-rather-long-name", *(f"1,{at:03}" for at in range(len(shown)))]
+    assert "".join(more).strip().startswith("" if width == 400 else f"{20 - len(shown)} more columns in a window of ")
+    assert width != 80 or len(titles) <= 80
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal, NoReturn, Optional
+from typing import Annotated, Any, Literal, NoReturn, Optional
 
 import typer
 from rich.console import Console
@@ -92,6 +93,21 @@ def show(screen: Console, found: Table) -> None:
     (screen if screen.is_terminal else Console(width=max(whole, screen.width))).print(found)
 
 
+def show_records(screen: Console, records: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of measured values. A terminal that is too narrow shows its first columns, none of them cut."""
+    from compress.measure.table import fit, records_table, width
+
+    shown = records_table(records)
+    if not screen.is_terminal:
+        show(screen, shown)
+        return
+    needed = width(shown, screen)
+    left_out = fit(shown, screen)
+    screen.print(shown)
+    if left_out:
+        screen.print(f"[dim]{left_out} more columns in a window of {needed} characters[/dim]", highlight=False)
+
+
 def _version(asked: bool) -> None:
     if asked:
         from compress import __version__
@@ -131,7 +147,6 @@ def check(recipe: RecipeFile, workdir: Workdir = None, settings: Settings = None
 def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, settings: Settings = None) -> None:
     """Run a recipe. Finished results are reused, and interrupted stages continue."""
     from compress.distributed.collectives import leave
-    from compress.measure.table import records_table
     from compress.pipeline import run as run_recipe
     from compress.recipe import read_recipe
     from compress.report import build, slow_exports
@@ -141,7 +156,7 @@ def run(recipe: RecipeFile, workdir: Workdir = None, device: OnDevice = None, se
     leave()
     if processes.is_main():
         build([done.workdir], done.workdir)
-        show(screen, records_table(done.records))
+        show_records(screen, done.records)
         for line in slow_exports(done.workdir):
             screen.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
         _say_report(screen, done.workdir)
@@ -181,7 +196,6 @@ def bench(
     floor is the time this machine needs to read the weights of one token from memory.
     """
     from compress.cli.bench import bench_models
-    from compress.measure.table import records_table
 
     settings = {
         "prompt_tokens": prompt_tokens,
@@ -191,7 +205,7 @@ def bench(
         "rounds": rounds,
     }
     screen = console()
-    show(screen, records_table(bench_models(artifacts, settings, device, screen)))
+    show_records(screen, bench_models(artifacts, settings, device, screen))
 
 
 @app.command()

@@ -16,6 +16,7 @@ OTHERS = (
     "recipes/**/*.yaml",
     "recipes/**/*.md",
     "compress/models/families/*.py",
+    "compress/measure/metrics/*.py",
     "tests/plugin/**/*",
 )
 """Files that pages link to; the site serves them as they are."""

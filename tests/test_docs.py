@@ -1,5 +1,6 @@
 """The documentation speaks of what exists: links, names in code, make targets, stages and terms."""
 
+import ast
 import re
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,17 @@ def text(page):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text(page)):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@each_page
+def test_the_site_serves_the_files_that_pages_link_to(page):
+    hooks = ast.parse(text(ROOT / "docs/hooks.py"))
+    lists = {each.targets[0].id: each.value for each in hooks.body if isinstance(each, ast.Assign)}
+    served = {path for pattern in ast.literal_eval(lists["OTHERS"]) for path in ROOT.glob(pattern)}
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text(page)):
+        path = (page.parent / target).resolve()
+        if path.suffix != ".md" and path.is_file() and not path.is_relative_to(ROOT / "docs"):
+            assert path in served, f"{page.name} links to {target}, which docs/hooks.py does not serve"
 
 
 @each_page

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pydantic
 import torch
 
 from compress.artifact import Artifact, adopt, adopt_deployed
-from compress.errors import UserError, located
-from compress.problem import Problem
+from compress.errors import CompressError, UserError, located
+from compress.problem import Location, Problem
 from compress.schema import Strict, fault
 
 SEEDS = 2**32
@@ -29,6 +30,16 @@ def configured(kind: type[Strict], **values: Any) -> Any:
         path = tuple(part for part in first["loc"] if str(part).isidentifier())
         given = "" if isinstance(first["input"], Mapping) or not path else f" (given: {first['input']!r})"
         raise UserError(Problem(path, fault(first) + given)) from None
+
+
+@contextmanager
+def renamed(argument: Callable[[Location], Location]) -> Iterator[None]:
+    """Name arguments in errors. ``argument`` maps the path of a field to the path of the argument that sets it."""
+    try:
+        yield
+    except CompressError as error:
+        error.problem = Problem(argument(error.problem.path), error.problem.text)
+        raise
 
 
 def refuse_idle(given: Iterable[str], idle: Mapping[str, str]) -> None:
@@ -70,7 +81,7 @@ def require_device(device: Any) -> str:
             if (found := torch.empty(0, device=device).device).type != "meta":
                 return str(found)
         except (RuntimeError, AssertionError, NotImplementedError):
-            pass
+            pass  # torch raises one of them for a device that this machine lacks; the error below names it
     there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     raise UserError(f"device: {str(device)!r} cannot hold a model here; allowed: {', '.join(there)}")
 

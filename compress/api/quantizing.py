@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import nn
 
-from compress.api.arguments import configured, refuse_idle
+from compress.api.arguments import configured, refuse_idle, renamed
 from compress.engine.models import ancestry_of, checked, remember
 from compress.errors import NothingDoneError, UserError
-from compress.problem import Problem
+from compress.problem import Location
 from compress.surgery.coverage import Coverage
 from compress.surgery.quantization import Filter, Quantization, method_of, plan, quantize
 
@@ -73,7 +72,7 @@ def quantize_(
     scales = {"granularity": granularity} if granularity is not None else {}
     products: dict[str, Any] = {"bits": weights, "method": method, "init": init, **scales, **grouped}
     table = {"bits": weights if embedding is None else embedding, **grouped}
-    with _arguments():
+    with renamed(_argument):
         config = configured(
             Quantization,
             weights=products,
@@ -99,16 +98,12 @@ def quantize_(
     return coverage
 
 
-@contextmanager
-def _arguments() -> Iterator[None]:
-    """Name the argument in errors about a field of weights and embedding: ``method`` for ``weights.method``."""
-    try:
-        yield
-    except UserError as error:
-        part, field = (*error.problem.path, "", "")[:2]
-        if part in ("weights", "embedding") and field:
-            error.problem = Problem((part if field == "bits" else field,), error.problem.text)
-        raise
+def _argument(path: Location) -> Location:
+    """Return ``method`` for ``weights.method``, and ``weights`` for ``weights.bits``."""
+    part, field = (*path, "", "")[:2]
+    if part not in ("weights", "embedding") or not field:
+        return path
+    return (part,) if field == "bits" else (field,)
 
 
 def _require_filter(select: Any) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from torch import nn
 
-from compress.api.arguments import configured, opened, refuse_idle, require_flag
+from compress.api.arguments import configured, opened, refuse_idle, renamed, require_flag
 from compress.api.teaching import require_alike
 from compress.artifact import Artifact
 from compress.engine.models import checked, device_of, side_of, undisturbed
 from compress.engine.rows import as_split, require_block_read, require_tokenizer
-from compress.errors import CompressError, ModelError, UserError, located
+from compress.errors import ModelError, UserError, located
 from compress.generation.subject import TorchSubject, subject_of
 from compress.measure.floor import model_step_bytes
 from compress.measure.metrics.imported import Imported
@@ -27,7 +27,7 @@ from compress.measure.torch_stepper import TorchStepper
 from compress.measure.workload import OnnxStepper, Stepper
 from compress.onnx.runtime.sampling import as_tokens
 from compress.onnx.step_bytes import directory_step_bytes
-from compress.problem import Problem
+from compress.problem import Location
 from compress.registry import METRICS
 from compress.surgery.quantization import prepared
 
@@ -96,7 +96,7 @@ def evaluate(
     if comparing != (reference is not None):
         raise UserError("reference: belongs to a metric that compares with it, such as agreement; give both or neither")
     compared_with = None if reference is None else "reference"
-    with _arguments():
+    with renamed(_argument):
         quality: Quality = configured(Quality, metric=named, batch=batch, reference=compared_with, **settings)
         reads = {metric.reads for metric in quality.metrics().values()}
     if reads == {"logits"}:
@@ -112,7 +112,7 @@ def evaluate(
         require_alike(compared, working, "reference", rows)
     console = Console(stderr=True) if progress else None
     in_memory = [each for each in (working, compared) if each is not None]
-    with _arguments(), undisturbed(*in_memory), ExitStack() as held:
+    with renamed(_argument), undisturbed(*in_memory), ExitStack() as held:
         for each in in_memory:
             held.enter_context(prepared(each.eval()))
         record = quality.measured("evaluate", subject, tokenizer, rows, other, console)
@@ -195,15 +195,8 @@ def _read_metrics(metrics: Any) -> list[Any]:
     return named
 
 
-@contextmanager
-def _arguments() -> Iterator[None]:
-    """Name the argument ``metrics`` in errors about the field ``metric``."""
-    try:
-        yield
-    except CompressError as error:
-        if error.problem.path[:1] == ("metric",):
-            error.problem = Problem(("metrics", *error.problem.path[1:]), error.problem.text)
-        raise
+def _argument(path: Location) -> Location:
+    return ("metrics", *path[1:]) if path[:1] == ("metric",) else path
 
 
 def _script(given: Mapping[Any, Any]) -> Imported:

@@ -89,8 +89,9 @@ def console() -> Console:
 
 def show(screen: Console, found: Table) -> None:
     """Print a table of numbers. Outside a terminal, it is printed at its full width."""
-    whole = found.__rich_measure__(screen, screen.options.update(max_width=10_000)).maximum
-    (screen if screen.is_terminal else Console(width=max(whole, screen.width))).print(found)
+    from compress.measure.table import width
+
+    (screen if screen.is_terminal else Console(width=max(width(found, screen), screen.width))).print(found)
 
 
 def show_records(screen: Console, records: Sequence[Mapping[str, Any]]) -> None:

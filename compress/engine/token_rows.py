@@ -59,7 +59,7 @@ def unbatched(loader: DataLoader[Any], task: Task) -> Iterator[TokenRow]:
 
 
 def _ones_and_zeros(values: Any, at: int) -> list[bool]:
-    """A mask in any type of numbers or truth values."""
+    """Return a mask, given in any type of numbers or truth values. Raise DataError for other values."""
     found = values.tolist() if isinstance(values, Tensor) else values
     if isinstance(found, str | Mapping) or not isinstance(found, Iterable) or not all(each in (0, 1) for each in found):
         raise DataError(f"row {at}: attention_mask is not a list of 0 and 1")

@@ -33,7 +33,7 @@ class Imported(Strict):
     path: str | None = None
     """A Python file, relative to the recipe, with a subclass of ``evaluate.Metric``. ``check`` and ``run`` run it."""
     name: str | None = None
-    """The name of a metric that ``evaluate.load`` has put into its cache. Nothing is downloaded."""
+    """The name of a metric that ``evaluate.load`` has put into its cache. compress-lm does not download one."""
     figures: dict[str, Figure] = Field(default_factory=dict)
     """A dict from the key of a value to its label, direction and order."""
 
@@ -70,10 +70,10 @@ class Imported(Strict):
 
     def opened(self, base: Path) -> Metric:
         """Load the script. Raises RecipeError if it contains no metric of texts."""
-        script, name = self.script(base), self.called
-        module = _load(script, self.content(base))
+        script, name, content = self.script(base), self.called, self.content(base)
+        module = _load(script, content)
         several = _takes_several(module, name)
-        signature = f"evaluate, {script.name} {self.content(base)[:12]}"
+        signature = f"evaluate, {script.name} {content[:12]}"
 
         def scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
             rows = [list(row) for row in references] if several else _single(references, name)
@@ -115,7 +115,7 @@ def _modules() -> Path:
 
 @lru_cache(maxsize=64)
 def _load(script: Path, content: str) -> Any:
-    """The module of a script with this content. A script that has changed is loaded again."""
+    """Return the module of a script. ``content`` is its hash, so that a changed script is loaded again."""
     import evaluate  # takes seconds
 
     tree = _parsed(script)
